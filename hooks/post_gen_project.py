@@ -1,0 +1,43 @@
+"""Drops what the answers do not ask for, and what a used checkout of the template left lying in its folder."""
+
+import filecmp
+import shutil
+from pathlib import Path
+
+ANSWERS = {
+    "license": "{{ cookiecutter.license }}",
+    "examples": "{{ cookiecutter.examples }}",
+    "template": {{ cookiecutter._repo_dir | default("") | tojson }},
+}
+EXAMPLES = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
+LITTER = (
+    "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".venv", "lightning_logs", "datasets", "build", "dist",
+    "*.egg-info",
+)  # fmt: skip
+
+
+def main() -> None:
+    if ANSWERS["license"] == "none":
+        Path("LICENSE").unlink(missing_ok=True)
+    if ANSWERS["examples"] == "none":
+        for example in EXAMPLES:
+            Path(example).unlink(missing_ok=True)
+    source = next(Path(ANSWERS["template"]).glob("*cookiecutter.project_slug*"), None) if ANSWERS["template"] else None
+    for pattern in LITTER if source else ():
+        for folder in [path for path in Path().rglob(pattern) if path.is_dir()]:
+            drop(folder, source)
+
+
+def drop(folder: Path, source: Path) -> None:
+    """Deletes the files in `folder` that were copied from `source`; a project's own runs and data stay."""
+    for path in [path for path in folder.rglob("*") if path.is_file() and (source / path).is_file()]:
+        if filecmp.cmp(path, source / path, shallow=False):
+            path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(folder.iterdir()):
+        shutil.rmtree(folder)
+
+
+main()

@@ -1,0 +1,187 @@
+"""DInterface: any Dataset class -> training, validation and test part -> loaders."""
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from engine.loader import OrderedLoader
+
+
+class DInterface(LightningDataModule):
+    """Builds the parts of a dataset and loads them.
+
+    A constructor with `split` is called once a part, with "train", "val" and "test". One with `train` is called with
+    True, and that is cut into training and validation part, and with False for the test part. Any other is called
+    once and cut into all three. No item is in two parts, and the cut follows from the seed alone.
+
+    An item is `(*inputs, target)` or a dict. `__getitems__(indices)` may return a whole batch, `collate_fn` (a static
+    method of the dataset) makes a batch of items, and `prepare_data(**arguments)` (a static method) or the argument
+    `download` fetches what is not there yet: one process a machine at a time, before any part is built.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[..., Dataset[Any]],
+        dataset_arguments: dict[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        data_dir: str = "datasets",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        balanced: bool = False,
+    ) -> None:
+        """Builds nothing yet.
+
+        Args:
+            dataset: the class.
+            dataset_arguments: for its constructor.
+            seed: the cut into parts and the order of the items follow from it.
+            batch_size: items a step on each device.
+            num_workers: processes that load; none picks 0 for data that is fetched in whole batches, else one a core.
+            data_dir: folder for data that is downloaded or lies on disk.
+            val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such part.
+            test_fraction: share of the items for the test, where the dataset has no such part.
+            balanced: draw every class equally often in training.
+        """
+        super().__init__()
+        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= value < 1:
+                raise ValueError(f"--{name} {value} should be at least 0 and less than 1")
+        if batch_size < 1:
+            raise ValueError(f"--batch_size {batch_size} should be at least 1")
+        self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
+        self.seed, self.batch_size = seed, batch_size
+        self.val_fraction, self.test_fraction, self.balanced = val_fraction, test_fraction, balanced
+        self._takes = inspect.signature(dataset).parameters
+        for name, value in (("data_dir", data_dir), ("root", data_dir), ("seed", seed)):
+            if name in self._takes:
+                self.arguments.setdefault(name, value)
+        self.data_dir = str(self.arguments.get("data_dir", data_dir))
+        if dataset.__module__.startswith("torchvision.") and "transform" in self._takes:
+            self.arguments.setdefault("transform", _to_tensor())  # its images are PIL's until told otherwise
+        self.num_workers = num_workers
+        self._parts: dict[str, Dataset[Any] | None] = {}
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""
+        own = getattr(self.dataset_class, "prepare_data", None)
+        if self._prepared or not (own or "download" in self._takes):
+            return
+        from filelock import FileLock  # comes with torch
+
+        Path(self.data_dir).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(self.data_dir) / ".prepare.lock"):
+            if own:
+                asked = inspect.signature(own).parameters
+                own(**{name: value for name, value in self.arguments.items() if name in asked})
+            else:
+                for part in [{"train": True}, {"train": False}] if "train" in self._takes else [{}]:
+                    self.dataset_class(**self.arguments, **part, download=True)
+        self._prepared = True
+
+    def part(self, name: str) -> Dataset[Any] | None:
+        """The "train", "val" or "test" part, built when first asked for; None where `--val_fraction` is 0.
+
+        Raises:
+            ValueError: the part is empty.
+        """
+        if name not in self._parts:
+            self.prepare()
+            self._build(name)
+        part = self._parts[name]
+        if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
+            cut = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
+            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
+        return part
+
+    def knows(self, name: str) -> Any:
+        """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
+        part = next((part for part in self._parts.values() if part is not None), None) or self.part("train")
+        while isinstance(part, Subset):
+            part = part.dataset
+        if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
+            return len(part.classes)
+        return getattr(part, name, None)
+
+    def _build(self, name: str) -> None:
+        if "split" in self._takes:
+            self._parts[name] = self.dataset_class(**self.arguments, split=name)
+        elif "train" not in self._takes:
+            self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
+        elif name == "test":
+            self._parts[name] = self.dataset_class(**self.arguments, train=False)
+        else:
+            self._cut(self.dataset_class(**self.arguments, train=True), {"val": self.val_fraction})
+
+    def _cut(self, dataset: Dataset[Any], fractions: dict[str, float]) -> None:
+        if isinstance(dataset, IterableDataset):
+            raise TypeError(f"{self.dataset_class.__name__} cannot be cut: give its constructor an argument `split`")
+        left = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))  # type: ignore[arg-type]
+        for name, fraction in fractions.items():
+            taken = max(1, round(len(dataset) * fraction)) if fraction else 0  # type: ignore[arg-type]
+            taken = min(taken, len(left) - 1)  # one item at least is left to learn from
+            self._parts[name] = Subset(dataset, left[:taken].tolist()) if taken > 0 else None
+            left = left[max(taken, 0) :]
+        self._parts["train"] = Subset(dataset, left.tolist())
+
+    def train_dataloader(self) -> OrderedLoader:
+        part = self.part("train")
+        weights = _balance(part) if self.balanced else None
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # then each epoch sees the same items
+        return self._loader(part, shuffle=not overfits, weights=weights)
+
+    def val_dataloader(self) -> OrderedLoader | list[Any]:
+        part = self.part("val")
+        return self._loader(part) if part is not None else []
+
+    def test_dataloader(self) -> OrderedLoader | list[Any]:
+        part = self.part("test")
+        return self._loader(part) if part is not None else []
+
+    def predict_dataloader(self) -> OrderedLoader | list[Any]:
+        return self.test_dataloader()
+
+    def _loader(self, part: Any, **options: Any) -> OrderedLoader:
+        trainer = self.trainer
+        if trainer is not None:
+            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            options["epoch"] = lambda: trainer.fit_loop.epoch_progress.current.processed
+        if hasattr(self.dataset_class, "collate_fn"):
+            options["collate_fn"] = self.dataset_class.collate_fn
+        return OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
+
+    def _workers(self, part: Any) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if hasattr(self.dataset_class, "__getitems__") or len(os.sched_getaffinity(0)) < 2:
+            return 0
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
+        return min(len(os.sched_getaffinity(0)) // ranks, 8)
+
+
+def _balance(part: Any) -> torch.Tensor:
+    """A weight for each item: one over the size of its class. Classes come from `targets`, or else from the items."""
+    indices: Any = range(len(part))
+    base = part
+    while isinstance(base, Subset):
+        indices, base = [base.indices[index] for index in indices], base.dataset
+    if hasattr(base, "targets"):
+        targets = torch.as_tensor(base.targets)[torch.as_tensor(indices)]
+    else:
+        targets = torch.as_tensor([int(base[index][-1]) for index in indices])
+    return 1.0 / torch.bincount(targets)[targets].double()
+
+
+def _to_tensor() -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])

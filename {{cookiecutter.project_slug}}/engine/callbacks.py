@@ -1,0 +1,50 @@
+"""What happens beside the training step: repeatable random draws, and a line an epoch where no terminal watches."""
+
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from engine.loader import reseed
+
+
+class Reseed(Callback):
+    """Makes the random draws of a step (dropout, noise) follow from seed, step and rank, so that a resumed run repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("val", self.seed, trainer.fit_loop.total_batch_idx, batch_idx, trainer.global_rank)
+
+    def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("test", self.seed, batch_idx, trainer.global_rank)
+
+    def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("predict", self.seed, batch_idx, trainer.global_rank)
+
+
+class EpochLines(Callback):
+    """A plain line for each epoch, in place of a progress bar that would flood a log file."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._line(trainer)
+        self.began = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._line(trainer)
+
+    def _line(self, trainer: Trainer) -> None:
+        if not self.began or not trainer.is_global_zero:
+            return
+        done, planned = trainer.fit_loop.epoch_progress.current.completed, trainer.max_epochs
+        values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
+        epoch = f"{done}/{planned}" if planned and planned > 0 else f"{done}"
+        print(f"epoch {epoch}  {values}  {time.monotonic() - self.began:.1f} s", flush=True)
+        self.began = 0.0

@@ -1,0 +1,96 @@
+"""The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
+
+import re
+from pathlib import Path
+
+from engine.discovery import UsageError
+
+FOLDER = "lightning_logs"
+_BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
+
+
+def folder(default_root_dir: str | Path | None) -> Path:
+    """Where the run folders lie: `lightning_logs` in `default_root_dir`, or in the working directory."""
+    return Path(default_root_dir or ".") / FOLDER
+
+
+def claim(root: Path) -> Path:
+    """Makes the next free `version_N`. Two runs that start at the same moment get one each."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = max(_versions(root), default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return root / f"version_{number}"
+        except FileExistsError:
+            number += 1
+
+
+def run_of(ckpt_path: Path) -> Path | None:
+    """The run folder in which a checkpoint was written, if it still lies in one."""
+    checkpoints = ckpt_path.absolute().parent
+    run = checkpoints.parent
+    if checkpoints.name != "checkpoints" or not (run / "config.yaml").is_file():
+        return None
+    return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+
+
+def find(name: str, root: Path, resume: bool) -> Path:
+    """The checkpoint file that `name` means.
+
+    name: `last` (the newest of all runs), `best` (by the metric that the newest run monitors), `version_3`, a folder
+        or a file.
+    resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
+
+    Raises:
+        UsageError: there is none; the message says what there is.
+    """
+    if name in ("last", "best"):
+        found = _newest(root) if name == "last" else _best(root)
+        if found is None:
+            raise UsageError(f"--ckpt_path {name}: no {name} checkpoint in {root}/ yet")
+        return found
+    path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        there = ", ".join(f"version_{number}" for number in sorted(_versions(root))[-5:]) or "no run"
+        raise UsageError(f"--ckpt_path {name}: there is no such file or run folder; {root}/ has {there}")
+    last, best = _lasts(path), sorted(path.glob("checkpoints/best-*.ckpt"), key=_mtime)
+    for files in (last, best) if resume else (best, last):
+        if files:
+            return files[-1]
+    raise UsageError(f"--ckpt_path {name}: no checkpoint in {path}/checkpoints/")
+
+
+def direction(monitor: str) -> str:
+    """Whether less or more of a metric is better, by its name: "max" for accuracies and the like, else "min"."""
+    more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu score"
+    return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
+
+
+def _versions(root: Path) -> list[int]:
+    found = (re.fullmatch(r"version_(\d+)", path.name) for path in root.glob("version_*"))
+    return [int(match[1]) for match in found if match]
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _lasts(run: Path) -> list[Path]:
+    return sorted(run.glob("checkpoints/last*.ckpt"), key=_mtime)
+
+
+def _newest(root: Path) -> Path | None:
+    return max((path for run in root.glob("version_*") for path in _lasts(run)), key=_mtime, default=None)
+
+
+def _best(root: Path) -> Path | None:
+    files = sorted(root.glob("version_*/checkpoints/best-*.ckpt"), key=_mtime)
+    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}
+    if not scores:
+        return None
+    monitor = scores[files[-1]][2]
+    pick = max if direction(monitor) == "max" else min
+    return pick((path for path in scores if scores[path][2] == monitor), key=lambda path: float(scores[path][3]))

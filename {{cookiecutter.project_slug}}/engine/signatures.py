@@ -1,0 +1,222 @@
+"""What a class or function asks for: names, types, defaults and help, read from its source or, failing that, from itself."""
+
+import ast
+import re
+from typing import Any, NamedTuple
+
+from engine import annotations
+
+REQUIRED = type("Required", (), {"__repr__": lambda self: "required"})()
+# Bases whose constructors ask for nothing: a class on them without an `__init__` has no arguments.
+_EMPTY_BASES = {"Module", "Dataset", "IterableDataset", "object", "MInterface", "LightningModule", "ABC"}
+
+
+class Source(NamedTuple):
+    """A default that only the class itself can work out, as it is written there."""
+
+    text: str
+
+
+class Parameter(NamedTuple):
+    """One constructor argument. `default` is a plain value, REQUIRED, or a Source."""
+
+    name: str
+    annotation: ast.expr | None
+    default: Any
+    help: str
+    owner: str
+
+
+class Signature(NamedTuple):
+    """The arguments of `owner`.
+
+    knows: attributes of its instances, as values or Sources; None where only an instance can tell.
+    open: it takes any further keyword too.
+    """
+
+    owner: str
+    parameters: dict[str, Parameter]
+    knows: dict[str, Any] | None
+    open: bool = False
+
+
+def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_named: bool = False) -> Signature | None:
+    """The signature as the source tells it; None where only the class itself can tell.
+
+    That is so for an inherited `__init__`, for `*args` or `**kwargs`, and for a decorated class.
+    only_named: only the arguments behind a `*` count.
+    """
+    function, docs = node, [ast.get_docstring(node) or ""]
+    if isinstance(node, ast.ClassDef):
+        if node.decorator_list:
+            return None
+        function = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+        if function is None:
+            known = all(ast.unparse(base).rpartition(".")[2] in _EMPTY_BASES for base in node.bases)
+            return Signature(node.name, {}, _knows(node)) if known else None
+        docs.append(ast.get_docstring(function) or "")
+    spec = function.args
+    extends = [ast.unparse(base).rpartition(".")[2] for base in getattr(node, "bases", [])] == ["MInterface"]
+    if spec.vararg or (spec.kwarg and not extends):
+        return None  # the `**kwargs` of a system of its own are MInterface's, which stand elsewhere already
+    positional = spec.posonlyargs + spec.args
+    first_default = len(positional) - len(spec.defaults)
+    pairs = [
+        (arg, spec.defaults[at - first_default] if at >= first_default else None) for at, arg in enumerate(positional)
+    ]
+    pairs = [] if only_named else pairs[1:]
+    pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    aliases, helps = _aliases(tree), _helps("\n".join(docs))
+    parameters = {
+        arg.arg: Parameter(
+            arg.arg,
+            annotations.parse(ast.unparse(arg.annotation) if arg.annotation else "", aliases)
+            or _of_default(_default(default, tree)),
+            _default(default, tree),
+            helps.get(arg.arg, ""),
+            node.name,
+        )
+        for arg, default in pairs
+    }
+    return Signature(node.name, parameters, _knows(node))
+
+
+def from_object(thing: Any, owner: str = "") -> Signature:
+    """The same by inspection; `**kwargs` are followed into the calls that they are handed to."""
+    import inspect  # with everything that defines `thing` imported already, its cost no longer shows
+
+    owner = owner or thing.__name__
+    found, further = _inspect(thing, inspect, set())
+    docs = "\n".join(inspect.getdoc(one) or "" for one in (thing, getattr(thing, "__init__", None)) if one is not None)
+    helps = _helps(docs)
+    parameters = {}
+    for name, parameter in found.items():
+        hint = parameter.annotation
+        text = "" if hint is inspect.Parameter.empty else hint if isinstance(hint, str) else _spell(hint)
+        default = REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
+        if not _is_plain(default) and default is not REQUIRED:
+            default = Source(repr(default))
+        annotation = annotations.parse(text) or _of_default(default)
+        parameters[name] = Parameter(name, annotation, default, helps.get(name, ""), owner)
+    return Signature(owner, parameters, None, further)
+
+
+def _inspect(thing: Any, inspect: Any, seen: set[Any]) -> tuple[dict[str, Any], bool]:
+    """The parameters of `thing` by name, those behind its `**kwargs` included, and whether some stay unknown."""
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    function = inspect.unwrap(function)
+    if function in seen or function is object.__init__ or function.__qualname__ == "Module.__init__":
+        return {}, False
+    try:
+        spec = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return {}, True  # built in, without a signature
+    named = {name: one for name, one in spec.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    if inspect.isclass(thing):
+        named.pop(next(iter(spec)), None)
+    catch_all = next((name for name, one in spec.items() if one.kind is one.VAR_KEYWORD), None)
+    if catch_all is None:
+        return named, False
+    further = True
+    for callee, bound, taken in _calls_with(function, catch_all, thing, inspect):
+        inner, further = _inspect(callee, inspect, seen | {function})
+        rest = list(inner.items())[bound:]
+        named |= {name: one for name, one in rest if name not in named and name not in taken}
+    return named, further
+
+
+def _calls_with(function: Any, catch_all: str, thing: Any, inspect: Any) -> Any:
+    """Each call inside `function` that hands on `**catch_all`: (callee, positional arguments bound, keywords bound)."""
+    import textwrap
+
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        handed = [word for word in call.keywords if word.arg is None and ast.unparse(word.value) == catch_all]
+        if not handed:
+            continue
+        taken = {word.arg for word in call.keywords}
+        if ast.unparse(call.func) == "super().__init__":
+            home = next((one for one in thing.__mro__ if one.__dict__.get("__init__") is function), thing)
+            callee = thing.__mro__[thing.__mro__.index(home) + 1]
+        else:
+            callee = function.__globals__.get(ast.unparse(call.func))
+        if callable(callee):
+            yield callee, len(call.args), taken
+
+
+def _helps(doc: str) -> dict[str, str]:
+    """Argument -> its words, from Google's `Args:`, from plain `name: words` lines, and from `:param name: words`."""
+    helps: dict[str, str] = {}
+    name, indent = "", 0
+    for line in doc.splitlines():
+        found = re.match(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*:\s+(\S.*)", line)
+        depth = len(line) - len(line.lstrip())
+        if found and (not name or depth <= indent):
+            name, indent = found[2], depth
+            helps.setdefault(name, found[3].strip())
+        elif name and line.strip() and depth > indent:
+            helps[name] += " " + line.strip()
+        else:
+            name = ""
+    return helps
+
+
+def _knows(node: ast.AST) -> dict[str, Any]:
+    """Attributes set in a class body, as `self.name = ...` anywhere in it, or by a property."""
+    knows: dict[str, Any] = {}
+    for one in ast.walk(node):
+        if isinstance(one, (ast.Assign, ast.AnnAssign)):
+            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
+                    knows[target.attr] = Source(target.attr)
+                elif isinstance(target, ast.Name) and one in getattr(node, "body", []) and one.value is not None:
+                    knows[target.id] = _literal(one.value, None)
+        elif isinstance(one, ast.FunctionDef) and any(
+            ast.unparse(mark) in ("property", "cached_property", "functools.cached_property")
+            for mark in one.decorator_list
+        ):
+            knows[one.name] = Source(one.name)
+    return knows
+
+
+def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node.value, (ast.Subscript, ast.BinOp))
+    }
+
+
+def _default(node: ast.expr | None, tree: ast.Module) -> Any:
+    return REQUIRED if node is None else _literal(node, tree)
+
+
+def _literal(node: ast.expr, tree: ast.Module | None) -> Any:
+    """The plain value of a default: a literal, or a name that the file itself sets to one."""
+    if isinstance(node, ast.Name) and tree is not None:
+        for one in tree.body:
+            if isinstance(one, ast.Assign) and [ast.unparse(target) for target in one.targets] == [node.id]:
+                return _literal(one.value, None)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return Source(ast.unparse(node))
+
+
+def _of_default(default: Any) -> ast.expr | None:
+    """The annotation that an untyped argument with a plain default deserves."""
+    return ast.Name(type(default).__name__) if isinstance(default, (bool, int, float, str, list, dict)) else None
+
+
+def _spell(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(one) for one in value)
+    return value is None or isinstance(value, (bool, int, float, str, dict))

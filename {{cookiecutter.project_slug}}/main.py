@@ -1,0 +1,222 @@
+"""The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
+
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine import config, flags, runs
+
+if TYPE_CHECKING:  # torch waits until the command line has been found right
+    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.loggers import Logger
+
+    from data import DInterface
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Runs a command line (by default the program's own) and returns its metrics. A mistake ends it with SystemExit(2)."""
+    settings = flags.parse(sys.argv[1:] if argv is None else argv)
+    return run(settings, **settings.arguments["run"])
+
+
+def run(
+    settings: flags.Settings,
+    *,
+    model_name: str,
+    dataset: str,
+    ckpt_path: str | None = None,
+    seed: int = 0,
+    max_epochs: int | None = None,
+    log_every_n_steps: int = 20,
+    enable_progress_bar: bool = sys.stdout.isatty(),
+    default_root_dir: str = ".",
+    num_threads: int | None = None,
+) -> dict[str, float]:
+    """Wires everything together and does the action. The arguments behind the `*` are flags.
+
+    Args:
+        model_name: a file of model/, or a dotted path to a class.
+        dataset: a file of data/, or a dotted path to a class.
+        ckpt_path: last, best, version_N, a run folder or a file, to go on from or to measure.
+        seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.
+        max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
+        log_every_n_steps: optimiser steps between two points of train_loss_step.
+        enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
+        default_root_dir: folder in which lightning_logs lies.
+        num_threads: CPU threads of torch; none leaves it to torch.
+    """
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would let a checkpoint run code
+    import torch
+    from pytorch_lightning import Trainer, seed_everything
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from engine.checkpoints import DurableCheckpointIO
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
+    warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    seed_everything(seed, verbose=False)
+    data = load_data(settings)
+    model = load_model(settings, data)
+    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
+    if rank_zero_only.rank == 0:  # the others write nothing
+        folder = folder or runs.claim(runs.folder(default_root_dir))
+        if settings.action in ("fit", "tune"):
+            (folder / "config.yaml").write_text(config.dump(settings.flags), encoding="utf-8")
+    folder = folder or runs.folder(default_root_dir)
+    given = settings.arguments["trainer"]
+    if max_epochs is None:
+        max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
+    trainer = Trainer(
+        **given,
+        max_epochs=max_epochs,
+        log_every_n_steps=log_every_n_steps,
+        enable_progress_bar=enable_progress_bar,
+        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]),
+        logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else False,
+        plugins=[DurableCheckpointIO()],
+        use_distributed_sampler=False,  # the loaders of DInterface know their rank
+    )
+    if trainer.is_global_zero:
+        source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
+        print(f"{settings.action} {model_name} on {dataset}{source}: {folder}", flush=True)
+    metrics = act(settings, trainer, model, data, folder)
+    if metrics and trainer.is_global_zero:
+        report(metrics, folder)
+    return metrics
+
+
+def act(
+    settings: flags.Settings, trainer: "Trainer", model: "LightningModule", data: "DInterface", folder: Path
+) -> dict[str, float]:
+    """Does the action and returns what it measured."""
+    path = str(settings.ckpt_path) if settings.ckpt_path else None
+    how: dict[str, Any] = {"datamodule": data, "weights_only": True}
+    if settings.action == "fit":
+        trainer.fit(model, **how, ckpt_path=path)
+        metrics = numbers(trainer)
+        if data.part("test") is not None:
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+            trainer.test(model, **how, ckpt_path=best, verbose=False)
+        return metrics | numbers(trainer)
+    if settings.action in ("validate", "test"):
+        measure = trainer.validate if settings.action == "validate" else trainer.test
+        measure(model, **how, ckpt_path=path, verbose=False)
+        return numbers(trainer)
+    importlib.import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
+    return {}
+
+
+def numbers(trainer: "Trainer") -> dict[str, float]:
+    """What was measured last."""
+    return {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+
+
+def report(metrics: dict[str, float], folder: Path) -> None:
+    """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    path = folder / "metrics.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{folder}")
+
+
+def load_data(settings: flags.Settings) -> "DInterface":
+    """The data, not read yet."""
+    from data import DInterface
+
+    return DInterface(settings.dataset.load(), settings.arguments["dataset"], **settings.arguments["data"])
+
+
+def load_model(settings: flags.Settings, data: "DInterface") -> "LightningModule":
+    """The network in its interface, with what the data knows (`num_classes` ...) filled in."""
+    from model import MInterface
+
+    arguments = dict(settings.arguments["network"])
+    for name in settings.asks:
+        known = data.knows(name)
+        given = arguments.setdefault(name, known)
+        if given is None:
+            flags.stop(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
+        if known is not None and known != given:
+            flags.stop(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+    network = settings.network.load()
+    if isinstance(network, type) and issubclass(network, MInterface):
+        model = network(**arguments, **settings.arguments["system"])
+    else:
+        model = MInterface(network(**arguments), **settings.arguments["system"])
+    model.save_hyperparameters(settings.flags)
+    return model
+
+
+def load_callbacks(
+    folder: Path,
+    data: "DInterface",
+    seed: int,
+    bar: bool,
+    *,
+    monitor: str = "val_loss",
+    save_top_k: int = 1,
+    every_n_train_steps: int | None = None,
+    patience: int | None = None,
+) -> list["Callback"]:
+    """Edit this list in place: an argument behind the `*` is a flag.
+
+    Args:
+        monitor: the metric that says which checkpoint is best (more is better for acc and the like).
+        save_top_k: how many of the best checkpoints to keep.
+        every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
+        patience: stop when the monitored metric has not got better for so many validations.
+    """
+    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, TQDMProgressBar
+
+    from engine.callbacks import EpochLines, Reseed
+
+    if data.part("val") is None:
+        monitor = monitor.replace("val_", "train_", 1)
+    mode, to = runs.direction(monitor), folder / "checkpoints"
+    named = "best-{epoch}-{" + monitor + ":.6f}"
+    save = partial(ModelCheckpoint, to, enable_version_counter=False)
+    callbacks: list[Callback] = [
+        Reseed(seed),
+        TQDMProgressBar(refresh_rate=10) if bar else EpochLines(),
+        ModelSummary(max_depth=1),
+        save(named, monitor, mode=mode, save_top_k=save_top_k),
+        save("last", save_on_train_epoch_end=True),
+    ]
+    if every_n_train_steps:
+        callbacks.append(save("last", every_n_train_steps=every_n_train_steps))
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
+    return callbacks
+
+
+def load_loggers(
+    folder: Path, *, logger: tuple[Literal["tensorboard", "csv"], ...] = ("tensorboard", "csv")
+) -> list["Logger"]:
+    """The loggers, all in one run folder.
+
+    Args:
+        logger: where the metrics go; [] for nowhere.
+    """
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from engine.loggers import CSVLogger
+
+    loggers: list[Logger] = []
+    if "tensorboard" in logger:
+        loggers.append(TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False))
+    if "csv" in logger:
+        loggers.append(CSVLogger(folder))
+    return loggers
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""MInterface: any nn.Module -> loss, metrics, optimiser. One step, three hooks."""
+
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from engine import losses, metrics, optimizers, schedulers
+
+STAGES = ("train", "val", "test")
+
+
+class MInterface(LightningModule):
+    """Trains a network on batches `(*inputs, target)`, or dicts with a "target" beside the network's arguments.
+
+    It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
+    epoch and all processes, and `train_loss_step` every `log_every_n_steps`.
+
+    A system of its own (GAN, VAE ...) is a subclass: `def __init__(self, latent_dim: int = 16, **kwargs)` hands
+    `**kwargs` on to this class and overrides the steps that it needs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        *,
+        loss: Literal[
+            "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss"
+        ] = "cross_entropy",
+        lr: float = 2e-3,
+        optimizer: Literal["Adam", "AdamW", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad"] = "Adam",
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        lr_scheduler: Literal["cosine", "linear", "constant", "plateau"] = "cosine",
+        warmup_steps: int = 0,
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+            network: what is trained; None in a subclass that has its own.
+            loss: function of torch.nn.functional, (output, target) -> mean.
+            lr: learning rate.
+            optimizer: class of torch.optim.
+            weight_decay: pull of the weights towards 0.
+            momentum: for SGD and RMSprop.
+            lr_scheduler: how the rate goes on after the warm-up: down to 0 over the run, the same, or a tenth whenever val_loss stays.
+            warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
+        """
+        super().__init__()
+        self.network = network
+        self.loss = losses.load(loss)
+        self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
+        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+        self.optimizer_name, self.lr_scheduler, self.warmup_steps = optimizer, lr_scheduler, warmup_steps
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_{key}": m for stage in STAGES for key, m in metrics.for_loss(loss).items()}
+        )
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The network's output."""
+        assert self.network is not None, "a subclass without a network has its own forward"
+        return self.network(*inputs, **named)
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
+        inputs, target = self.split(batch)
+        output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
+        loss = self.loss(output, target)
+        for name, metric in self._of(stage).items():
+            metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (output.detach(), target)))
+        return loss
+
+    def _of(self, stage: str) -> dict[str, Metric]:
+        return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
+
+    @staticmethod
+    def split(batch: Any) -> tuple[Any, Tensor]:
+        """The network's arguments (a list, or a dict of named ones) and the target of a batch."""
+        if isinstance(batch, dict):
+            return {name: value for name, value in batch.items() if name != "target"}, batch["target"]
+        return batch[:-1], batch[-1]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.step(batch, "train")
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        inputs, _ = self.split(batch)
+        return self(**inputs) if isinstance(inputs, dict) else self(*inputs)
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def record(self, values: dict[str, float]) -> None:
+        """Writes values to every logger at once, before a checkpoint of this step: a resumed run then repeats no row."""
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
+
+    def _log_epoch(self, stage: str) -> None:
+        found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
+        values = {name: metric.compute() for name, metric in found.items()}
+        for metric in found.values():
+            metric.reset()
+        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
+        if not self.trainer.sanity_checking:
+            self.record({name: value.item() for name, value in values.items()})
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [schedulers.Plateau()] if self.lr_scheduler == "plateau" else []
+
+    def configure_optimizers(self) -> Any:
+        fused = self.trainer.precision != "16-mixed"  # whose gradient scaler cannot clip under a fused step
+        named = (self.optimizer_name, self.parameters(), self.lr, self.weight_decay, self.momentum)
+        optimizer = optimizers.load(*named, fused=fused)
+        total = self.trainer.estimated_stepping_batches
+        scheduler = schedulers.load(self.lr_scheduler, optimizer, total, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
+        checkpoint["metrics"] = {name: metrics.state(metric) for name, metric in gathered.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
+            if name in self.metrics and self.trainer.is_global_zero:
+                metrics.restore(self._of(name)[name], state)
