@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # torch waits until the command line has been found right
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Runs a command line (by default the program's own) and returns its metrics. A mistake ends it with SystemExit(2)."""
+    """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake."""
     settings = flags.parse(sys.argv[1:] if argv is None else argv)
     return run(settings, **settings.arguments["run"])
 
@@ -61,27 +60,31 @@ def run(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
     if num_threads:
         torch.set_num_threads(num_threads)
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
-    if rank_zero_only.rank == 0:  # the others write nothing
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         folder = folder or runs.claim(runs.folder(default_root_dir))
         if settings.action in ("fit", "tune"):
             (folder / "config.yaml").write_text(config.dump(settings.flags), encoding="utf-8")
     folder = folder or runs.folder(default_root_dir)
     given = settings.arguments["trainer"]
+    if data.part("val") is None:
+        given["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
+    loggers = load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else []
     trainer = Trainer(
         **given,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]),
-        logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else False,
+        callbacks=load_callbacks(folder, data, loggers, seed, enable_progress_bar, **settings.arguments["callbacks"]),
+        logger=loggers,
         plugins=[DurableCheckpointIO()],
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
@@ -102,22 +105,17 @@ def act(
     how: dict[str, Any] = {"datamodule": data, "weights_only": True}
     if settings.action == "fit":
         trainer.fit(model, **how, ckpt_path=path)
-        metrics = numbers(trainer)
-        if data.part("test") is not None:
+        if settings.flags.get("test_fraction") != 0:
             best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+            trained = model.latest
             trainer.test(model, **how, ckpt_path=best, verbose=False)
-        return metrics | numbers(trainer)
-    if settings.action in ("validate", "test"):
+            model.latest = trained | model.latest
+    elif settings.action in ("validate", "test"):
         measure = trainer.validate if settings.action == "validate" else trainer.test
         measure(model, **how, ckpt_path=path, verbose=False)
-        return numbers(trainer)
-    importlib.import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
-    return {}
-
-
-def numbers(trainer: "Trainer") -> dict[str, float]:
-    """What was measured last."""
-    return {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+    else:
+        importlib.import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
+    return model.latest
 
 
 def report(metrics: dict[str, float], folder: Path) -> None:
@@ -159,12 +157,14 @@ def load_model(settings: flags.Settings, data: "DInterface") -> "LightningModule
 def load_callbacks(
     folder: Path,
     data: "DInterface",
+    loggers: list["Logger"],
     seed: int,
     bar: bool,
     *,
     monitor: str = "val_loss",
     save_top_k: int = 1,
     every_n_train_steps: int | None = None,
+    every_n_minutes: float | None = None,
     patience: int | None = None,
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
@@ -173,26 +173,27 @@ def load_callbacks(
         monitor: the metric that says which checkpoint is best (more is better for acc and the like).
         save_top_k: how many of the best checkpoints to keep.
         every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
+        every_n_minutes: the same by the clock.
         patience: stop when the monitored metric has not got better for so many validations.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, TQDMProgressBar
+    from pytorch_lightning.callbacks import EarlyStopping, ModelSummary, TQDMProgressBar
 
     from engine.callbacks import EpochLines, Reseed
+    from engine.checkpoints import BestCheckpoint, LastCheckpoint
+    from engine.loggers import CSVLogger, Rewind
 
     if data.part("val") is None:
         monitor = monitor.replace("val_", "train_", 1)
     mode, to = runs.direction(monitor), folder / "checkpoints"
     named = "best-{epoch}-{" + monitor + ":.6f}"
-    save = partial(ModelCheckpoint, to, enable_version_counter=False)
     callbacks: list[Callback] = [
         Reseed(seed),
+        *(Rewind(one) for one in loggers if isinstance(one, CSVLogger)),
         TQDMProgressBar(refresh_rate=10) if bar else EpochLines(),
         ModelSummary(max_depth=1),
-        save(named, monitor, mode=mode, save_top_k=save_top_k),
-        save("last", save_on_train_epoch_end=True),
+        BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, enable_version_counter=False),
+        LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
     ]
-    if every_n_train_steps:
-        callbacks.append(save("last", every_n_train_steps=every_n_train_steps))
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks

@@ -52,9 +52,9 @@ class DInterface(LightningDataModule):
             balanced: draw every class equally often in training.
         """
         super().__init__()
-        for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= value < 1:
-                raise ValueError(f"--{name} {value} should be at least 0 and less than 1")
+        for cut, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= share < 1:
+                raise ValueError(f"--{cut} {share} should be at least 0 and less than 1")
         if batch_size < 1:
             raise ValueError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
@@ -70,6 +70,8 @@ class DInterface(LightningDataModule):
         self.num_workers = num_workers
         self._parts: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
+        self._training: OrderedLoader | None = None
+        self._place: dict[str, Any] = {}
 
     def prepare(self) -> None:
         """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""
@@ -105,7 +107,7 @@ class DInterface(LightningDataModule):
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
-        part = next((part for part in self._parts.values() if part is not None), None) or self.part("train")
+        part: Any = next((part for part in self._parts.values() if part is not None), None) or self.part("train")
         while isinstance(part, Subset):
             part = part.dataset
         if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
@@ -136,25 +138,36 @@ class DInterface(LightningDataModule):
     def train_dataloader(self) -> OrderedLoader:
         part = self.part("train")
         weights = _balance(part) if self.balanced else None
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # then each epoch sees the same items
-        return self._loader(part, shuffle=not overfits, weights=weights)
+        trainer: Any = self.trainer
+        overfits = trainer is not None and trainer.overfit_batches > 0  # then each epoch sees the same items
+        epochs = trainer.fit_loop.epoch_progress.current if trainer is not None else None
+        self._training = self._loader(
+            part, shuffle=not overfits, weights=weights, epoch=lambda: epochs.processed if epochs is not None else 0
+        )
+        self._training.load_state_dict(self._place)
+        return self._training
 
-    def val_dataloader(self) -> OrderedLoader | list[Any]:
-        part = self.part("val")
-        return self._loader(part) if part is not None else []
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training epoch, for the checkpoint."""
+        return self._training.state_dict() if self._training is not None else {}
 
-    def test_dataloader(self) -> OrderedLoader | list[Any]:
-        part = self.part("test")
-        return self._loader(part) if part is not None else []
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
+        self._place = state_dict
 
-    def predict_dataloader(self) -> OrderedLoader | list[Any]:
+    def val_dataloader(self) -> OrderedLoader:
+        return self._loader(self.part("val"))
+
+    def test_dataloader(self) -> OrderedLoader:
+        return self._loader(self.part("test"))
+
+    def predict_dataloader(self) -> OrderedLoader:
         return self.test_dataloader()
 
     def _loader(self, part: Any, **options: Any) -> OrderedLoader:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
-            options["epoch"] = lambda: trainer.fit_loop.epoch_progress.current.processed
         if hasattr(self.dataset_class, "collate_fn"):
             options["collate_fn"] = self.dataset_class.collate_fn
         return OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)

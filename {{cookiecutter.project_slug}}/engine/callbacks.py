@@ -9,7 +9,7 @@ from engine.loader import reseed
 
 
 class Reseed(Callback):
-    """Makes the random draws of a step (dropout, noise) follow from seed, step and rank, so that a resumed run repeats them."""
+    """Makes the random draws of a step (dropout, noise) follow from seed, step and rank: a resumed run repeats them."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -18,7 +18,7 @@ class Reseed(Callback):
         reseed("train", self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
 
     def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("val", self.seed, trainer.fit_loop.total_batch_idx, batch_idx, trainer.global_rank)
+        reseed("val", self.seed, batch_idx, trainer.global_rank)
 
     def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         reseed("test", self.seed, batch_idx, trainer.global_rank)

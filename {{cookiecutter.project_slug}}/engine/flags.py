@@ -62,7 +62,8 @@ class Settings(NamedTuple):
     """A command line, understood.
 
     flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "callbacks", "loggers", "trainer".
+    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "callbacks", "loggers" and
+        "trainer".
     asks: arguments of the network that nobody gave and the dataset knows.
     ckpt_path: the file that --ckpt_path means.
     """
@@ -189,11 +190,7 @@ def _kept_with(ckpt_path: Path) -> dict[str, Raw]:
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_as_text, value)) + "]"
-    return (
-        {None: "none", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, dict)
-        else str(value)
-    )
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _groups(found: dict[str, discovery.Found]) -> dict[str, Signature]:

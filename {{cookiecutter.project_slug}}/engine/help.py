@@ -19,7 +19,22 @@ _TITLES = {
     "trainer": "trainer",
 }
 # The Trainer's flags that most runs choose from; `--help_all` shows the others too.
-_COMMON = ["accelerator", "devices", "strategy", "num_nodes", "precision", "max_steps", "max_time", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "overfit_batches", "val_check_interval", "fast_dev_run", "profiler", "default_root_dir"]
+_COMMON = [
+    "accelerator",
+    "devices",
+    "strategy",
+    "num_nodes",
+    "precision",
+    "max_steps",
+    "max_time",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "fast_dev_run",
+    "profiler",
+]
 _WIDTH = min(shutil.get_terminal_size().columns, 110)
 _INDENT = 30
 

@@ -1,4 +1,4 @@
-"""Batches in an order that a resumed run repeats: every order and every random draw is a function of the seed and a place."""
+"""Batches in an order that a resumed run repeats: every random draw is a function of the seed and a place."""
 
 import hashlib
 import random
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 
 def reseed(*place: int | str) -> None:
-    """Sets the random state of Python, NumPy (if in use) and torch to a function of `place`, such as (seed, epoch, batch)."""
+    """Sets the random state of Python, NumPy (if in use) and torch to a function of `place`, like (seed, epoch, batch)."""
     seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1
     random.seed(seed)
     if "numpy" in sys.modules:
@@ -50,7 +50,7 @@ class OrderedLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        self.dataset, self.batch_size, self.seed, self.shuffle, self.weights = (
+        self.data, self.batch_size, self.seed, self.shuffle, self.weights = (
             dataset,
             batch_size,
             seed,
@@ -83,26 +83,31 @@ class OrderedLoader:
         epoch = self.epoch()
         items = resume.get("items", 0) if resume.get("epoch") == epoch else 0
         self._now = {"epoch": epoch, "items": items}
-        if self.iterable:
-            reseed("iterable", self.seed, epoch, items, self.rank)
-        for batch in self.loader:
+        batches = iter(self.loader)
+        while True:
+            if self.iterable:
+                reseed("stream", self.seed, epoch, self._now["items"], self.rank)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
             self._now["items"] += self.batch_size * self.world_size
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the epoch, in items of all ranks, and an iterable dataset's own state."""
-        own = {"dataset": self.dataset.state_dict()} if self.iterable and hasattr(self.dataset, "state_dict") else {}
+        own = {"dataset": self.data.state_dict()} if self.iterable and hasattr(self.data, "state_dict") else {}
         return {**self._now, **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the place again when the next epoch is begun with the same number."""
         self._resume = state
         if "dataset" in state:
-            self.dataset.load_state_dict(state["dataset"])  # type: ignore[attr-defined]
+            self.data.load_state_dict(state["dataset"])  # type: ignore[attr-defined]
 
     def cuts(self) -> list[int]:
         """Where each global batch begins in the order, and where the last one ends."""
-        each, total = self.batch_size * self.world_size, -(-len(self.dataset) // self.world_size) * self.world_size  # type: ignore[arg-type]
+        each, total = self.batch_size * self.world_size, -(-len(self.data) // self.world_size) * self.world_size  # type: ignore[arg-type]
         cuts = [*range(0, total, each), total]
         if len(cuts) > 2 and total - cuts[-2] == self.world_size and self.batch_size > 2:
             cuts[-2] -= self.world_size  # batch norm cannot learn from a batch of one: give it a companion
@@ -111,7 +116,7 @@ class OrderedLoader:
     def batches(self) -> Iterator[list[int]]:
         """The indices of this rank's batches from the present place on."""
         epoch, start, cuts = self._now["epoch"], self._now["items"], self.cuts()
-        order = self._order(epoch, len(self.dataset))  # type: ignore[arg-type]
+        order = self._order(epoch, len(self.data))  # type: ignore[arg-type]
         order += order[: cuts[-1] - len(order)]
         each = self.batch_size * self.world_size
         for number in range(start // each, len(cuts) - 1):

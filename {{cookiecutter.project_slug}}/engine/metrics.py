@@ -7,7 +7,7 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 
 
 def for_loss(loss: str) -> dict[str, Metric]:
-    """Fresh metrics that suit a loss: "acc" (share of right answers, 0..1) for classes, "mae" for numbers; and "loss"."""
+    """Fresh metrics that suit a loss: its mean, and "acc" (share of right answers, 0..1) for classes, else "mae"."""
     metrics: dict[str, Metric] = {"loss": MeanMetric(nan_strategy="disable")}
     if loss in ("cross_entropy", "nll_loss"):
         metrics["acc"] = MulticlassAccuracy(average="micro", validate_args=False)
@@ -21,7 +21,7 @@ def for_loss(loss: str) -> dict[str, Metric]:
 def state(metric: Metric) -> dict[str, Any]:
     """What a metric has gathered so far over all processes. Every process has to ask at the same time."""
     with metric.sync_context(should_unsync=True):
-        return {name: value for name, value in metric.metric_state.items()}
+        return dict(metric.metric_state)
 
 
 def restore(metric: Metric, state: dict[str, Any]) -> None:

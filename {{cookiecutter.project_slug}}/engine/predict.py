@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 
 
 def run(trainer: Trainer, model: LightningModule, data: LightningDataModule, ckpt_path: str, folder: Path) -> None:
-    """Writes a row for each item, in order: its index, then for logits (N, C) the class and C probabilities, else the values.
+    """Writes a row for each item, in order: its index, then the class and all probabilities, or else the output values.
 
     Raises:
         ValueError: there is more than one process.

@@ -1,4 +1,4 @@
-"""What a class or function asks for: names, types, defaults and help, read from its source or, failing that, from itself."""
+"""What a class asks for: names, types, defaults and help, read from its source or, failing that, from itself."""
 
 import ast
 import re
@@ -46,7 +46,8 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
     That is so for an inherited `__init__`, for `*args` or `**kwargs`, and for a decorated class.
     only_named: only the arguments behind a `*` count.
     """
-    function, docs = node, [ast.get_docstring(node) or ""]
+    function: Any = node
+    docs = [ast.get_docstring(node) or ""]
     if isinstance(node, ast.ClassDef):
         if node.decorator_list:
             return None

@@ -7,7 +7,7 @@ class LeNet(nn.Module):
     """Two convolutions and three linear layers, for square images (B, C, S, S) with S >= 4.
 
     Source: Y. LeCun et al., "Gradient-based learning applied to document recognition", 1998 (LeNet-5), with ReLU and
-    max pooling. Images below 16 pixels get 3x3 kernels, more channels and one pooling: LeNet-5 would leave little of them.
+    max pooling. Images below 16 pixels get 3x3 kernels, more channels and one pooling: LeNet-5 leaves little of them.
     """
 
     def __init__(self, in_channels: int, num_classes: int, img_size: int, dropout: float = 0.0) -> None:

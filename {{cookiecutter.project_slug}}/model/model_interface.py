@@ -44,11 +44,12 @@ class MInterface(LightningModule):
             optimizer: class of torch.optim.
             weight_decay: pull of the weights towards 0.
             momentum: for SGD and RMSprop.
-            lr_scheduler: how the rate goes on after the warm-up: down to 0 over the run, the same, or a tenth whenever val_loss stays.
+            lr_scheduler: the rate after the warm-up: down to 0 over the run, or constant, or a tenth when val_loss stays.
             warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
         """
         super().__init__()
         self.network = network
+        self.latest: dict[str, float] = {}  # what was measured last, by name
         self.loss = losses.load(loss)
         self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
@@ -83,7 +84,7 @@ class MInterface(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.step(batch, "train")
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
@@ -107,7 +108,7 @@ class MInterface(LightningModule):
         self._log_epoch("test")
 
     def record(self, values: dict[str, float]) -> None:
-        """Writes values to every logger at once, before a checkpoint of this step: a resumed run then repeats no row."""
+        """Writes values to every logger at once, before this step's checkpoint: a resumed run repeats no row."""
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
@@ -118,7 +119,8 @@ class MInterface(LightningModule):
             metric.reset()
         self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
-            self.record({name: value.item() for name, value in values.items()})
+            self.latest |= {name: value.item() for name, value in values.items()}
+            self.record({name: self.latest[name] for name in values})
 
     def configure_callbacks(self) -> list[Callback]:
         return [schedulers.Plateau()] if self.lr_scheduler == "plateau" else []
@@ -134,8 +136,11 @@ class MInterface(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: metrics.state(metric) for name, metric in gathered.items()}
+        checkpoint["latest"] = self.latest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            self.latest = dict(checkpoint.get("latest", {}))
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics and self.trainer.is_global_zero:
                 metrics.restore(self._of(name)[name], state)

@@ -1,0 +1,44 @@
+"""One way in for all tests: a command line, run in this process in an empty folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import main
+
+PROJECT = Path(main.__file__).parent
+TOYS = ["--model_name", "tests.toys.Net", "--dataset", "tests.toys.Blobs", "--accelerator", "cpu", "--num_workers", "0"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, float]]:
+    """Runs the toys with further flags and returns the metrics."""
+
+    def run(*argv: str | int | float) -> dict[str, float]:
+        return main.main([*TOYS, *map(str, argv)])
+
+    return run
+
+
+@pytest.fixture
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python main.py` in a process of its own."""
+
+    def run(*argv: str, project: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(project / "main.py"), *argv]
+        return subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run

@@ -1,0 +1,70 @@
+"""A run that was killed and goes on ends as the run that was not, bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import main
+from tests import toys
+
+KINDS = {
+    "mid-epoch checkpoints": ["--every_n_train_steps", "2"],
+    "accumulation": ["--every_n_train_steps", "1", "--accumulate_grad_batches", "2"],
+    "validation within the epoch": ["--every_n_train_steps", "1", "--val_check_interval", "0.5"],
+    "plateau": ["--lr_scheduler", "plateau", "--every_n_train_steps", "3"],
+    "linear with warm-up": ["--lr_scheduler", "linear", "--warmup_steps", "4", "--every_n_train_steps", "1"],
+    "constant and SGD": ["--lr_scheduler", "constant", "--optimizer", "SGD"],
+    "early stopping": ["--patience", "1", "--lr", "0.3", "--every_n_train_steps", "1"],
+    "workers": ["--num_workers", "2", "--every_n_train_steps", "2"],
+    "balanced": ["--balanced", "--every_n_train_steps", "2"],
+    "a stream with a state": ["--dataset", "tests.toys.Stream", "--every_n_train_steps", "1"],
+}
+
+
+def everything(run: Path) -> dict[str, Any]:
+    """What a run leaves: weights, optimiser, schedules, callbacks, and every logged row."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+    best = sorted(path.name for path in (run / "checkpoints").iterdir())
+    return {**kept, "rows": (run / "metrics.csv").read_text().splitlines(), "files": best}
+
+
+def same(one: Any, other: Any, at: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), at
+        for key in one:
+            same(one[key], other[key], f"{at}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), f"{at}: {one} {other}"
+        for place, (left, right) in enumerate(zip(one, other, strict=True)):
+            same(left, right, f"{at}/{place}")
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, f"{at}: {one} {other}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_anywhere_it_ends_the_same(kind: str, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shots = tmp_path / "shots"
+    monkeypatch.setattr(toys.Net, "each_forward", lambda self: shutil.copytree("lightning_logs", _next(shots)))
+    told = train("--batch_size", 16, "--max_epochs", 3, *KINDS[kind])
+    monkeypatch.setattr(toys.Net, "each_forward", lambda self: None)
+    wanted = everything(Path("lightning_logs/version_0"))
+    resumed = 0
+    for shot in sorted(shots.iterdir(), key=lambda path: int(path.name))[:: 1 if kind != "workers" else 5]:
+        if not list(shot.glob("*/checkpoints/last.ckpt")):
+            continue  # killed before the first checkpoint: nothing to go on from
+        (shot / "here").mkdir()
+        shutil.move(shot / "version_0", shot / "here" / "lightning_logs" / "version_0")
+        monkeypatch.chdir(shot / "here")
+        assert main.main(["--ckpt_path", "last"]) == told, shot.name
+        same(everything(Path("lightning_logs/version_0")), wanted, shot.name)
+        resumed += 1
+    assert resumed >= 3
+
+
+def _next(shots: Path) -> Path:
+    shots.mkdir(exist_ok=True)
+    return shots / str(len(list(shots.iterdir())))

@@ -1,0 +1,146 @@
+"""Train, measure, go on: flags in, files and numbers out."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from data import DInterface
+from tests import toys
+
+RUN = Path("lightning_logs/version_0")
+
+
+def table(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((RUN / name).read_text().splitlines()))
+
+
+def test_a_run_learns_and_leaves_everything_in_one_folder(train) -> None:
+    metrics = train("--max_epochs", 8, "--lr", 0.05)
+    assert metrics["test_acc"] > 0.9
+    assert {"train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc"} <= metrics.keys()
+    assert json.loads((RUN / "metrics.json").read_text()) == metrics
+    names = {path.name for path in RUN.iterdir()}
+    assert {"config.yaml", "hparams.yaml", "metrics.csv", "metrics.json", "checkpoints"} <= names
+    assert any(name.startswith("events.") for name in names)
+    kept = sorted(path.name for path in (RUN / "checkpoints").iterdir())
+    assert len(kept) == 2
+    assert kept[0].startswith("best-epoch=")
+    assert kept[1] == "last.ckpt"
+
+
+def test_the_csv_has_a_value_for_each_epoch(train) -> None:
+    metrics = train("--max_epochs", 3)
+    rows = table("metrics.csv")
+    losses = [float(row["val_loss"]) for row in rows if row["val_loss"]]
+    assert len(losses) == 3
+    assert losses[-1] == pytest.approx(metrics["val_loss"])
+
+
+def test_the_kept_config_repeats_the_run(train) -> None:
+    import main
+
+    first = train("--max_epochs", 2, "--lr", 0.01, "--seed", 7)
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["lr"] == 0.01
+    assert main.main(["--config", str(RUN / "config.yaml")]) == first
+
+
+def test_the_checkpoint_alone_is_enough_to_measure_it(train, tmp_path: Path) -> None:
+    import main
+
+    trained = train("--max_epochs", 2)
+    for which in ("best", "version_0", str(RUN)):
+        assert main.main(["test", "--ckpt_path", which])["test_loss"] == trained["test_loss"]
+    moved = tmp_path / "moved.ckpt"
+    next((RUN / "checkpoints").glob("best*")).rename(moved)
+    assert main.main(["test", "--ckpt_path", str(moved)])["test_loss"] == trained["test_loss"]
+    assert main.main(["validate", "--ckpt_path", "last"])["val_loss"] == pytest.approx(trained["val_loss"])
+
+
+def test_early_stopping(train) -> None:
+    train("--max_epochs", 50, "--patience", 2, "--lr", 0)
+    rows = table("metrics.csv")
+    assert max(int(row["epoch"]) for row in rows if row["val_loss"]) == 2
+
+
+def test_without_validation_the_training_loss_says_what_is_best(train) -> None:
+    metrics = train("--max_epochs", 2, "--val_fraction", 0)
+    assert "val_loss" not in metrics
+    assert list((RUN / "checkpoints").glob("best-*train_loss*"))
+
+
+@pytest.mark.parametrize("dataset", ["Blobs", "BlobsInParts", "BlobsForTraining", "Stream"])
+def test_all_ways_to_make_the_parts(train, dataset: str) -> None:
+    assert "test_acc" in train("--dataset", f"tests.toys.{dataset}", "--max_epochs", 1)
+
+
+def test_the_parts_never_overlap_and_follow_from_the_seed() -> None:
+    def parts(seed: int) -> list[list[int]]:
+        data = DInterface(toys.Blobs, seed=seed, val_fraction=0.2, test_fraction=0.1)
+        return [list(data.part(name).indices) for name in ("train", "val", "test")]
+
+    train, val, test = parts(1)
+    assert (len(train), len(val), len(test)) == (63, 18, 9)
+    assert sorted(train + val + test) == list(range(90))
+    assert parts(1) == [train, val, test]
+    assert parts(2) != [train, val, test]
+
+
+def test_balanced_draws_every_class_equally_often() -> None:
+    class Skewed(toys.Blobs):
+        def __init__(self) -> None:
+            super().__init__(1000)
+            self.targets = [0] * 900 + [1] * 50 + [2] * 50
+
+    data = DInterface(Skewed, balanced=True, batch_size=100, num_workers=0)
+    drawn = torch.cat([target for _, target in data.train_dataloader()]).bincount() / 810
+    assert drawn.tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_item_comes_once_an_epoch_and_the_noise_ignores_the_workers(workers: int) -> None:
+    data = DInterface(toys.Blobs, num_workers=workers, batch_size=7)
+    batches = list(data.train_dataloader())
+    assert sum(len(target) for _, target in batches) == 72
+    assert min(len(target) for _, target in batches) >= 2  # 72 = 10 * 7 + 2
+    plain = list(DInterface(toys.Blobs, num_workers=0, batch_size=7).train_dataloader())
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(batches, plain, strict=True))
+
+
+def test_predict_and_export(train) -> None:
+    import main
+
+    train("--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last"])
+    rows = table("predictions.csv")
+    assert [int(row["index"]) for row in rows] == list(range(9))
+    assert sum(float(rows[0][f"p{number}"]) for number in range(3)) == pytest.approx(1, abs=1e-4)
+    main.main(["export", "--ckpt_path", "last"])
+    program = torch.export.load(RUN / "network.pt2").module()
+    assert program(torch.zeros(5, 2)).shape == (5, 3)
+
+
+@pytest.mark.slow
+def test_two_processes(shell) -> None:
+    done = shell(*_toys("--max_epochs", "8", "--lr", "0.05", "--devices", "2", "--strategy", "ddp"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((RUN / "metrics.json").read_text())["test_acc"] > 0.9
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def _toys(*argv: str) -> list[str]:
+    from tests.conftest import TOYS
+
+    return [*TOYS, *argv]
+
+
+@pytest.mark.slow
+def test_a_log_file_gets_plain_lines_and_no_warning(shell) -> None:
+    done = shell(*_toys("--max_epochs", "2"))
+    assert done.returncode == 0
+    assert "\r" not in done.stdout
+    assert done.stdout.splitlines()[1].startswith("epoch 1/2  ")
+    assert done.stderr == ""

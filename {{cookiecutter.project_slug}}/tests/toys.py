@@ -1,0 +1,96 @@
+"""A toy dataset for each way to make the parts, and toy networks: what the tests train."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+
+class Blobs(Dataset):
+    """Points around three centres, with noise that is drawn anew whenever an item is fetched."""
+
+    num_classes = 3
+
+    def __init__(self, num_items: int = 90, noise: float = 0.3, broken_item: int = -1) -> None:
+        """Makes the points.
+
+        Args:
+            num_items: how many.
+            noise: standard deviation around a centre.
+            broken_item: an item that raises.
+        """
+        self.num_items, self.noise, self.broken_item = num_items, noise, broken_item
+        self.num_features = 2
+        self.targets = [index % 3 for index in range(num_items)]
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == self.broken_item:
+            raise ValueError(f"item {index} is broken")
+        target = self.targets[index]
+        centre = torch.tensor([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]][target])
+        return centre + self.noise * torch.randn(2), target
+
+
+class BlobsInParts(Blobs):
+    """The same, one object a part."""
+
+    def __init__(self, split: str, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        self.split = split
+
+
+class BlobsForTraining(Blobs):
+    """The same, in torchvision's way."""
+
+    def __init__(self, train: bool, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        self.train = train
+
+
+class Stream(IterableDataset):
+    """The same as a stream that knows its place."""
+
+    num_classes = 3
+    num_features = 2
+
+    def __init__(self, split: str, num_items: int = 30) -> None:
+        self.items, self.place = Blobs(num_items), 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self):
+        while self.place < len(self.items):
+            self.place += 1
+            yield self.items[self.place - 1]
+        self.place = 0
+
+    def state_dict(self) -> dict:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.place = state["place"]
+
+
+class Net(nn.Module):
+    """One hidden layer."""
+
+    def __init__(self, num_features: int, num_classes: int, hidden_dim: int = 8, dropout: float = 0.1) -> None:
+        """Builds it.
+
+        Args:
+            hidden_dim: width of the hidden layer.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(num_features, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, num_classes)
+        )
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.each_forward()
+        return self.layers(points)
+
+    def each_forward(self) -> None:
+        """A place where a test can look at the run from within."""
