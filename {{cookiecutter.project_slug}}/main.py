@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine import config, flags, runs
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning import Callback, Trainer
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
+    from model import MInterface
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -77,14 +78,13 @@ def run(
         given["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
-    loggers = load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else []
     trainer = Trainer(
         **given,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=load_callbacks(folder, data, loggers, seed, enable_progress_bar, **settings.arguments["callbacks"]),
-        logger=loggers,
+        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]),
+        logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
         plugins=[DurableCheckpointIO()],
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
@@ -98,7 +98,7 @@ def run(
 
 
 def act(
-    settings: flags.Settings, trainer: "Trainer", model: "LightningModule", data: "DInterface", folder: Path
+    settings: flags.Settings, trainer: "Trainer", model: "MInterface", data: "DInterface", folder: Path
 ) -> dict[str, float]:
     """Does the action and returns what it measured."""
     path = str(settings.ckpt_path) if settings.ckpt_path else None
@@ -133,7 +133,7 @@ def load_data(settings: flags.Settings) -> "DInterface":
     return DInterface(settings.dataset.load(), settings.arguments["dataset"], **settings.arguments["data"])
 
 
-def load_model(settings: flags.Settings, data: "DInterface") -> "LightningModule":
+def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
     """The network in its interface, with what the data knows (`num_classes` ...) filled in."""
     from model import MInterface
 
@@ -157,7 +157,6 @@ def load_model(settings: flags.Settings, data: "DInterface") -> "LightningModule
 def load_callbacks(
     folder: Path,
     data: "DInterface",
-    loggers: list["Logger"],
     seed: int,
     bar: bool,
     *,
@@ -180,7 +179,6 @@ def load_callbacks(
 
     from engine.callbacks import EpochLines, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
-    from engine.loggers import CSVLogger, Rewind
 
     if data.part("val") is None:
         monitor = monitor.replace("val_", "train_", 1)
@@ -188,7 +186,6 @@ def load_callbacks(
     named = "best-{epoch}-{" + monitor + ":.6f}"
     callbacks: list[Callback] = [
         Reseed(seed),
-        *(Rewind(one) for one in loggers if isinstance(one, CSVLogger)),
         TQDMProgressBar(refresh_rate=10) if bar else EpochLines(),
         ModelSummary(max_depth=1),
         BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, enable_version_counter=False),

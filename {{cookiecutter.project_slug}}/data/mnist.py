@@ -116,7 +116,7 @@ def _wrong(path: Path, thorough: bool = False) -> str:
 
 
 def _read(path: Path) -> np.ndarray:
-    """The numbers of an IDX file: two zeros, type 8 (bytes), number of dimensions, each of them as 4 bytes, the data."""
+    """The numbers of an IDX file: two zeros, type 8 (bytes), number of dimensions, each in 4 bytes, then the data."""
     raw = np.fromfile(path, np.uint8)
     shape = raw[4 : 4 + 4 * raw[3]].view(">i4")
     return raw[4 + shape.nbytes :].reshape(shape)

@@ -119,7 +119,11 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
     every_epochs = trainer.check_val_every_n_epoch
     if trainer.is_last_batch:
         return True
-    if not trainer.enable_validation or (every_epochs and (trainer.current_epoch + 1) % every_epochs):
+    if (
+        not trainer.enable_validation
+        or trainer.val_check_batch is None
+        or (every_epochs and (trainer.current_epoch + 1) % every_epochs)
+    ):
         return False
     done = (batch_idx if every_epochs else trainer.fit_loop.total_batch_idx) + 1
     return done % trainer.val_check_batch == 0

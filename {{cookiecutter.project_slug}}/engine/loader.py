@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 
 def reseed(*place: int | str) -> None:
-    """Sets the random state of Python, NumPy (if in use) and torch to a function of `place`, like (seed, epoch, batch)."""
+    """Makes the random state of Python, NumPy (if in use) and torch follow from `place`, like (seed, epoch, batch)."""
     seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1
     random.seed(seed)
     if "numpy" in sys.modules:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from engine import losses, metrics, optimizers, schedulers
+from engine.loggers import CSVLogger
 
 STAGES = ("train", "val", "test")
 
@@ -44,7 +45,7 @@ class MInterface(LightningModule):
             optimizer: class of torch.optim.
             weight_decay: pull of the weights towards 0.
             momentum: for SGD and RMSprop.
-            lr_scheduler: the rate after the warm-up: down to 0 over the run, or constant, or a tenth when val_loss stays.
+            lr_scheduler: the rate after the warm-up: down to 0 over the run, constant, or a tenth when val_loss stays.
             warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
         """
         super().__init__()
@@ -137,10 +138,14 @@ class MInterface(LightningModule):
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: metrics.state(metric) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest
+        checkpoint["rows"] = next((logger.rows for logger in self.loggers if isinstance(logger, CSVLogger)), 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.trainer.state.fn == "fit":
             self.latest = dict(checkpoint.get("latest", {}))
+            for logger in self.loggers:
+                if isinstance(logger, CSVLogger):
+                    logger.rewind(checkpoint.get("rows", 0))
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics and self.trainer.is_global_zero:
                 metrics.restore(self._of(name)[name], state)
