@@ -1,4 +1,4 @@
-"""Jinja filters for the answers: `checked` refuses bad ones before anything is written, `quoted` puts one between quotes.
+"""Jinja filters for the answers: `checked` refuses bad ones before anything is written, `quoted` puts one in quotes.
 
 cookiecutter looks for a template's own filters in a file of this name.
 """
@@ -8,6 +8,7 @@ import json
 import keyword
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from cookiecutter.exceptions import FailedHookException
@@ -28,6 +29,7 @@ class Answers(Extension):
         super().__init__(environment)
         environment.filters["checked"] = checked
         environment.filters["quoted"] = quoted
+        environment.globals["template_dir"] = str(Path(__file__).resolve().parent)
 
 
 def checked(answers: dict[str, Any]) -> str:

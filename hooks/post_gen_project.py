@@ -1,19 +1,15 @@
 """Drops what the answers do not ask for, and what a used checkout of the template left lying in its folder."""
 
 import filecmp
-import shutil
 from pathlib import Path
 
 ANSWERS = {
     "license": "{{ cookiecutter.license }}",
     "examples": "{{ cookiecutter.examples }}",
-    "template": {{ cookiecutter._repo_dir | default("") | tojson }},
+    "template": {{template_dir | tojson}},
 }
 EXAMPLES = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
-LITTER = (
-    "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".venv", "lightning_logs", "datasets", "build", "dist",
-    "*.egg-info",
-)  # fmt: skip
+LITTER = ("__pycache__", "*_cache", "*.egg-info", ".venv", "lightning_logs", "datasets", "build", "dist")
 
 
 def main() -> None:
@@ -22,8 +18,8 @@ def main() -> None:
     if ANSWERS["examples"] == "none":
         for example in EXAMPLES:
             Path(example).unlink(missing_ok=True)
-    source = next(Path(ANSWERS["template"]).glob("*cookiecutter.project_slug*"), None) if ANSWERS["template"] else None
-    for pattern in LITTER if source else ():
+    source = next(Path(ANSWERS["template"]).glob("*cookiecutter.project_slug*"))
+    for pattern in LITTER:
         for folder in [path for path in Path().rglob(pattern) if path.is_dir()]:
             drop(folder, source)
 
@@ -37,7 +33,7 @@ def drop(folder: Path, source: Path) -> None:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     if not any(folder.iterdir()):
-        shutil.rmtree(folder)
+        folder.rmdir()
 
 
 main()

@@ -39,6 +39,8 @@ def read(path: Path) -> dict[str, Raw]:
         where = f"{path}:{key.start_mark.line + 1}: "
         if key.value in flags:
             raise UsageError(f"{where}{key.value} stands here a second time")
+        if any(":python/" in node.tag for node in (value, *_inner(value))):
+            raise UsageError(f"{where}{key.value} asks for a Python object, which a config file cannot hold")
         flags[key.value] = Raw(_fill_in(_text(value), where), where)
     return flags
 
@@ -59,6 +61,14 @@ def _text(node: Any) -> str:
     if isinstance(node, yaml.SequenceNode):
         return "[" + ", ".join(_text(item) for item in node.value) + "]"
     return yaml.safe_dump(yaml.SafeLoader("").construct_document(node), default_flow_style=True, width=10**6).strip()
+
+
+def _inner(node: Any) -> list[Any]:
+    """All nodes below one."""
+    if isinstance(node.value, str):
+        return []
+    below = [one for item in node.value for one in (item if isinstance(item, tuple) else (item,))]
+    return below + [one for item in below for one in _inner(item)]
 
 
 def _fill_in(text: str, where: str) -> str:

@@ -1,0 +1,33 @@
+# `make demo` and `make test` do all of their own set-up, in .venv and build/.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+PROJECT := build/my_project
+INNER := {{cookiecutter.project_slug}}
+
+.PHONY: demo test bake lint clean
+
+demo: .venv/installed bake
+	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
+	@echo
+	@echo "The project stands in $(PROJECT). What to type next, there:"
+	@echo "  $(BIN)/tensorboard --logdir lightning_logs"
+	@echo "  $(BIN)/python main.py --model_name lenet --dataset mnist --max_epochs 5"
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bake: .venv/installed
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
+
+.venv/installed: pyproject.toml $(INNER)/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet ".[dev]"
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
+	$(BIN)/pip install --quiet "$(PROJECT)[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,148 @@
+"""What comes out of the oven."""
+
+import ast
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.main import cookiecutter
+
+from tests.conftest import INNER, ROOT, run
+
+QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
+FILES = """
+.github/workflows/ci.yml .gitignore .pre-commit-config.yaml LICENSE README.md main.py pyproject.toml
+data/__init__.py data/data_interface.py data/digits.py data/mnist.py
+engine/__init__.py engine/annotations.py engine/callbacks.py engine/checkpoints.py engine/config.py engine/discovery.py
+engine/export.py engine/flags.py engine/help.py engine/loader.py engine/loggers.py engine/losses.py engine/metrics.py
+engine/optimizers.py engine/predict.py engine/runs.py engine/schedulers.py engine/signatures.py engine/tune.py
+model/__init__.py model/lenet.py model/model_interface.py
+tests/__init__.py tests/conftest.py tests/test_examples.py tests/test_flags.py tests/test_resume.py tests/test_train.py
+tests/toys.py
+""".split()
+EXAMPLES = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
+LITTER = {
+    "lightning_logs/version_0/metrics.csv": b"epoch,step\n0,0\n",
+    "lightning_logs/version_0/checkpoints/last.ckpt": b"PK\x03\x04 \xff\x00",
+    "lightning_logs/version_0/events.out.tfevents.1.host": b"\xff\x00",
+    "datasets/MNIST/raw/train-images-idx3-ubyte": b"\xff\x00",
+    "engine/__pycache__/flags.cpython-311.pyc": b"\xff\x00",
+    ".mypy_cache/3.11/cache.db": b"\xff\x00",
+    "x.egg-info/PKG-INFO": b"Name: x\n",
+}
+
+
+def files(project: Path) -> set[str]:
+    return {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
+
+
+def test_exactly_these_files(bake) -> None:
+    assert files(bake()) == set(FILES)
+
+
+@pytest.mark.parametrize("licence", QUESTIONS["license"])
+@pytest.mark.parametrize("examples", QUESTIONS["examples"])
+def test_every_answer(bake, licence: str, examples: str) -> None:
+    project = bake(license=licence, examples=examples, author_name="Ada")
+    missing = ({"LICENSE"} if licence == "none" else set()) | (EXAMPLES if examples == "none" else set())
+    assert files(project) == set(FILES) - missing
+    metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    if licence == "none":
+        assert metadata["license"] == "LicenseRef-Proprietary"
+    else:
+        first = {"MIT": "MIT License", "Apache-2.0": "Apache License", "BSD-3-Clause": "BSD 3-Clause License"}[licence]
+        text = (project / "LICENSE").read_text()
+        assert text.split("\n")[0].strip() == first or first in text.split("\n")[1]
+        assert "Ada" in text
+        assert metadata["license"] == licence
+
+
+def test_no_python_file_is_changed_and_no_curly_is_left(bake) -> None:
+    project = bake()
+    for path in INNER.rglob("*.py"):
+        if "__pycache__" not in path.parts:
+            ast.parse(path.read_text(encoding="utf-8"))
+            assert (project / path.relative_to(INNER)).read_bytes() == path.read_bytes()
+    for path in project.rglob("*"):
+        if path.is_file() and path.suffix != ".py":
+            assert "cookiecutter" not in path.read_text(encoding="utf-8"), path
+            assert "{%" not in path.read_text(encoding="utf-8"), path
+    assert yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
+
+
+TEXTS = ["O'Connor", 'quo"ted', "back\\slash", "{x} %s", "研究项目", "rocket 🚀", "<b>&amp;</b>", "tab and # hash"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_free_text_comes_out_as_it_went_in(bake, text: str) -> None:
+    project = bake(project_name=text, project_slug="slug", description=text, author_name=text)
+    metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert metadata["description"] == text
+    assert metadata["authors"][0]["name"] == text
+    assert (project / "README.md").read_text(encoding="utf-8").startswith(f"# {text}\n\n{text}\n")
+    assert f" {text}\n" in (project / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_a_slug_is_made_of_any_name(bake) -> None:
+    assert bake(project_name="Tiny Träume 3D").name == "tiny_traume_3d"
+    assert bake(project_name="研究").name.isascii()
+
+
+SLUGS = [
+    "",
+    ".",
+    "..",
+    "../out",
+    "/tmp/out",
+    "a/b",
+    "a\\b",
+    "-x",
+    ".x",
+    "a b",
+    "é",
+    "研究",
+    "3d",
+    "class",
+    "match",
+    "con",
+]
+SLUGS += ["torch", "data", "test", "json", "yaml", "engine", "x" * 51, "x" * 5000, "a\nb", "$(touch x)"]
+BAD = [("project_slug", slug) for slug in SLUGS]
+BAD += [("description", "two\nlines"), ("author_name", "x" * 201), ("author_email", "nobody"), ("project_name", " ")]
+
+
+@pytest.mark.parametrize(("name", "answer"), BAD)
+def test_bad_answers_leave_nothing_behind(bake, tmp_path: Path, name: str, answer: str) -> None:
+    with pytest.raises(FailedHookException, match=f"Error: {name}: ") as caught:
+        bake(**{"project_slug": "fine", name: answer})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
+    done = run("cookiecutter", str(ROOT), "--no-input", "project_slug=torch", cwd=tmp_path, HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == []
+
+
+def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    used = tmp_path / "used"
+    ignore = shutil.ignore_patterns(".venv", "build", ".git", "__pycache__", "*_cache", "lightning_logs", "datasets")
+    shutil.copytree(ROOT, used, ignore=ignore)
+    for name, content in LITTER.items():
+        path = used / INNER.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    project = Path(cookiecutter(str(used), no_input=True, output_dir=str(tmp_path / "out")))
+    assert files(project) == set(FILES)
+    own = project / "lightning_logs" / "version_5" / "metrics.csv"
+    own.parent.mkdir(parents=True)
+    own.write_text("epoch,step\n")
+    cookiecutter(str(used), no_input=True, output_dir=str(tmp_path / "out"), overwrite_if_exists=True)
+    assert files(project) == {*FILES, "lightning_logs/version_5/metrics.csv"}

@@ -1,0 +1,86 @@
+"""The examples of this project: LeNet, the digits, MNIST. Goes with them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from data.mnist import MNIST
+
+FLAGS = """
+accelerator accumulate_grad_batches balanced barebones batch_size benchmark check_val_every_n_epoch ckpt_path data_dir
+dataset default_root_dir detect_anomaly deterministic devices dropout enable_autolog_hparams enable_checkpointing
+enable_model_summary enable_progress_bar every_n_minutes every_n_train_steps fast_dev_run gradient_clip_algorithm
+gradient_clip_val img_size in_channels inference_mode limit_predict_batches limit_test_batches limit_train_batches
+limit_val_batches log_every_n_steps logger loss lr lr_scheduler max_epochs max_steps max_time min_epochs min_steps
+model_name model_registry momentum monitor num_classes num_nodes num_sanity_val_steps num_threads num_workers optimizer
+overfit_batches patience precision profiler reload_dataloaders_every_n_epochs save_top_k seed strategy sync_batchnorm
+test_fraction val_check_interval val_fraction warmup_steps weight_decay
+""".split()
+
+
+def test_lenet_reads_the_digits() -> None:
+    metrics = main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "15", "--accelerator", "cpu"])
+    assert metrics["test_acc"] >= 0.97
+
+
+def test_the_command_line_grows_only_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["--model_name", "lenet", "--dataset", "digits", "--help_all"])
+    shown = {line.split()[0][2:] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    assert sorted(shown) == FLAGS
+
+
+def write_mnist(folder: Path, train: int = 40, test: int = 20) -> Path:
+    """Small files in MNIST's own format, with nothing but noise in them."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, number in (("train", train), ("t10k", test)):
+        images = np.random.default_rng(0).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        labels = (np.arange(number) % 10).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (raw / name).write_bytes(head + array.tobytes())
+    return raw
+
+
+def test_mnist_trains_from_the_raw_files(tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path)
+    pixels = np.frombuffer((raw / "train-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(40, 28, 28)
+    image, target = MNIST(train=True, data_dir=str(tmp_path))[7]
+    assert target == 7
+    assert torch.equal(image[0], (torch.from_numpy(pixels[7].copy()).float() - 33.3) / 78.6)
+    argv = ["--model_name", "lenet", "--dataset", "mnist", "--data_dir", str(tmp_path), "--max_epochs", "1"]
+    assert "test_acc" in main.main([*argv, "--accelerator", "cpu"])
+
+
+BROKEN = {
+    "is missing": lambda path: path.unlink(),
+    "is empty": lambda path: path.write_bytes(b""),
+    "is cut short": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "is too long": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "is no IDX file": lambda path: path.write_bytes(b"<html>" * 1000),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_a_broken_mnist_says_what_is_wrong_and_the_ways_out(tmp_path: Path, wrong: str) -> None:
+    raw = write_mnist(tmp_path)
+    BROKEN[wrong](raw / "t10k-images-idx3-ubyte")
+    left = {path.name: path.read_bytes() for path in raw.iterdir()}
+    with pytest.raises(RuntimeError, match=f"t10k-images-idx3-ubyte {wrong}") as caught:
+        MNIST.prepare_data(str(tmp_path))
+    assert str(raw) in str(caught.value)
+    assert "delete that folder" in str(caught.value)
+    assert "--dataset digits" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == left  # what was there is still there
+
+
+def test_labels_that_are_no_digits(tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path)
+    path = raw / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([200]))
+    with pytest.raises(RuntimeError, match="labels up to 200"):
+        MNIST(train=True, data_dir=str(tmp_path))
