@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
-from cookiecutter.main import cookiecutter
 
 from tests.conftest import INNER, ROOT, run
 
@@ -130,8 +129,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == []
 
 
-def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> None:
     used = tmp_path / "used"
     ignore = shutil.ignore_patterns(".venv", "build", ".git", "__pycache__", "*_cache", "lightning_logs", "datasets")
     shutil.copytree(ROOT, used, ignore=ignore)
@@ -139,10 +137,12 @@ def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path, monk
         path = used / INNER.name / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    project = Path(cookiecutter(str(used), no_input=True, output_dir=str(tmp_path / "out")))
+    command = ["cookiecutter", str(used), "--no-input", "--overwrite-if-exists", "-o", "out"]
+    project = tmp_path / "out" / "my_project"
+    assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
     assert files(project) == set(FILES)
     own = project / "lightning_logs" / "version_5" / "metrics.csv"
     own.parent.mkdir(parents=True)
     own.write_text("epoch,step\n")
-    cookiecutter(str(used), no_input=True, output_dir=str(tmp_path / "out"), overwrite_if_exists=True)
+    assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
     assert files(project) == {*FILES, "lightning_logs/version_5/metrics.csv"}

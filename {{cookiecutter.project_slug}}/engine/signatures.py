@@ -170,17 +170,31 @@ def _knows(node: ast.AST) -> dict[str, Any]:
     knows: dict[str, Any] = {}
     for one in ast.walk(node):
         if isinstance(one, (ast.Assign, ast.AnnAssign)):
-            for target in one.targets if isinstance(one, ast.Assign) else [one.target]:
+            for target, value in _pairs(one):
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
                     knows[target.attr] = Source(target.attr)
-                elif isinstance(target, ast.Name) and one in getattr(node, "body", []) and one.value is not None:
-                    knows[target.id] = _literal(one.value, None)
+                elif isinstance(target, ast.Name) and one in getattr(node, "body", []) and value is not None:
+                    knows[target.id] = _literal(value, None)
         elif isinstance(one, ast.FunctionDef) and any(
             ast.unparse(mark) in ("property", "cached_property", "functools.cached_property")
             for mark in one.decorator_list
         ):
             knows[one.name] = Source(one.name)
     return knows
+
+
+def _pairs(one: ast.Assign | ast.AnnAssign) -> list[tuple[ast.expr, ast.expr | None]]:
+    """What is set and to what, `a, b = 1, 2` taken apart."""
+    if isinstance(one, ast.AnnAssign):
+        return [(one.target, one.value)]
+    pairs: list[tuple[ast.expr, ast.expr | None]] = []
+    for target in one.targets:
+        if isinstance(target, ast.Tuple):
+            values = one.value.elts if isinstance(one.value, ast.Tuple) else [one.value] * len(target.elts)
+            pairs += zip(target.elts, values, strict=False)
+        else:
+            pairs.append((target, one.value))
+    return pairs
 
 
 def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
