@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import INNER, run
+from tests.conftest import INNER, ROOT, run
 
 
 def blocks(readme: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("examples", ["minimal", "none"])
@@ -45,3 +45,18 @@ def test_the_readme_can_be_followed(bake) -> None:
         done = run("bash", "-c", command, cwd=project)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stderr == "", command
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_front_page_tells_the_truth(bake, readme: str) -> None:
+    page, project = ROOT / readme, bake()
+    assert blocks(page, "bash")[0] == "make demo\nmake test\n"
+    for path, code in zip(["model/my_net.py", "data/my_data.py"], blocks(page, "python"), strict=True):
+        assert f"`{path}`" in page.read_text(encoding="utf-8")
+        (project / path).write_text(code)
+    commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("python main")]
+    assert len(commands) == 2
+    for command in commands:
+        assert run("bash", "-c", command, cwd=project).returncode == 0, command
+    tree = re.findall(r"^(\S+) +<- ", blocks(page, "")[0], re.MULTILINE)
+    assert {name.rstrip("/") for name in tree} <= {path.name for path in project.rglob("*")}
