@@ -3,13 +3,13 @@
 import importlib
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine import config, flags, runs
+from engine.discovery import UsageError
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
     from pytorch_lightning import Callback, Trainer
@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # torch waits until the command line has been found right
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake."""
     settings = flags.parse(sys.argv[1:] if argv is None else argv)
-    return run(settings, **settings.arguments["run"])
+    try:
+        return run(settings, **settings.arguments["run"])
+    except UsageError as error:  # found only with torch at hand
+        flags.stop(str(error))
 
 
 def run(
@@ -31,6 +34,8 @@ def run(
     model_name: str,
     dataset: str,
     ckpt_path: str | None = None,
+    init_from: str | None = None,
+    init_partial: bool = False,
     seed: int = 0,
     max_epochs: int | None = None,
     log_every_n_steps: int = 20,
@@ -44,6 +49,8 @@ def run(
         model_name: a file of model/, or a dotted path to a class.
         dataset: a file of data/, or a dotted path to a class.
         ckpt_path: last, best, version_N, a run folder or a file, to go on from or to measure.
+        init_from: a checkpoint file whose weights a new run begins with.
+        init_partial: take only those weights of init_from whose name and shape fit.
         seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.
         max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
         log_every_n_steps: optimiser steps between two points of train_loss_step.
@@ -51,12 +58,11 @@ def run(
         default_root_dir: folder in which lightning_logs lies.
         num_threads: CPU threads of torch; none leaves it to torch.
     """
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would let a checkpoint run code
     import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.utilities import rank_zero_only
 
-    from engine.checkpoints import DurableCheckpointIO
+    from engine import checkpoints
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
@@ -67,11 +73,12 @@ def run(
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
+    if init_from:
+        checkpoints.init_weights(model, Path(init_from), init_partial)
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
-        folder = folder or runs.claim(runs.folder(default_root_dir))
-        if settings.action in ("fit", "tune"):
-            (folder / "config.yaml").write_text(config.dump(settings.flags), encoding="utf-8")
+        kept = config.dump(settings.flags) if settings.action in ("fit", "tune") else None
+        folder = runs.open_folder(folder, runs.folder(default_root_dir), kept)
     folder = folder or runs.folder(default_root_dir)
     given = settings.arguments["trainer"]
     if data.part("val") is None:
@@ -85,7 +92,7 @@ def run(
         enable_progress_bar=enable_progress_bar,
         callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]),
         logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
-        plugins=[DurableCheckpointIO()],
+        plugins=[checkpoints.DurableCheckpointIO()],
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
     if trainer.is_global_zero:
@@ -105,7 +112,7 @@ def act(
     how: dict[str, Any] = {"datamodule": data, "weights_only": True}
     if settings.action == "fit":
         trainer.fit(model, **how, ckpt_path=path)
-        if settings.flags.get("test_fraction") != 0:
+        if data.part("test") is not None:
             best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
             trained = model.latest
             trainer.test(model, **how, ckpt_path=best, verbose=False)
@@ -142,9 +149,9 @@ def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
         known = data.knows(name)
         given = arguments.setdefault(name, known)
         if given is None:
-            flags.stop(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
+            raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
         if known is not None and known != given:
-            flags.stop(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+            raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
     network = settings.network.load()
     if isinstance(network, type) and issubclass(network, MInterface):
         model = network(**arguments, **settings.arguments["system"])
@@ -165,6 +172,7 @@ def load_callbacks(
     every_n_train_steps: int | None = None,
     every_n_minutes: float | None = None,
     patience: int | None = None,
+    bad_steps: Literal["stop", "skip"] = "stop",
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
 
@@ -174,22 +182,26 @@ def load_callbacks(
         every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
         every_n_minutes: the same by the clock.
         patience: stop when the monitored metric has not got better for so many validations.
+        bad_steps: what to do before a step whose gradient is NaN or infinite.
     """
     from pytorch_lightning.callbacks import EarlyStopping, ModelSummary, TQDMProgressBar
 
     from engine.callbacks import EpochLines, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
+    from engine.guard import Guard
 
     if data.part("val") is None:
         monitor = monitor.replace("val_", "train_", 1)
+    when: dict[str, Any] = {"save_on_train_epoch_end": monitor.startswith("train_"), "enable_version_counter": False}
     mode, to = runs.direction(monitor), folder / "checkpoints"
     named = "best-{epoch}-{" + monitor + ":.6f}"
     callbacks: list[Callback] = [
         Reseed(seed),
         TQDMProgressBar(refresh_rate=10) if bar else EpochLines(),
         ModelSummary(max_depth=1),
-        BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, enable_version_counter=False),
+        BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
+        Guard(folder, bad_steps),
     ]
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))

@@ -99,6 +99,8 @@ class DInterface(LightningDataModule):
         if name not in self._parts:
             self.prepare()
             self._build(name)
+            for part in self._parts.values():
+                _check_targets(part)
         part = self._parts[name]
         if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
             cut = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
@@ -179,6 +181,21 @@ class DInterface(LightningDataModule):
             return 0
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(len(os.sched_getaffinity(0)) // ranks, 8)
+
+
+def _check_targets(part: Any) -> None:
+    """Finds a class number outside 0 .. num_classes - 1, where the dataset lists its targets."""
+    while isinstance(part, Subset):
+        part = part.dataset
+    classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
+    if isinstance(classes, int) and targets is not None and len(targets):
+        numbers = torch.as_tensor(targets)
+        wrong = (numbers < 0) | (numbers >= classes)
+        if numbers.dim() == 1 and not numbers.is_floating_point() and wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"item {first} of {type(part).__name__} is of class {numbers[first]}, not 0 to {classes - 1}"
+            )
 
 
 def _balance(part: Any) -> torch.Tensor:

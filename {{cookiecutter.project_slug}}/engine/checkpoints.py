@@ -1,6 +1,9 @@
 """Checkpoints that a kill cannot break, that a run goes on from exactly, and that a stranger cannot make run code."""
 
 import os
+import pickle
+import re
+import shutil
 import signal
 import threading
 import time
@@ -12,7 +15,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+from engine.discovery import UsageError
+from engine.loader import SIGNALS
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -21,17 +25,24 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves; at every moment `path` is the old file or the new one, whole."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+            safe = ", ".join(sorted(one.name for one in path.parent.glob("*.ckpt"))) or "nothing yet"
+            part.unlink(missing_ok=True)
+            raise SystemExit(f"cannot save {path}: {why}; {free:.0f} MiB are free there; still safe: {safe}") from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Loads plain values and tensors; a file that holds anything else is refused."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return load(Path(path))
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -129,6 +140,60 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
     return done % trainer.val_check_batch == 0
 
 
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain values and tensors, on the CPU.
+
+    Raises:
+        UsageError: the file holds anything else, which could be code, or is no checkpoint.
+    """
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
+        raise UsageError(f"{path} is refused: {why}") from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UsageError(f"{path} is refused: it has no state_dict, as Lightning's checkpoints have")
+    return checkpoint
+
+
 def flags_of(path: Path) -> dict[str, Any]:
     """The flags of the run that wrote a checkpoint."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
+    flags = load(path).get("hyper_parameters", {})
+    if "model_name" not in flags:
+        raise UsageError(f"{path} does not say its network: it was not written by this project")
+    return flags
+
+
+def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
+    """Begins with the weights of a checkpoint; everything else is new.
+
+    partial: leave alone what does not fit, and say so.
+
+    Raises:
+        UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
+    """
+    if not path.is_file():
+        raise UsageError(f"--init_from {path}: there is no such file")
+    weights = load(path)["state_dict"]
+    wrong = misfits(module, weights)
+    if wrong and not partial:
+        raise UsageError(f"--init_from {path}: {wrong[0]} ({len(wrong)} in all; --init_partial leaves them alone)")
+    for one in wrong:
+        print(f"--init_from: {one}")
+    own = module.state_dict()
+    module.load_state_dict(own | {name: one for name, one in weights.items() if _fits(own, name, one)})
+
+
+def misfits(module: LightningModule, weights: dict[str, torch.Tensor]) -> list[str]:
+    """What keeps weights from being a module's, a line each."""
+    own = module.state_dict()
+    wrong = [f"{name} is {tuple(own[name].shape)} here and {tuple(one.shape)} there" for name, one in weights.items()
+             if name in own and not _fits(own, name, one)]  # fmt: skip
+    wrong += [f"{name} is not there" for name in own.keys() - weights.keys()]
+    return sorted(wrong) + [f"{name} is not here" for name in sorted(weights.keys() - own.keys())]
+
+
+def _fits(own: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> bool:
+    return name in own and own[name].shape == weight.shape

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
+from engine.checkpoints import load
+
 
 def run(trainer: Trainer, model: LightningModule, data: LightningDataModule, ckpt_path: str, folder: Path) -> None:
     """Writes the network for batches of any size and checks it against the one in memory.
@@ -12,7 +14,7 @@ def run(trainer: Trainer, model: LightningModule, data: LightningDataModule, ckp
     Raises:
         RuntimeError: the exported network answers differently.
     """
-    model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["state_dict"])
+    model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     inputs, _ = model.split(next(iter(data.test_dataloader())))  # type: ignore[operator]
     inputs = tuple(inputs.values() if isinstance(inputs, dict) else inputs)
     inputs = tuple(torch.cat([one, one])[: max(2, len(one))] for one in inputs)  # a batch of 1 would be taken for fixed

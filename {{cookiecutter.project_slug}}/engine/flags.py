@@ -106,6 +106,11 @@ def _parse(argv: list[str]) -> Settings:
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
     given |= {key: Raw(text) for key in NAMES if (text := getattr(first, key))}
     chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
+    for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
+        if key in kept and chosen[key] != kept[key].text:
+            raise UsageError(
+                f"--{key} {chosen[key]}: the checkpoint was made with {kept[key].text}, which cannot change"
+            )
     if asks_help and not chosen:
         help.overview(ACTIONS, {key: discovery.names(folder) for key, folder in NAMES.items()})
     if not (asks_help or first.ckpt_path or action in ("fit", "tune")):
@@ -119,6 +124,8 @@ def _parse(argv: list[str]) -> Settings:
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
     given |= _command_line(argv, flags, groups, chosen)
+    if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
+        kept = {key: raw for key, raw in kept.items() if key in flags}
     for key, raw in (kept | given).items():
         if key not in flags and not any(group.open for group in groups.values()):
             raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
@@ -317,9 +324,9 @@ def _refuse_changes(
 ) -> None:
     """Beside a checkpoint a flag may change what was not built into it; the rest is refused by name."""
     other_data = before.get("dataset") != now.get("dataset", before.get("dataset"))
-    fixed = {"model_name": "its network"} | dict.fromkeys(groups["network"].parameters, "its network")
+    fixed = dict.fromkeys(groups["network"].parameters, "its network")
     if action == "fit":
-        fixed |= {"dataset": "its data"} | dict.fromkeys(groups["system"].parameters, "its optimiser's state")
+        fixed |= dict.fromkeys(groups["system"].parameters, "its optimiser's state")
     if action == "fit" or not other_data:
         fixed |= dict.fromkeys(_PARTS, "the parts its data was cut into")
     for name, what in fixed.items():

@@ -1,13 +1,18 @@
 """Batches in an order that a resumed run repeats: every random draw is a function of the seed and a place."""
 
+import atexit
 import hashlib
 import random
+import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 def reseed(*place: int | str) -> None:
@@ -69,8 +74,12 @@ class OrderedLoader:
             collate_fn=_Collate(collate_fn),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
+
+        if num_workers:
+            atexit.register(_close, weakref.ref(self.loader))
 
     def __len__(self) -> int:
         if self.iterable:
@@ -166,9 +175,34 @@ class _Placed(Dataset[Any]):
 
     def __getitems__(self, indices: _Indices) -> Any:
         reseed(*indices.place)
-        if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(list(indices))
-        return [self.dataset[index] for index in indices]
+        data: Any = self.dataset
+        which: list[int] = list(indices)
+        while isinstance(data, Subset):
+            data, which = data.dataset, [data.indices[index] for index in which]
+        if hasattr(data, "__getitems__"):
+            return data.__getitems__(which)
+        return [_item(data, index) for index in which]
+
+
+def _item(data: Dataset[Any], index: int) -> Any:
+    try:
+        return data[index]
+    except Exception as error:  # the user's own goes on as it is, with the item's number
+        error.add_note(f"while fetching item {index} of {type(data).__name__}")
+        raise
+
+
+def _outlive_signals(worker: int) -> None:
+    """Lets a worker live for half a minute after a signal to the whole process group, so that the run can save first."""
+    for number in SIGNALS if hasattr(signal, "alarm") else ():
+        signal.signal(number, lambda *_: signal.alarm(30))
+
+
+def _close(loader: "weakref.ref[DataLoader[Any]]") -> None:
+    """Sends the workers home when an exception ends the program; multiprocessing would wait for them."""
+    iterator = getattr(loader(), "_iterator", None)  # there is no public way
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 class _Collate:

@@ -1,6 +1,9 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
+import os
 import re
+import sys
+import zipfile
 from pathlib import Path
 
 from engine.discovery import UsageError
@@ -12,6 +15,24 @@ _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
 def folder(default_root_dir: str | Path | None) -> Path:
     """Where the run folders lie: `lightning_logs` in `default_root_dir`, or in the working directory."""
     return Path(default_root_dir or ".") / FOLDER
+
+
+def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
+    """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
+
+    config: what to keep as config.yaml, or None to write nothing.
+    """
+    try:
+        run = run or claim(root)
+        for part in run.rglob("*.part"):
+            part.unlink()
+        if config is not None:
+            part = run / "config.yaml.part"
+            part.write_text(config, encoding="utf-8")
+            os.replace(part, run / "config.yaml")
+    except OSError as error:
+        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror}") from None
+    return run
 
 
 def claim(root: Path) -> Path:
@@ -79,11 +100,17 @@ def _mtime(path: Path) -> float:
 
 
 def _lasts(run: Path) -> list[Path]:
-    return sorted(run.glob("checkpoints/last*.ckpt"), key=_mtime)
+    """The last checkpoint of a run; where it cannot be read, the newest of the others."""
+    files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
+    whole = [path for path in files if zipfile.is_zipfile(path)]
+    for path in [path for path in files if path not in whole]:
+        print(f"passed over {path}: it is cut short or no checkpoint", file=sys.stderr)
+    return whole[-1:]
 
 
 def _newest(root: Path) -> Path | None:
-    return max((path for run in root.glob("version_*") for path in _lasts(run)), key=_mtime, default=None)
+    runs = sorted(root.glob("version_*"), key=lambda run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0))
+    return next((path for run in reversed(runs) for path in _lasts(run)), None)
 
 
 def _best(root: Path) -> Path | None:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from engine import losses, metrics, optimizers, schedulers
+from engine.checkpoints import misfits
+from engine.discovery import UsageError
 from engine.loggers import CSVLogger
 
 STAGES = ("train", "val", "test")
@@ -141,6 +143,8 @@ class MInterface(LightningModule):
         checkpoint["rows"] = next((logger.rows for logger in self.loggers if isinstance(logger, CSVLogger)), 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if wrong := misfits(self, checkpoint["state_dict"]):
+            raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
         if self.trainer.state.fn == "fit":
             self.latest = dict(checkpoint.get("latest", {}))
             for logger in self.loggers:

@@ -1,0 +1,53 @@
+"""Stops before a loss or gradient that is no number can spoil the weights."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class Guard(Callback):
+    """Looks at the gradients of every optimiser step before it changes the weights.
+
+    What went in and the weights before it are saved as bad_step_N.pt in the run folder, for a look with `torch.load`.
+    Mixed precision with a gradient scaler (16-mixed) is left alone: there, infinite gradients are part of the method.
+
+    bad_steps: "stop", or "skip": leave the weights as they are and count.
+
+    Raises:
+        FloatingPointError: a gradient is NaN or infinite; names step, epoch, batch and parameters.
+    """
+
+    def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"] = "stop") -> None:
+        self.folder, self.bad_steps, self.skipped = folder, bad_steps, 0
+        self._batch: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch = batch
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+        if trainer.precision == "16-mixed" or torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        named = [(name, one) for name, one in module.named_parameters() if one.grad is not None]
+        bad = [name for name, one in named if not one.grad.isfinite().all()]  # type: ignore[union-attr]
+        place = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
+        path = self.folder / f"bad_step_{trainer.global_step}.pt"
+        if trainer.is_global_zero and not self.skipped:
+            torch.save({"batch": self._batch, "state_dict": module.state_dict()}, path)
+        said = f"{place}: the gradient is NaN or infinite in {', '.join(bad[:3]) or 'its norm'}"
+        said += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        if self.bad_steps == "stop":
+            raise FloatingPointError(f"{said}. The weights are unchanged; the batch and the weights are in {path}")
+        self.skipped += 1
+        for parameter in module.parameters():
+            parameter.grad = None
+        module.record({"skipped_steps": self.skipped})  # type: ignore[operator]
+
+    def state_dict(self) -> dict[str, int]:
+        """How many steps were skipped."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.skipped = state_dict["skipped"]
