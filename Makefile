@@ -4,7 +4,9 @@ BIN := $(CURDIR)/.venv/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
-.PHONY: demo test bake lint clean
+N ?= 105
+
+.PHONY: demo test faults bake lint clean
 
 demo: .venv/installed bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
@@ -15,6 +17,10 @@ demo: .venv/installed bake
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest
+	$(MAKE) faults
+
+faults: .venv/installed
+	$(BIN)/python tests/kills.py "$(INNER)" $(N)
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -22,9 +22,10 @@ KINDS = {
     "plateau": ["--lr_scheduler", "plateau"],
     "two workers": ["--num_workers", "2"],
     "early stopping": ["--patience", "2"],
+    "averaged weights": ["--ema_decay", "0.9"],
 }
-FLAGS = "--model_name tests.toys.Net --dataset tests.toys.Blobs --accelerator cpu --num_threads 1 --num_workers 0".split()
-FLAGS += "--max_epochs 6 --batch_size 16 --every_n_train_steps 1 --seed 3".split()
+FLAGS = "--model_name tests.toys.Net --dataset tests.toys.Blobs --accelerator cpu --num_threads 1".split()
+FLAGS += "--num_workers 0 --max_epochs 6 --batch_size 16 --every_n_train_steps 1 --seed 3".split()
 
 
 def fork(folder: Path, *argv: str) -> int:
@@ -53,7 +54,7 @@ def fork(folder: Path, *argv: str) -> int:
 
 
 def kill_at_random(child: int, folder: Path, pick: random.Random, seconds: float) -> str:
-    """Kills a run that takes some seconds, with all its processes; says when: "saving", "between", "finished before"."""
+    """Kills a run that takes some seconds, with all its processes, and says at what moment."""
     saving = pick.random() < 0.5
     wait, began = pick.random() * 0.9 * seconds, time.monotonic()
     part = folder / "lightning_logs" / "version_0" / "checkpoints"

@@ -173,6 +173,7 @@ def load_callbacks(
     every_n_minutes: float | None = None,
     patience: int | None = None,
     bad_steps: Literal["stop", "skip"] = "stop",
+    ema_decay: float | None = None,
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
 
@@ -183,8 +184,9 @@ def load_callbacks(
         every_n_minutes: the same by the clock.
         patience: stop when the monitored metric has not got better for so many validations.
         bad_steps: what to do before a step whose gradient is NaN or infinite.
+        ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, ModelSummary, TQDMProgressBar
+    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary, TQDMProgressBar
 
     from engine.callbacks import EpochLines, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
@@ -203,6 +205,8 @@ def load_callbacks(
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
         Guard(folder, bad_steps),
     ]
+    if ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=ema_decay))
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks

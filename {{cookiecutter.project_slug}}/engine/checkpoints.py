@@ -15,6 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from engine import runs
 from engine.discovery import UsageError
 from engine.loader import SIGNALS
 
@@ -110,19 +111,22 @@ class LastCheckpoint(Checkpoint):
         if self.every_n_minutes:
             late = time.monotonic() - self._saved > 60 * self.every_n_minutes
             due = due or trainer.strategy.reduce_boolean_decision(late, all=False)
-        stop = bool(self.received)
         if trainer.world_size > 1:  # one rank's signal is all ranks' signal
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            device = trainer.strategy.root_device
+            self.received = int(trainer.strategy.reduce(torch.tensor(self.received, device=device), reduce_op="max"))
+        stop = bool(self.received)
         if due or stop:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
         if stop:
             if trainer.is_global_zero:
+                if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # sbatch --signal=SIGUSR1@90
+                    print(f"SLURM: {runs.requeue()}")
                 print(
                     f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}",
                     flush=True,
                 )
-            raise SystemExit(128 + (self.received or signal.SIGTERM))
+            raise SystemExit(128 + self.received)
 
 
 def _validates_after(trainer: Trainer, batch_idx: int) -> bool:

@@ -99,9 +99,11 @@ def _parse(argv: list[str]) -> Settings:
     action, argv = _action(argv)
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = _first_look(argv)
-    kept, ckpt_path = {}, None
+    kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
+    if action == "fit" and not first.ckpt_path:
+        first.ckpt_path = runs.requeued(root)
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
-        ckpt_path = runs.find(first.ckpt_path, runs.folder(first.default_root_dir), resume=action == "fit")
+        ckpt_path = runs.find(first.ckpt_path, root, resume=action == "fit")
         kept = _kept_with(ckpt_path)
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
     given |= {key: Raw(text) for key in NAMES if (text := getattr(first, key))}

@@ -193,7 +193,7 @@ def _item(data: Dataset[Any], index: int) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Lets a worker live for half a minute after a signal to the whole process group, so that the run can save first."""
+    """Lets a worker live for half a minute after a signal to the whole process group: the run saves first."""
     for number in SIGNALS if hasattr(signal, "alarm") else ():
         signal.signal(number, lambda *_: signal.alarm(30))
 

@@ -193,3 +193,49 @@ def test_a_wrong_label_is_named(train, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("items", [1, 2, 3, 4])
 def test_almost_no_data(train, items: int) -> None:
     assert "train_loss" in train("--num_items", items, "--max_epochs", 1)
+
+
+@pytest.mark.slow
+def test_a_warned_slurm_job_requeues_itself_and_goes_on(start, train, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = Path("bin/scontrol")
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" > asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent.absolute()}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    run = start()
+    os.kill(run.pid, signal.SIGUSR1)
+    assert run.wait(timeout=60) == 128 + signal.SIGUSR1, Path("err").read_text()[-2000:]
+    assert Path("asked").read_text() == "requeue 77\n"
+    step = torch.load(LAST, weights_only=True)["global_step"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train("--max_epochs", 100000, "--max_steps", step + 2)
+    assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_go_on_to_the_same_end(shell) -> None:
+    argv = [*TOYS, "--max_epochs", "40", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
+    argv += ["--strategy", "ddp", "--default_root_dir"]
+    assert shell(*argv, "whole").returncode == 0
+    command = [sys.executable, str(PROJECT / "main.py"), *argv, "killed"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+        while not list(Path("killed").rglob("last.ckpt")):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.killpg(run.pid, signal.SIGKILL)
+    killed = [Path(root, LAST) for root in ("whole", "killed")]
+    assert torch.load(killed[1], weights_only=True)["epoch"] < 39
+    done = shell("--ckpt_path", "killed/lightning_logs/version_0")
+    assert done.returncode == 0, done.stderr
+    whole, killed = (torch.load(Path(root, LAST), weights_only=True)["state_dict"] for root in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert Path("whole", RUN, "metrics.csv").read_text() == Path("killed", RUN, "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
+    done = shell(*TOYS, "--broken_item", "71", "--devices", "2", "--strategy", "ddp")
+    assert done.returncode == 1
+    assert "ValueError: item 71 is broken" in done.stderr

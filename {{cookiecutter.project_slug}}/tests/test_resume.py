@@ -19,6 +19,7 @@ KINDS = {
     "constant and SGD": ["--lr_scheduler", "constant", "--optimizer", "SGD"],
     "early stopping": ["--patience", "1", "--lr", "0.3", "--every_n_train_steps", "1"],
     "workers": ["--num_workers", "2", "--every_n_train_steps", "2"],
+    "averaged weights": ["--ema_decay", "0.9", "--every_n_train_steps", "2"],
     "balanced": ["--balanced", "--every_n_train_steps", "2"],
     "a stream with a state": ["--dataset", "tests.toys.Stream", "--every_n_train_steps", "1"],
 }
