@@ -6,7 +6,7 @@ INNER := {{cookiecutter.project_slug}}
 
 N ?= 105
 
-.PHONY: demo test faults bake lint clean
+.PHONY: demo test faults bench bake lint clean
 
 demo: .venv/installed bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
@@ -24,6 +24,9 @@ faults: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/startup.py "$(INNER)"
 
 bake: .venv/installed
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build

@@ -1,10 +1,6 @@
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
-import importlib
-import json
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +54,9 @@ def run(
         default_root_dir: folder in which lightning_logs lies.
         num_threads: CPU threads of torch; none leaves it to torch.
     """
+    import logging
+    import warnings
+
     import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.utilities import rank_zero_only
@@ -121,12 +120,16 @@ def act(
         measure = trainer.validate if settings.action == "validate" else trainer.test
         measure(model, **how, ckpt_path=path, verbose=False)
     else:
-        importlib.import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
+        from importlib import import_module
+
+        import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
     return model.latest
 
 
 def report(metrics: dict[str, float], folder: Path) -> None:
     """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    import json
+
     path = folder / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """What `--help` shows: actions and names first; with a network and a dataset chosen, every flag in its group."""
 
 import re
-import shutil
 import textwrap
 from typing import Any, NoReturn
 
@@ -35,7 +34,6 @@ _COMMON = [
     "fast_dev_run",
     "profiler",
 ]
-_WIDTH = min(shutil.get_terminal_size().columns, 110)
 _INDENT = 30
 
 
@@ -102,7 +100,9 @@ def _said(default: Any) -> str:
 
 
 def _row(left: str, right: str) -> None:
-    lines = textwrap.wrap(right, _WIDTH - _INDENT) or [""]
+    import shutil
+
+    lines = textwrap.wrap(right, min(shutil.get_terminal_size().columns, 110) - _INDENT) or [""]
     head = f"  {left}".ljust(_INDENT)
     if len(head) > _INDENT:
         print(head.rstrip())

@@ -2,9 +2,7 @@
 
 import os
 import re
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 from engine.discovery import UsageError
@@ -67,6 +65,8 @@ def requeued(root: Path) -> str | None:
 
 def requeue() -> str:
     """Puts the SLURM job that this process belongs to back into the queue; what it says."""
+    import subprocess
+
     done = subprocess.run(
         ["scontrol", "requeue", _job().removeprefix("slurm-")], capture_output=True, text=True, check=False
     )
@@ -127,6 +127,8 @@ def _mtime(path: Path) -> float:
 
 def _lasts(run: Path) -> list[Path]:
     """The last checkpoint of a run; where it cannot be read, the newest of the others."""
+    import zipfile  # here, so that a mere mistake on the command line need not wait for it
+
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
     whole = [path for path in files if zipfile.is_zipfile(path)]
     for path in [path for path in files if path not in whole]:

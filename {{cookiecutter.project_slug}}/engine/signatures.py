@@ -44,10 +44,10 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
     """The signature as the source tells it; None where only the class itself can tell.
 
     That is so for an inherited `__init__`, for `*args` or `**kwargs`, and for a decorated class.
-    only_named: only the arguments behind a `*` count.
+    only_named: only the arguments behind a `*` count, and what its instances know does not.
     """
     function: Any = node
-    docs = [ast.get_docstring(node) or ""]
+    docs = [ast.get_docstring(node, clean=False) or ""]
     if isinstance(node, ast.ClassDef):
         if node.decorator_list:
             return None
@@ -55,7 +55,7 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
         if function is None:
             known = all(ast.unparse(base).rpartition(".")[2] in _EMPTY_BASES for base in node.bases)
             return Signature(node.name, {}, _knows(node)) if known else None
-        docs.append(ast.get_docstring(function) or "")
+        docs.append(ast.get_docstring(function, clean=False) or "")
     spec = function.args
     extends = [ast.unparse(base).rpartition(".")[2] for base in getattr(node, "bases", [])] == ["MInterface"]
     if spec.vararg or (spec.kwarg and not extends):
@@ -79,7 +79,7 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
         )
         for arg, default in pairs
     }
-    return Signature(node.name, parameters, _knows(node))
+    return Signature(node.name, parameters, {} if only_named else _knows(node))
 
 
 def from_object(thing: Any, owner: str = "") -> Signature:
