@@ -1,3 +1,5 @@
+#!/usr/bin/env python
+# PYTHON_ARGCOMPLETE_OK
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib.util
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,10 @@ class Settings(NamedTuple):
 
 def parse(argv: list[str]) -> Settings:
     """What a command line means. Help, `--print_config` and mistakes end here, with exit status 0 or 2."""
+    if "_ARGCOMPLETE" in os.environ:
+        from engine import completion
+
+        completion.run()
     try:
         return _parse(argv)
     except UsageError as error:
@@ -121,8 +126,8 @@ def _parse(argv: list[str]) -> Settings:
         for key in NAMES.keys() - chosen.keys():
             raise UsageError(f"--{key} is missing. {NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}")
     found = {key: _found(key, name) for key, name in chosen.items()}
-    groups = _groups(found)
-    flags = _flags(groups)
+    groups = groups_of(found)
+    flags = flags_of(groups)
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
     given |= _command_line(argv, flags, groups, chosen)
@@ -202,7 +207,7 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _groups(found: dict[str, discovery.Found]) -> dict[str, Signature]:
+def groups_of(found: dict[str, discovery.Found]) -> dict[str, Signature]:
     """All that asks for flags, in the order of the help. Where main.py names a Trainer argument, its default counts."""
     spec = importlib.util.find_spec("pytorch_lightning")
     if spec is None or spec.origin is None:
@@ -247,7 +252,7 @@ def _signature(found: discovery.Found) -> Signature:
     return signature or signatures.from_object(found.load(), found.name)
 
 
-def _flags(groups: dict[str, Signature]) -> dict[str, Flag]:
+def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:
     """One flag a name, fed to all that ask for it; what no command line can say stays with its default."""
     flags: dict[str, Flag] = {}
     for group in groups.values():

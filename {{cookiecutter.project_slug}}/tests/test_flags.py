@@ -276,3 +276,19 @@ def test_torch_waits(project: Path, argv: str) -> None:
         [sys.executable, "-c", code, *CHOSEN, *argv.split()], cwd=project, capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("[]\n")
+
+
+COMPLETIONS = [
+    ("t", {"test", "tune"}),
+    ("--model_name my", {"my_net"}),
+    ("--model_name my_net --dataset my_data --hid", {"--hidden_dim"}),
+    ("--model_name my_net --kind ", {"relu", "gelu"}),
+]
+
+
+@pytest.mark.parametrize(("line", "answers"), COMPLETIONS)
+def test_the_shell_completes(shell, project: Path, line: str, answers: set[str]) -> None:
+    line = f"main.py {line}"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    shell(project=project, **asked, _ARGCOMPLETE_STDOUT_FILENAME="told")
+    assert {word.strip() for word in Path("told").read_text().split("\n")} - {""} == answers
