@@ -74,7 +74,7 @@ def run(
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
-    if init_from:
+    if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
@@ -159,7 +159,7 @@ def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
             raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
     network = settings.network.load()
     if isinstance(network, type) and issubclass(network, MInterface):
-        model = network(**arguments, **settings.arguments["system"])
+        model = network(**settings.arguments["system"] | arguments)
     else:
         model = MInterface(network(**arguments), **settings.arguments["system"])
     model.save_hyperparameters(settings.flags)

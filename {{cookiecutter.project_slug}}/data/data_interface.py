@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from engine.discovery import UsageError
 from engine.loader import OrderedLoader
 
 
@@ -54,9 +56,9 @@ class DInterface(LightningDataModule):
         super().__init__()
         for cut, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= share < 1:
-                raise ValueError(f"--{cut} {share} should be at least 0 and less than 1")
+                raise UsageError(f"--{cut} {share} should be at least 0 and less than 1")
         if batch_size < 1:
-            raise ValueError(f"--batch_size {batch_size} should be at least 1")
+            raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
         self.seed, self.batch_size = seed, batch_size
         self.val_fraction, self.test_fraction, self.balanced = val_fraction, test_fraction, balanced
@@ -71,6 +73,7 @@ class DInterface(LightningDataModule):
         self._parts: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._training: OrderedLoader | None = None
+        self._loaders: list[OrderedLoader] = []
         self._place: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -81,12 +84,16 @@ class DInterface(LightningDataModule):
         from filelock import FileLock  # comes with torch
 
         Path(self.data_dir).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(self.data_dir) / ".prepare.lock"):
+        writes = os.access(self.data_dir, os.W_OK)  # where nobody can write there is nothing to keep apart
+        with FileLock(Path(self.data_dir) / ".prepare.lock") if writes else nullcontext():
             if own:
                 asked = inspect.signature(own).parameters
                 own(**{name: value for name, value in self.arguments.items() if name in asked})
             else:
-                for part in [{"train": True}, {"train": False}] if "train" in self._takes else [{}]:
+                parts: list[dict[str, Any]] = [{"train": True}, {"train": False}] if "train" in self._takes else [{}]
+                if "split" in self._takes:
+                    parts = [{"split": name} for name in ("train", "val", "test")]
+                for part in parts:
                     self.dataset_class(**self.arguments, **part, download=True)
         self._prepared = True
 
@@ -109,7 +116,8 @@ class DInterface(LightningDataModule):
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
-        part: Any = next((part for part in self._parts.values() if part is not None), None) or self.part("train")
+        built = [part for part in self._parts.values() if part is not None]
+        part: Any = built[0] if built else self.part("train")
         while isinstance(part, Subset):
             part = part.dataset
         if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
@@ -151,7 +159,8 @@ class DInterface(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training epoch, for the checkpoint."""
-        return self._training.state_dict() if self._training is not None else {}
+        trainer: Any = self.trainer
+        return self._training.place(trainer.fit_loop.batch_idx + 1) if self._training is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
@@ -167,20 +176,30 @@ class DInterface(LightningDataModule):
         return self.test_dataloader()
 
     def _loader(self, part: Any, **options: Any) -> OrderedLoader:
+        if part is None:
+            raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
         trainer: Any = self.trainer
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
         if hasattr(self.dataset_class, "collate_fn"):
             options["collate_fn"] = self.dataset_class.collate_fn
-        return OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
+        loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
+        self._loaders.append(loader)
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders:
+            loader.close()
+        self._loaders = []
 
     def _workers(self, part: Any) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if hasattr(self.dataset_class, "__getitems__") or len(os.sched_getaffinity(0)) < 2:
-            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if hasattr(self.dataset_class, "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
+            return 0  # a stream keeps its place only where it is read by this process
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
-        return min(len(os.sched_getaffinity(0)) // ranks, 8)
+        return min(cores // ranks, 8)
 
 
 def _check_targets(part: Any) -> None:
@@ -189,8 +208,11 @@ def _check_targets(part: Any) -> None:
         part = part.dataset
     classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
     if isinstance(classes, int) and targets is not None and len(targets):
-        numbers = torch.as_tensor(targets)
-        wrong = (numbers < 0) | (numbers >= classes)
+        try:
+            numbers = torch.as_tensor(targets)
+        except (TypeError, ValueError):
+            return  # no numbers, but names of files, say
+        wrong = ((numbers < 0) & (numbers != -100)) | (numbers >= classes)  # -100: cross_entropy's "ignore this one"
         if numbers.dim() == 1 and not numbers.is_floating_point() and wrong.any():
             first = int(wrong.nonzero()[0])
             raise ValueError(
@@ -207,8 +229,12 @@ def _balance(part: Any) -> torch.Tensor:
     if hasattr(base, "targets"):
         targets = torch.as_tensor(base.targets)[torch.as_tensor(indices)]
     else:
-        targets = torch.as_tensor([int(base[index][-1]) for index in indices])
+        targets = torch.as_tensor([int(_target(base[index])) for index in indices])
     return 1.0 / torch.bincount(targets)[targets].double()
+
+
+def _target(item: Any) -> Any:
+    return item["target"] if isinstance(item, dict) else item[-1]
 
 
 def _to_tensor() -> Any:

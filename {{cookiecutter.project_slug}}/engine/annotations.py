@@ -1,6 +1,7 @@
 """From the text of a flag to a value of the annotated type. Annotations are syntax trees: nothing is imported."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def _convert(text: str, option: ast.expr, alone: bool) -> Any:
     if kind == "bool":
         return _pick(_WORDS | ({"1": True, "0": False} if alone else {}), word)
     if kind in ("int", "float"):
-        return int(text) if kind == "int" else float(text)
+        return int(text) if kind == "int" else float(re.sub(r"\.(?=inf|nan)", "", word))  # YAML writes .inf
     if kind == "list":
         return _convert_list(text, option, alone)
     if kind == "dict":

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -76,57 +76,73 @@ class LastCheckpoint(Checkpoint):
         self.folder, self.every_n_train_steps, self.every_n_minutes = folder, every_n_train_steps, every_n_minutes
         self.path = folder / "checkpoints" / "last.ckpt"
         self.received = 0
+        self._training = self._stepped = self._due = False
         self._step, self._saved = 0, time.monotonic()
         self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
+    def _listen(self, trainer: Trainer, *_: Any) -> None:
+        if not self._before and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    # After Lightning has set its own handlers, which end a run with status 0 and nothing saved.
+    on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = _listen  # type: ignore[assignment]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._listen(trainer)
+        self._training, self._step = True, trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._training = False
+        if self.received:  # after the last save
+            self._end(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._before, self._training = {}, False
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self.received:
+        if self.received or not self._training:
             raise SystemExit(128 + number)
         self.received = number
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._step and not _validates_after(trainer, batch_idx):
+        before, self._step = self._step, trainer.global_step
+        self._stepped = self._step != before
+        every = self.every_n_train_steps
+        if every and self._step // every != before // every:
+            self._due = True
+        if self._stepped and not _validates_after(trainer, batch_idx):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+        if self._training and not trainer.is_last_batch and self._stepped:
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._save_if_due(trainer, due=True)
+        self._due = True
+        self._save_if_due(trainer)
 
-    def _save_if_due(self, trainer: Trainer, due: bool = False) -> None:
-        every, self._step = self.every_n_train_steps, trainer.global_step
-        due = due or bool(every and trainer.global_step % every == 0)
+    def _save_if_due(self, trainer: Trainer) -> None:
+        due = self._due
         if self.every_n_minutes:
             late = time.monotonic() - self._saved > 60 * self.every_n_minutes
             due = due or trainer.strategy.reduce_boolean_decision(late, all=False)
         if trainer.world_size > 1:  # one rank's signal is all ranks' signal
             device = trainer.strategy.root_device
             self.received = int(trainer.strategy.reduce(torch.tensor(self.received, device=device), reduce_op="max"))
-        stop = bool(self.received)
-        if due or stop:
+        if due or self.received:
             trainer.save_checkpoint(self.path)
-            self._saved = time.monotonic()
-        if stop:
-            if trainer.is_global_zero:
-                if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # sbatch --signal=SIGUSR1@90
-                    print(f"SLURM: {runs.requeue()}")
-                print(
-                    f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}",
-                    flush=True,
-                )
-            raise SystemExit(128 + self.received)
+            self._saved, self._due = time.monotonic(), False
+        if self.received:
+            self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> NoReturn:
+        if trainer.is_global_zero:
+            if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # sbatch --signal=SIGUSR1@90
+                print(f"SLURM: {runs.requeue()}")
+            print(f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}", flush=True)
+        raise SystemExit(128 + self.received)
 
 
 def _validates_after(trainer: Trainer, batch_idx: int) -> bool:

@@ -30,7 +30,7 @@ ACTIONS = {
 }
 NAMES = {"model_name": "model", "dataset": "data"}  # flag -> folder
 # The Trainer's arguments that main.py fills.
-_OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
+_OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler", "enable_checkpointing", "enable_model_summary"}
 # The dataset's arguments that DInterface fills.
 _FILLED = {"split", "train", "download", "root"}
 # These decide which item is in which part: changed, a checkpoint would be tested on what it was trained on.
@@ -46,7 +46,10 @@ class Flag(NamedTuple):
     @property
     def annotation(self) -> ast.expr | None:
         """The type, from the first that states one."""
-        return next((one.annotation for one in self.asked if one.annotation is not None), None)
+        found = next((one.annotation for one in self.asked if one.annotation is not None), None)
+        if found is not None and "None" in self.defaults and not annotations.takes(found, "None"):
+            return ast.BinOp(found, ast.BitOr(), ast.Constant(None))  # `width: int = None`
+        return found
 
     @property
     def defaults(self) -> dict[str, Parameter]:
@@ -104,13 +107,18 @@ def _parse(argv: list[str]) -> Settings:
     action, argv = _action(argv)
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = _first_look(argv)
+    given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
+    for key in ("ckpt_path", "default_root_dir"):
+        if getattr(first, key) is None and key in given:
+            setattr(first, key, given[key].text)
     kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
     if action == "fit" and not first.ckpt_path:
         first.ckpt_path = runs.requeued(root)
+    if first.ckpt_path and action == "tune":
+        raise UsageError("tune begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
         ckpt_path = runs.find(first.ckpt_path, root, resume=action == "fit")
         kept = _kept_with(ckpt_path)
-    given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
     given |= {key: Raw(text) for key in NAMES if (text := getattr(first, key))}
     chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
     for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
@@ -132,7 +140,9 @@ def _parse(argv: list[str]) -> Settings:
         help.details(action, groups, flags, everything="--help_all" in argv)
     given |= _command_line(argv, flags, groups, chosen)
     if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
-        kept = {key: raw for key, raw in kept.items() if key in flags}
+        kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
+    if ckpt_path and "init_from" in given:
+        raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
     for key, raw in (kept | given).items():
         if key not in flags and not any(group.open for group in groups.values()):
             raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
@@ -233,6 +243,9 @@ def groups_of(found: dict[str, discovery.Found]) -> dict[str, Signature]:
         for name, cut in (("split", _PARTS - {"seed"}), ("train", {"test_fraction"})):
             for fraction in cut if name in own else ():  # what the dataset comes with is not cut
                 groups["data"].parameters.pop(fraction, None)
+    if (system := groups["network"]) and system.fixes is not None:  # a system of its own takes what it does not set
+        rest = {key: one for key, one in groups["system"].parameters.items() if key not in system.fixes}
+        groups["system"] = groups["system"]._replace(parameters=rest)
     trainer = groups["trainer"]
     rest = {key: one for key, one in trainer.parameters.items() if key not in {*_OURS, *groups["run"].parameters}}
     groups["trainer"] = trainer._replace(parameters=rest)
@@ -335,7 +348,12 @@ def _refuse_changes(
     if action == "fit":
         fixed |= dict.fromkeys(groups["system"].parameters, "its optimiser's state")
     if action == "fit" or not other_data:
-        fixed |= dict.fromkeys(_PARTS, "the parts its data was cut into")
+        cuts = (
+            {*groups["dataset"].parameters} - {"data_dir"}
+            if _PARTS & groups["data"].parameters.keys() > {"seed"}
+            else set()
+        )
+        fixed |= dict.fromkeys(_PARTS | cuts, "the parts its data was cut into")
     for name, what in fixed.items():
         if name in before and name in now and before[name] != now[name]:
             raise UsageError(

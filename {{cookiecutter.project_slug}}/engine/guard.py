@@ -10,7 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 class Guard(Callback):
     """Looks at the gradients of every optimiser step before it changes the weights.
 
-    What went in and the weights before it are saved as bad_step_N.pt in the run folder, for a look with `torch.load`.
+    The batch that went in last (on rank 0) and the weights are saved as bad_step_N.pt in the run folder, for a look
+    with `torch.load`.
     Mixed precision with a gradient scaler (16-mixed) is left alone: there, infinite gradients are part of the method.
 
     bad_steps: "stop", or "skip": leave the weights as they are and count.
@@ -41,8 +42,9 @@ class Guard(Callback):
         if self.bad_steps == "stop":
             raise FloatingPointError(f"{said}. The weights are unchanged; the batch and the weights are in {path}")
         self.skipped += 1
-        for parameter in module.parameters():
-            parameter.grad = None
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         module.record({"skipped_steps": self.skipped})  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, int]:

@@ -1,16 +1,20 @@
 """Batches in an order that a resumed run repeats: every random draw is a function of the seed and a place."""
 
-import atexit
+import copy
 import hashlib
+import itertools
 import random
 import signal
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+
+from engine.discovery import UsageError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
@@ -33,7 +37,7 @@ class OrderedLoader:
 
     dataset: map-style or iterable. An iterable one splits itself over ranks and workers, and may keep its own state
         (`state_dict`, `load_state_dict`), which is exact with num_workers=0.
-    batch_size: items a batch and rank. The last batch is smaller; it is never a single item, unless there is only one.
+    batch_size: items a batch and rank. The last batch is smaller; it is a single item only where batches are 1 or 2.
     shuffle: a new order each epoch, from (seed, epoch).
     weights: shape (items,), how often to draw each item, with replacement; overrides `shuffle`.
     epoch: called when an epoch starts, for its number.
@@ -65,7 +69,8 @@ class OrderedLoader:
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
         self.iterable = isinstance(dataset, IterableDataset)
         self._resume: dict[str, Any] = {}
-        self._now = {"epoch": 0, "items": 0}
+        self._places: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)
+        self._fresh = self._own_state()
         order: dict[str, Any] = {"batch_size": batch_size} if self.iterable else {"batch_sampler": _Batches(self)}
         self.loader = DataLoader(
             dataset if self.iterable else _Placed(dataset),
@@ -78,8 +83,7 @@ class OrderedLoader:
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
 
-        if num_workers:
-            atexit.register(_close, weakref.ref(self.loader))
+        self.close = weakref.finalize(self, _send_home, self.loader)  # called by hand, or when it is no longer needed
 
     def __len__(self) -> int:
         if self.iterable:
@@ -90,29 +94,48 @@ class OrderedLoader:
         # A generator: the epoch is asked for when the first batch is, not when Lightning builds its iterator.
         resume, self._resume = self._resume, {}
         epoch = self.epoch()
-        items = resume.get("items", 0) if resume.get("epoch") == epoch else 0
-        self._now = {"epoch": epoch, "items": items}
+        begin = resume["batches"] if resume.get("epoch") == epoch else 0
+        if begin and resume["each"] != self.batch_size * self.world_size and begin < resume["of"]:
+            raise UsageError(
+                f"the run stopped within an epoch of {resume['each']} items a step: go on with that --batch_size and "
+                "number of devices until the epoch's end"
+            )
+        self._places.append({"epoch": epoch, "batches": begin})
+        if self._fresh:
+            self.data.load_state_dict((resume if begin else self._fresh)["dataset"])  # type: ignore[attr-defined]
         batches = iter(self.loader)
-        while True:
+        skip = begin if self.iterable and not self._fresh else 0  # a stream without a state is read again up to there
+        for number in itertools.count(begin - skip):
             if self.iterable:
-                reseed("stream", self.seed, epoch, self._now["items"], self.rank)
+                reseed("stream", self.seed, epoch, number, self.rank)
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._now["items"] += self.batch_size * self.world_size
-            yield batch
+            if number >= begin:
+                self._places.append({"epoch": epoch, "batches": number + 1, **self._own_state()})
+                yield batch
+
+    def _own_state(self) -> dict[str, Any]:
+        return (
+            {"dataset": copy.deepcopy(self.data.state_dict())}
+            if self.iterable and hasattr(self.data, "state_dict")
+            else {}
+        )
+
+    def place(self, batches: int) -> dict[str, Any]:
+        """The place after so many batches of the epoch: one may have been fetched ahead."""
+        found = next((one for one in self._places if one["batches"] == batches), self._places[-1])
+        of = -1 if self.iterable else len(self)
+        return {**found, "each": self.batch_size * self.world_size, "of": of if of >= 0 else batches + 1}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, in items of all ranks, and an iterable dataset's own state."""
-        own = {"dataset": self.data.state_dict()} if self.iterable and hasattr(self.data, "state_dict") else {}
-        return {**self._now, **own}
+        """The place; for Lightning, which asks whether a loader has one. DInterface is what keeps it."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the place again when the next epoch is begun with the same number."""
-        self._resume = state
-        if "dataset" in state:
-            self.data.load_state_dict(state["dataset"])  # type: ignore[attr-defined]
+        """Takes up a place again when the epoch of that number is begun."""
+        self._resume = state or self._resume
 
     def cuts(self) -> list[int]:
         """Where each global batch begins in the order, and where the last one ends."""
@@ -124,11 +147,10 @@ class OrderedLoader:
 
     def batches(self) -> Iterator[list[int]]:
         """The indices of this rank's batches from the present place on."""
-        epoch, start, cuts = self._now["epoch"], self._now["items"], self.cuts()
+        epoch, start, cuts = self._places[-1]["epoch"], self._places[-1]["batches"], self.cuts()
         order = self._order(epoch, len(self.data))  # type: ignore[arg-type]
-        order += order[: cuts[-1] - len(order)]
-        each = self.batch_size * self.world_size
-        for number in range(start // each, len(cuts) - 1):
+        order = list(itertools.islice(itertools.cycle(order), cuts[-1]))
+        for number in range(start, len(cuts) - 1):
             begin, end = cuts[number], cuts[number + 1]
             yield _Indices(
                 order[begin + self.rank : end : self.world_size], ("batch", self.seed, epoch, number, self.rank)
@@ -141,6 +163,13 @@ class OrderedLoader:
         if self.weights is None:
             return torch.randperm(length, generator=source).tolist()
         return torch.multinomial(self.weights, length, replacement=True, generator=source).tolist()
+
+
+def _send_home(loader: DataLoader[Any]) -> None:
+    """Ends the workers, which wait for a next epoch; left to themselves, each takes seconds to go."""
+    iterator, loader._iterator = loader._iterator, None  # there is no public way
+    if iterator is not None:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _Batches:
@@ -193,16 +222,9 @@ def _item(data: Dataset[Any], index: int) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    """Lets a worker live for half a minute after a signal to the whole process group: the run saves first."""
+    """Lets a worker live half a minute longer after a signal to the whole process group: the run saves first."""
     for number in SIGNALS if hasattr(signal, "alarm") else ():
         signal.signal(number, lambda *_: signal.alarm(30))
-
-
-def _close(loader: "weakref.ref[DataLoader[Any]]") -> None:
-    """Sends the workers home when an exception ends the program; multiprocessing would wait for them."""
-    iterator = getattr(loader(), "_iterator", None)  # there is no public way
-    if iterator is not None:
-        iterator._shutdown_workers()
 
 
 class _Collate:

@@ -31,7 +31,7 @@ class _Rows(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        outputs = outputs.detach().float().cpu().flatten(1)
+        outputs = outputs.detach().float().cpu().reshape(len(outputs), -1)
         classes = getattr(module, "classifies", False)
         if not self.rows:
             names = [f"p{number}" if classes else f"y{number}" for number in range(outputs.shape[1])]

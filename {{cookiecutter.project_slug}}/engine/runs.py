@@ -25,9 +25,9 @@ def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
         run = run or claim(root)
         if job := _job():
             (run / job).touch()
-        for part in run.rglob("*.part"):
-            part.unlink()
         if config is not None:
+            for part in run.rglob("*.part"):
+                part.unlink()
             part = run / "config.yaml.part"
             part.write_text(config, encoding="utf-8")
             os.replace(part, run / "config.yaml")
@@ -93,17 +93,17 @@ def find(name: str, root: Path, resume: bool) -> Path:
         UsageError: there is none; the message says what there is.
     """
     if name in ("last", "best"):
-        found = _newest(root) if name == "last" else _best(root)
-        if found is None:
+        found = _newest(root) if name == "last" else _best([*root.glob("version_*/checkpoints/best-*.ckpt")])
+        if not found:
             raise UsageError(f"--ckpt_path {name}: no {name} checkpoint in {root}/ yet")
-        return found
+        return found[0]
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
     if path.is_file():
         return path
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(_versions(root))[-5:]) or "no run"
         raise UsageError(f"--ckpt_path {name}: there is no such file or run folder; {root}/ has {there}")
-    last, best = _lasts(path), sorted(path.glob("checkpoints/best-*.ckpt"), key=_mtime)
+    last, best = _lasts(path), _best([*path.glob("checkpoints/best-*.ckpt")])
     for files in (last, best) if resume else (best, last):
         if files:
             return files[-1]
@@ -136,16 +136,16 @@ def _lasts(run: Path) -> list[Path]:
     return whole[-1:]
 
 
-def _newest(root: Path) -> Path | None:
+def _newest(root: Path) -> list[Path]:
     runs = sorted(root.glob("version_*"), key=lambda run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0))
-    return next((path for run in reversed(runs) for path in _lasts(run)), None)
+    return next((found for run in reversed(runs) if (found := _lasts(run))), [])
 
 
-def _best(root: Path) -> Path | None:
-    files = sorted(root.glob("version_*/checkpoints/best-*.ckpt"), key=_mtime)
-    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}
+def _best(files: list[Path]) -> list[Path]:
+    """The file with the best value of the metric in its name; of several metrics, the one of the newest file."""
+    scores = {path: match for path in sorted(files, key=_mtime) if (match := _BEST.fullmatch(path.name))}
     if not scores:
-        return None
-    monitor = scores[files[-1]][2]
+        return []
+    monitor = list(scores.values())[-1][2]
     pick = max if direction(monitor) == "max" else min
-    return pick((path for path in scores if scores[path][2] == monitor), key=lambda path: float(scores[path][3]))
+    return [pick((path for path in scores if scores[path][2] == monitor), key=lambda path: float(scores[path][3]))]

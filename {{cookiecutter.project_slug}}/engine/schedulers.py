@@ -8,6 +8,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from engine.discovery import UsageError
+
 
 def factor(step: int, name: str, total: float, warmup: int) -> float:
     """The share of `lr` in 0..1 at an optimiser step.
@@ -28,14 +30,17 @@ def load(name: str, optimizer: Optimizer, total: float, warmup: int) -> dict[str
     """Lightning's `lr_scheduler` entry, or None where the rate stays as it is.
 
     Raises:
-        ValueError: the warm-up is longer than the run, or the run has no end to plan for.
+        UsageError: the warm-up is longer than the run, or the run has no end to plan for.
     """
+    total = total if total >= 0 else math.inf  # Lightning's -1: a stream without a length
     if warmup >= total:
-        raise ValueError(f"--warmup_steps {warmup} should be less than the {total:.0f} steps of the run")
+        raise UsageError(f"--warmup_steps {warmup} should be less than the {total:.0f} steps of the run")
+    if name == "plateau" and warmup:
+        raise UsageError("--lr_scheduler plateau takes no --warmup_steps")
     if name in ("constant", "plateau") and not warmup:
         return None
     if math.isinf(total) and name in ("linear", "cosine"):
-        raise ValueError(
+        raise UsageError(
             f"--lr_scheduler {name} needs an end to plan for: give --max_epochs or --max_steps, or take "
             "--lr_scheduler constant"
         )
@@ -52,6 +57,10 @@ class Plateau(Callback):
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.limit_val_batches == 0:
+            raise UsageError("--lr_scheduler plateau follows val_loss, and this run has no validation")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":

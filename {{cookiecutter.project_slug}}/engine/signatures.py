@@ -32,12 +32,14 @@ class Signature(NamedTuple):
 
     knows: attributes of its instances, as values or Sources; None where only an instance can tell.
     open: it takes any further keyword too.
+    fixes: of a subclass of MInterface, the arguments of MInterface that it has or sets itself.
     """
 
     owner: str
     parameters: dict[str, Parameter]
     knows: dict[str, Any] | None
     open: bool = False
+    fixes: set[str] | None = None
 
 
 def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_named: bool = False) -> Signature | None:
@@ -54,7 +56,8 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
         function = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
         if function is None:
             known = all(ast.unparse(base).rpartition(".")[2] in _EMPTY_BASES for base in node.bases)
-            return Signature(node.name, {}, _knows(node)) if known else None
+            fixes = set[str]() if any(ast.unparse(base).endswith("MInterface") for base in node.bases) else None
+            return Signature(node.name, {}, _knows(node), fixes=fixes) if known else None
         docs.append(ast.get_docstring(function, clean=False) or "")
     spec = function.args
     extends = [ast.unparse(base).rpartition(".")[2] for base in getattr(node, "bases", [])] == ["MInterface"]
@@ -79,7 +82,8 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
         )
         for arg, default in pairs
     }
-    return Signature(node.name, parameters, {} if only_named else _knows(node))
+    fixes = set(parameters) | _set_by_hand(function) if extends else None
+    return Signature(node.name, parameters, {} if only_named else _knows(node), fixes=fixes)
 
 
 def from_object(thing: Any, owner: str = "") -> Signature:
@@ -99,7 +103,10 @@ def from_object(thing: Any, owner: str = "") -> Signature:
             default = Source(repr(default))
         annotation = annotations.parse(text) or _of_default(default)
         parameters[name] = Parameter(name, annotation, default, helps.get(name, ""), owner)
-    return Signature(owner, parameters, None, further)
+    # Followed into MInterface, the parameters hold all that it leaves open: nothing is left for the system's own group.
+    base = next((one for one in getattr(thing, "__mro__", ()) if one.__name__ == "MInterface"), None)
+    fixes = set(inspect.signature(base).parameters) if base else None
+    return Signature(owner, parameters, None, further, fixes)
 
 
 def _inspect(thing: Any, inspect: Any, seen: set[Any]) -> tuple[dict[str, Any], bool]:
@@ -181,6 +188,13 @@ def _knows(node: ast.AST) -> dict[str, Any]:
         ):
             knows[one.name] = Source(one.name)
     return knows
+
+
+def _set_by_hand(function: ast.FunctionDef) -> set[str]:
+    """Keywords that `super().__init__(...)` is given by name."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    supers = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
+    return {word.arg for call in supers for word in call.keywords if word.arg}
 
 
 def _pairs(one: ast.Assign | ast.AnnAssign) -> list[tuple[ast.expr, ast.expr | None]]:

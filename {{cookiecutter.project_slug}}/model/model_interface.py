@@ -20,6 +20,9 @@ class MInterface(LightningModule):
     It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
     epoch and all processes, and `train_loss_step` every `log_every_n_steps`.
 
+    What a step logs by `self.record` is written before the step's checkpoint, so that a resumed run repeats no row;
+    what it logs by Lightning's `self.log` comes after.
+
     A system of its own (GAN, VAE ...) is a subclass: `def __init__(self, latent_dim: int = 16, **kwargs)` hands
     `**kwargs` on to this class and overrides the steps that it needs.
     """
@@ -55,6 +58,7 @@ class MInterface(LightningModule):
         self.latest: dict[str, float] = {}  # what was measured last, by name
         self.loss = losses.load(loss)
         self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
+        self.answers_yes_or_no = loss.startswith("binary")  # the output is one logit for each question
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.optimizer_name, self.lr_scheduler, self.warmup_steps = optimizer, lr_scheduler, warmup_steps
         self.metrics = nn.ModuleDict(
@@ -71,8 +75,9 @@ class MInterface(LightningModule):
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         loss = self.loss(output, target)
+        measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
         for name, metric in self._of(stage).items():
-            metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (output.detach(), target)))
+            metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
         return loss
 
     def _of(self, stage: str) -> dict[str, Metric]:
@@ -87,7 +92,8 @@ class MInterface(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.step(batch, "train")
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches that make a step
+        if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 

@@ -74,6 +74,29 @@ class Stream(IterableDataset):
         self.place = state["place"]
 
 
+class Endless(Stream):
+    """A stream that does not say its length."""
+
+    def __len__(self) -> int:
+        raise TypeError("endless")
+
+
+class Forgetful(IterableDataset):
+    """A stream that does not know its place."""
+
+    num_classes = 3
+    num_features = 2
+
+    def __init__(self, split: str, num_items: int = 32) -> None:
+        self.items = Blobs(num_items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self):
+        return (self.items[place] for place in range(len(self.items)))
+
+
 class Net(nn.Module):
     """One hidden layer."""
 
