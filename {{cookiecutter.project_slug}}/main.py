@@ -3,6 +3,7 @@
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,6 +63,7 @@ def run(
     import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.utilities import rank_zero_only
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from engine import checkpoints
 
@@ -86,7 +88,8 @@ def run(
         given["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
-    trainer = Trainer(
+    make_trainer = partial(
+        Trainer,
         **given,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
@@ -96,6 +99,10 @@ def run(
         plugins=[checkpoints.DurableCheckpointIO()],
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
+    try:
+        trainer = make_trainer()
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
         print(f"{settings.action} {model_name} on {dataset}{source}: {folder}", flush=True)

@@ -57,6 +57,10 @@ class DInterface(LightningDataModule):
         for cut, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= share < 1:
                 raise UsageError(f"--{cut} {share} should be at least 0 and less than 1")
+        if val_fraction + test_fraction >= 1:
+            raise UsageError(
+                f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn from"
+            )
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
@@ -117,9 +121,7 @@ class DInterface(LightningDataModule):
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
         built = [part for part in self._parts.values() if part is not None]
-        part: Any = built[0] if built else self.part("train")
-        while isinstance(part, Subset):
-            part = part.dataset
+        part = _base(built[0] if built else self.part("train"))
         if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
             return len(part.classes)
         return getattr(part, name, None)
@@ -182,7 +184,7 @@ class DInterface(LightningDataModule):
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
         if hasattr(self.dataset_class, "collate_fn"):
-            options["collate_fn"] = self.dataset_class.collate_fn
+            options["collate_fn"] = _base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
         self._loaders.append(loader)
         return loader
@@ -202,10 +204,14 @@ class DInterface(LightningDataModule):
         return min(cores // ranks, 8)
 
 
+def _base(part: Any) -> Any:
+    """The dataset that a part was cut from."""
+    return _base(part.dataset) if isinstance(part, Subset) else part
+
+
 def _check_targets(part: Any) -> None:
     """Finds a class number outside 0 .. num_classes - 1, where the dataset lists its targets."""
-    while isinstance(part, Subset):
-        part = part.dataset
+    part = _base(part)
     classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
     if isinstance(classes, int) and targets is not None and len(targets):
         try:

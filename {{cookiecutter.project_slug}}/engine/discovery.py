@@ -38,6 +38,9 @@ def find(folder: str, name: str) -> Found:
         UsageError: no such file, class, package or attribute; the message says what there is.
         SyntaxError: the file is no valid Python.
     """
+    stem = name.rpartition("/")[2].removesuffix(".py")
+    if name not in names(folder) and (same := [one for one in names(folder) if _plain(one) == _plain(stem)]):
+        raise UsageError(f"{folder}/ has no {name!r}; did you mean {same[0]!r}?")
     if "." in name:
         return _find_dotted(name)
     path = ROOT / folder / f"{name}.py"
@@ -67,6 +70,8 @@ def _find_dotted(path: str) -> Found:
         raise UsageError(f"{path}: there is no module {error.name!r} (is its package installed?)") from None
     if not hasattr(found, name):
         raise UsageError(f"{path}: module {module} has no {name!r}{nearest(name, dir(found))}")
+    if not callable(getattr(found, name)):
+        raise UsageError(f"{path} is no class or function but a {type(getattr(found, name)).__name__}")
     return Found(module, name)
 
 

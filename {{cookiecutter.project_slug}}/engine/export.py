@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Trainer
 
 from engine.checkpoints import load
 from engine.discovery import UsageError
 
 
-def run(trainer: Trainer, model: LightningModule, data: LightningDataModule, ckpt_path: str, folder: Path) -> None:
+def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, folder: Path) -> None:
     """Writes the network for batches of any size and checks it against the one in memory.
 
     Raises:
@@ -19,6 +19,7 @@ def run(trainer: Trainer, model: LightningModule, data: LightningDataModule, ckp
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     if getattr(model, "network", None) is None:
         raise UsageError(f"{type(model).__name__} is a system without one `network`; export its parts by hand")
+    data.num_workers = 0  # one batch is worth no workers
     inputs, _ = model.split(next(iter(data.test_dataloader())))  # type: ignore[operator]
     named: dict[Any, Any] = inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
     named = {name: torch.cat([one, one])[:2] for name, one in named.items()}  # a batch of 1 would be taken for fixed

@@ -30,7 +30,8 @@ ACTIONS = {
 }
 NAMES = {"model_name": "model", "dataset": "data"}  # flag -> folder
 # The Trainer's arguments that main.py fills.
-_OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler", "enable_checkpointing", "enable_model_summary"}
+_OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
+_OURS |= {"enable_checkpointing", "enable_model_summary", "barebones"}  # they forbid what main.py gives
 # The dataset's arguments that DInterface fills.
 _FILLED = {"split", "train", "download", "root"}
 # These decide which item is in which part: changed, a checkpoint would be tested on what it was trained on.
@@ -91,6 +92,9 @@ def parse(argv: list[str]) -> Settings:
         return _parse(argv)
     except UsageError as error:
         stop(error.args[0])
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except SyntaxError as error:
         import traceback
 
@@ -131,8 +135,10 @@ def _parse(argv: list[str]) -> Settings:
     if not (asks_help or first.ckpt_path or action in ("fit", "tune")):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:
-        for key in NAMES.keys() - chosen.keys():
-            raise UsageError(f"--{key} is missing. {NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}")
+        missing = [key for key in NAMES if key not in chosen]
+        if missing:
+            has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
+            raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
     found = {key: _found(key, name) for key, name in chosen.items()}
     groups = groups_of(found)
     flags = flags_of(groups)
@@ -294,13 +300,15 @@ def _command_line(
     raws = {key: Raw(text if isinstance(text, str) else _one_text(text)) for key, text in texts.items()}
     name = ""
     for word in rest:  # flags nobody of ours has: a typo, or for a class that takes any keyword
-        if word.startswith("-"):
+        if word.startswith("-") and not word.startswith("--"):
+            raise UsageError(f"{word!r}: a flag begins with two dashes")
+        if word.startswith("--"):
             name, _, text = word.lstrip("-").partition("=")
             raws[name] = Raw(text or "true")
         elif name and raws[name].text == "true":
             raws[name] = Raw(word)
         else:
-            raise UsageError(f"{word!r} is no flag: a flag begins with --; {_unknown(word, flags, groups, chosen)}")
+            raise UsageError(f"{word!r} is no flag" + (f"; did you mean --{word}?" if word in flags else ""))
     return raws
 
 
@@ -310,13 +318,15 @@ def _one_text(words: list[str]) -> str:
 
 def _unknown(name: str, flags: dict[str, Flag], groups: dict[str, Signature], chosen: dict[str, str]) -> str:
     for group in groups.values():
-        if name in group.parameters:
+        if name in group.parameters and name not in flags:
             return f"--{name} of {group.owner} is of a type that a command line cannot give; set it in the code"
     for key, folder in NAMES.items():
         others = [other for other in discovery.names(folder) if other != chosen[key] and _has(folder, other, name)]
         if others:
             return f"--{name} is a flag of {', '.join(others)}, and --{key} is {chosen[key]}"
-    return f"unknown flag --{name}{discovery.nearest(name, flags)}"
+    if name == "root":
+        return "--root is filled from --data_dir"
+    return f"unknown flag --{name}{discovery.nearest(name, [*flags, 'help', 'help_all', 'config', 'print_config'])}"
 
 
 def _has(folder: str, other: str, name: str) -> bool:

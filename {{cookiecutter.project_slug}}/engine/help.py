@@ -55,6 +55,7 @@ def overview(actions: dict[str, str], names: dict[str, list[str]]) -> NoReturn:
     _row("--help", "with --model_name and --dataset: all their flags; --help_all: the whole Trainer's too")
     first = [f"--{name} {there[0]}" for name, there in names.items() if there]
     print(f"\nfor example: python main.py {' '.join(first)} --max_epochs 5")
+    print(end="", flush=True)
     raise SystemExit(0)
 
 
@@ -77,6 +78,7 @@ def details(action: str, groups: dict[str, Signature], flags: dict[str, Any], ev
             _row(f"--{flag.name}", _words(flag, knows))
         if hidden:
             print(f"  (and {hidden} more: --help_all)")
+    print(end="", flush=True)
     raise SystemExit(0)
 
 

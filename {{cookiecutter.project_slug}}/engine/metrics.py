@@ -1,7 +1,9 @@
 """What is measured beside the loss: torchmetrics objects, one set a stage, right under any number of processes."""
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 
@@ -18,14 +20,19 @@ def for_loss(loss: str) -> dict[str, Metric]:
     return metrics
 
 
-def state(metric: Metric) -> dict[str, Any]:
-    """What a metric has gathered so far over all processes. Every process has to ask at the same time."""
-    with metric.sync_context(should_unsync=True):
-        return dict(metric.metric_state)
+def state(metric: Metric, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+    """What a metric has gathered so far, a row for each process.
+
+    gather: (...) -> (processes, ...), which every process has to call at the same time.
+    """
+    return {name: gather(value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
 
 
-def restore(metric: Metric, state: dict[str, Any]) -> None:
-    """Puts back what `state` gave, on one process; the others begin at nothing."""
-    for name, value in state.items():
-        setattr(metric, name, value)
+def restore(metric: Metric, state: dict[str, Tensor], rank: int, world_size: int) -> None:
+    """Puts back what `state` gave; all of it, being sums, on the first process where their number has changed."""
+    for name, rows in state.items():
+        if len(rows) == world_size:
+            setattr(metric, name, rows[rank])
+        elif rank == 0:
+            setattr(metric, name, rows.sum(0))
     metric._update_count = 1  # there is no public way to say that it holds something

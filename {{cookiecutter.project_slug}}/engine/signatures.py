@@ -83,7 +83,8 @@ def from_source(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, only_nam
         for arg, default in pairs
     }
     fixes = set(parameters) | _set_by_hand(function) if extends else None
-    return Signature(node.name, parameters, {} if only_named else _knows(node), fixes=fixes)
+    own = all(ast.unparse(base).rpartition(".")[2] in _EMPTY_BASES for base in getattr(node, "bases", []))
+    return Signature(node.name, parameters, {} if only_named else _knows(node) if own else None, fixes=fixes)
 
 
 def from_object(thing: Any, owner: str = "") -> Signature:

@@ -1,5 +1,6 @@
 """MInterface: any nn.Module -> loss, metrics, optimiser. One step, three hooks."""
 
+import math
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule
@@ -74,6 +75,10 @@ class MInterface(LightningModule):
         """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
+        if self.classifies and target.is_floating_point() and target.shape != output.shape:
+            raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
+        if not self.classifies and output.shape == (*target.shape, 1):
+            output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         loss = self.loss(output, target)
         measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
         for name, metric in self._of(stage).items():
@@ -138,13 +143,14 @@ class MInterface(LightningModule):
         fused = self.trainer.precision != "16-mixed"  # whose gradient scaler cannot clip under a fused step
         named = (self.optimizer_name, self.parameters(), self.lr, self.weight_decay, self.momentum)
         optimizer = optimizers.load(*named, fused=fused)
-        total = self.trainer.estimated_stepping_batches
+        planned = self.warmup_steps or self.lr_scheduler in ("cosine", "linear")
+        total = self.trainer.estimated_stepping_batches if planned else math.inf  # asking for it begins to load
         scheduler = schedulers.load(self.lr_scheduler, optimizer, total, self.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
-        checkpoint["metrics"] = {name: metrics.state(metric) for name, metric in gathered.items()}
+        checkpoint["metrics"] = {name: metrics.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest
         checkpoint["rows"] = next((logger.rows for logger in self.loggers if isinstance(logger, CSVLogger)), 0)
 
@@ -152,10 +158,16 @@ class MInterface(LightningModule):
         if wrong := misfits(self, checkpoint["state_dict"]):
             raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
         if self.trainer.state.fn == "fit":
+            last = self.trainer.max_epochs
+            if last is not None and 0 <= last <= checkpoint["epoch"]:
+                raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
             self.latest = dict(checkpoint.get("latest", {}))
             for logger in self.loggers:
                 if isinstance(logger, CSVLogger):
                     logger.rewind(checkpoint.get("rows", 0))
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
-            if name in self.metrics and self.trainer.is_global_zero:
-                metrics.restore(self._of(name)[name], state)
+            if name in self.metrics:
+                metrics.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
+
+    def _rows(self, value: Tensor) -> Any:
+        return self.all_gather(value) if self.trainer.world_size > 1 else value[None]

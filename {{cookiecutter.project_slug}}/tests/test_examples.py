@@ -10,7 +10,7 @@ import main
 from data.mnist import MNIST
 
 FLAGS = """
-accelerator accumulate_grad_batches bad_steps balanced barebones batch_size benchmark check_val_every_n_epoch
+accelerator accumulate_grad_batches bad_steps balanced batch_size benchmark check_val_every_n_epoch
 ckpt_path data_dir dataset default_root_dir detect_anomaly deterministic devices dropout ema_decay
 enable_autolog_hparams enable_progress_bar every_n_minutes every_n_train_steps fast_dev_run gradient_clip_algorithm
 gradient_clip_val img_size in_channels inference_mode init_from init_partial limit_predict_batches limit_test_batches

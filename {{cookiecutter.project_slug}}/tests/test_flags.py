@@ -175,6 +175,11 @@ MISTAKES = [
     ("--act x", "--act of MyNet is of a type that a command line cannot give"),
     ("--callbacks x", "unknown flag --callbacks"),
     ("5", "'5' is no flag"),
+    ("rate 0.1", "'rate' is no flag; did you mean --rate?"),
+    ("-rate 0.1", "'-rate': a flag begins with two dashes"),
+    ("--model_name MyNet", "model/ has no 'MyNet'; did you mean 'my_net'?"),
+    ("--model_name my_net.py", "model/ has no 'my_net.py'; did you mean 'my_net'?"),
+    ("--model_name torchvision.models", "torchvision.models is no class or function but a module"),
     ("--config nowhere.yaml", "--config nowhere.yaml: No such file or directory"),
     ("--ckpt_path last", "--ckpt_path last: no last checkpoint in lightning_logs/ yet"),
     ("--ckpt_path version_7", "--ckpt_path version_7: there is no such file or run folder"),
@@ -194,7 +199,7 @@ def test_mistakes(shell, project: Path, argv: str, line: str) -> None:
 def test_mistakes_before_anything_is_chosen(shell, project: Path) -> None:
     assert "there is no action 'tset'; did you mean 'test'?" in shell("tset", project=project).stderr
     assert "test needs a checkpoint" in shell("test", project=project).stderr
-    assert "--model_name is missing. model/ has: " in shell("--dataset", "my_data", project=project).stderr
+    assert "--model_name missing. model/ has: " in shell("--dataset", "my_data", project=project).stderr
 
 
 def test_a_syntax_error_shows_its_own_line(shell, project: Path) -> None:
@@ -261,8 +266,8 @@ def test_help(shell, project: Path) -> None:
     assert "share that is dropped, in 0..1 (100% is too much)" in " ".join(chosen.split())
     assert "known from the data" in chosen
     assert max(map(len, chosen.splitlines())) <= 80
-    assert "--barebones" not in chosen
-    assert "--barebones" in shell(*CHOSEN, "--help_all", project=project).stdout
+    assert "--detect_anomaly" not in chosen
+    assert "--detect_anomaly" in shell(*CHOSEN, "--help_all", project=project).stdout
 
 
 @pytest.mark.parametrize("argv", ["--help", "--hidden_dims 3", "--print_config", "--model_name nobody"])

@@ -24,7 +24,9 @@ KINDS = {
     "accumulation across validation": [
         *["--accumulate_grad_batches", "2", "--val_check_interval", "3", "--every_n_train_steps", "1"]
     ],
-    "a stream without a length": ["--dataset", "tests.toys.Endless", "--every_n_train_steps", "1"],
+    "a stream without a length": [
+        *["--dataset", "tests.toys.Endless", "--lr_scheduler", "constant", "--every_n_train_steps", "1"]
+    ],
     "a stream without a state": ["--dataset", "tests.toys.Forgetful", "--every_n_train_steps", "1"],
     "a stream with a state": ["--dataset", "tests.toys.Stream", "--every_n_train_steps", "1"],
 }
