@@ -1,6 +1,6 @@
 """CPU time of help and of mistakes over the CPU time of `import torch`, from runs taken in turn.
 
-    python benchmarks/startup.py PROJECT [ROUNDS]
+python benchmarks/startup.py PROJECT [ROUNDS]
 """
 
 import resource
