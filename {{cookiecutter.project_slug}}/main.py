@@ -121,9 +121,9 @@ def act(
     if settings.action == "fit":
         trainer.fit(model, **how, ckpt_path=path)
         if data.part("test") is not None:
-            best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+            best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
             trained = model.latest
-            trainer.test(model, **how, ckpt_path=best, verbose=False)
+            trainer.test(model, **how, ckpt_path=str(best) if best.is_file() else None, verbose=False)
             model.latest = trained | model.latest
     elif settings.action in ("validate", "test"):
         measure = trainer.validate if settings.action == "validate" else trainer.test

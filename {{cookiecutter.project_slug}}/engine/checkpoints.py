@@ -75,7 +75,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self.folder, self.every_n_train_steps, self.every_n_minutes = folder, every_n_train_steps, every_n_minutes
         self.path = folder / "checkpoints" / "last.ckpt"
-        self.received = 0
+        self.received = self._heard = 0  # by any process, by this one
         self._training = self._stepped = self._due = False
         self._step, self._saved = 0, time.monotonic()
         self._before: dict[int, Any] = {}
@@ -102,9 +102,9 @@ class LastCheckpoint(Checkpoint):
         self._before, self._training = {}, False
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self.received or not self._training:
+        if self._heard or not self._training:
             raise SystemExit(128 + number)
-        self.received = number
+        self.received = self._heard = number
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, self._step = self._step, trainer.global_step

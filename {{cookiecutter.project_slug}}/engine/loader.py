@@ -59,13 +59,8 @@ class OrderedLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        self.data, self.batch_size, self.seed, self.shuffle, self.weights = (
-            dataset,
-            batch_size,
-            seed,
-            shuffle,
-            weights,
-        )
+        self.data, self.batch_size = dataset, batch_size
+        self.seed, self.shuffle, self.weights = seed, shuffle, weights
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
         self.iterable = isinstance(dataset, IterableDataset)
         self._resume: dict[str, Any] = {}
@@ -82,7 +77,6 @@ class OrderedLoader:
             worker_init_fn=_outlive_signals,
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
-
         self.close = weakref.finalize(self, _send_home, self.loader)  # called by hand, or when it is no longer needed
 
     def __len__(self) -> int:
@@ -117,11 +111,9 @@ class OrderedLoader:
                 yield batch
 
     def _own_state(self) -> dict[str, Any]:
-        return (
-            {"dataset": copy.deepcopy(self.data.state_dict())}
-            if self.iterable and hasattr(self.data, "state_dict")
-            else {}
-        )
+        if not self.iterable or not hasattr(self.data, "state_dict"):
+            return {}
+        return {"dataset": copy.deepcopy(self.data.state_dict())}
 
     def place(self, batches: int) -> dict[str, Any]:
         """The place after so many batches of the epoch: one may have been fetched ahead."""

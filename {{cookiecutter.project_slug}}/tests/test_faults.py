@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,26 @@ def test_three_ways_on_from_a_checkpoint(train, capsys: pytest.CaptureFixture[st
         train("--init_from", LAST, "--hidden_dim", 16)
     assert "network.layers.0.bias is (16,) here and (8,) there (3 in all" in capsys.readouterr().err
     train("--init_from", LAST, "--hidden_dim", 16, "--init_partial", "--max_epochs", 1)
+
+
+def test_a_moved_checkpoint_goes_on_in_a_new_folder(train, tmp_path: Path) -> None:
+    train("--max_epochs", 1, "--lr", 0)
+    moved = LAST.rename(tmp_path / "moved.ckpt")
+    assert "test_acc" in main.main(["--ckpt_path", str(moved), "--max_epochs", "2"])
+    assert Path("lightning_logs/version_1/checkpoints/last.ckpt").exists()
+
+
+def test_in_mid_epoch_the_batch_size_cannot_change(train, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep(self: toys.Net) -> None:
+        if LAST.exists() and not Path("mid.ckpt").exists():
+            shutil.copy(LAST, "mid.ckpt")
+
+    monkeypatch.setattr(toys.Net, "each_forward", keep)
+    train("--max_epochs", 2, "--batch_size", 16, "--every_n_train_steps", 1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", "mid.ckpt", "--batch_size", "8"])
+    assert "stopped within an epoch of 16 items a step" in capsys.readouterr().err
+    main.main(["--ckpt_path", "last", "--batch_size", "8", "--max_epochs", "3"])
 
 
 REFUSED = [
