@@ -88,7 +88,8 @@ class MNIST(Dataset):
                 if (folder / f"{name}.broken").exists() and not (folder / name).exists():
                     (folder / f"{name}.broken").replace(folder / name)
             what = ", ".join(f"{name} {wrong}" for name, wrong in wrongs.items())
-            raise RuntimeError(_way_out(folder, f"{what}; the download failed ({error})")) from None
+            why = " ".join(str(error).split())
+            raise RuntimeError(_way_out(folder, f"{what}; the download failed ({why})")) from None
         finally:
             socket.setdefaulttimeout(before)
         for name in wrongs:

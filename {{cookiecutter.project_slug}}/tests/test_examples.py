@@ -1,10 +1,16 @@
 """The examples of this project: LeNet, the digits, MNIST. Goes with them."""
 
+import gzip
+import hashlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import main
 from data.mnist import MNIST
@@ -76,6 +82,32 @@ def test_a_broken_mnist_says_what_is_wrong_and_the_ways_out(tmp_path: Path, wron
     assert "delete that folder" in str(caught.value)
     assert "--dataset digits" in str(caught.value)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == left  # what was there is still there
+
+
+def test_with_a_connection_a_broken_file_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = write_mnist(tmp_path / "served")
+    resources = []
+    for path in sorted(served.iterdir()):
+        packed = gzip.compress(path.read_bytes())
+        path.with_name(f"{path.name}.gz").write_bytes(packed)
+        resources.append((f"{path.name}.gz", hashlib.md5(packed).hexdigest()))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(served)))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    raw = write_mnist(tmp_path / "here")
+    (raw / "train-images-idx3-ubyte").write_bytes(b"cut short")
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        MNIST.prepare_data(str(tmp_path / "here"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    for name, _ in resources:
+        name = name.removesuffix(".gz")
+        assert (raw / name).read_bytes() == (served / name).read_bytes()
+    assert not list(raw.glob("*.broken"))
 
 
 def test_labels_that_are_no_digits(tmp_path: Path) -> None:
