@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine import annotations, config, discovery, help, runs, signatures
+from engine import annotations, config, discovery, help, limits, runs, signatures
 from engine.config import Raw
 from engine.discovery import UsageError
 from engine.signatures import REQUIRED, Parameter, Signature, Source
@@ -340,13 +340,16 @@ def _has(folder: str, other: str, name: str) -> bool:
 
 def _value(name: str, raw: Raw, flags: dict[str, Flag]) -> Any:
     annotation = flags[name].annotation if name in flags else None
+    said = f"{raw.where}{name}" if raw.where else f"--{name}"
     try:
-        return annotations.convert(raw.text, annotation)
+        value = annotations.convert(raw.text, annotation)
     except ValueError:
         choices = [str(one) for one in annotations.choices(annotation)]
         near = discovery.nearest(raw.text, choices) if choices else ""
-        said = f"{raw.where}{name}" if raw.where else f"--{name}"
         raise UsageError(f"{said} {raw.text!r} is not {annotations.describe(annotation)}{near}") from None
+    if wrong := limits.wrong(name, value):
+        raise UsageError(f"{said} {raw.text} {wrong}")
+    return value
 
 
 def _refuse_changes(

@@ -1,0 +1,39 @@
+"""Values that a flag of ours or of the Trainer cannot have whatever its type: found before torch is imported."""
+
+import re
+from typing import Any
+
+_AT_LEAST = {
+    **dict.fromkeys(("batch_size", "num_threads", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"), 1),
+    **dict.fromkeys(("every_n_train_steps", "check_val_every_n_epoch"), 1),
+    **dict.fromkeys(("num_workers", "seed", "lr", "weight_decay", "momentum", "warmup_steps", "patience"), 0),
+    **dict.fromkeys(("val_fraction", "test_fraction", "every_n_minutes", "gradient_clip_val", "overfit_batches"), 0),
+    **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"), 0),
+    **dict.fromkeys(("max_epochs", "max_steps", "save_top_k", "num_sanity_val_steps"), -1),
+}
+_BELOW_ONE = ("val_fraction", "test_fraction", "ema_decay")
+_CHOICES = {
+    "accelerator": "auto cpu gpu cuda mps tpu".split(),
+    "profiler": "simple advanced pytorch xla".split(),
+    "gradient_clip_algorithm": "norm value".split(),
+    "precision": "64 64-true 32 32-true 16 16-true 16-mixed bf16 bf16-true bf16-mixed transformer-engine "
+    "transformer-engine-float16".split(),
+}
+
+
+def wrong(name: str, value: Any) -> str:
+    """What is wrong with a value, or ""."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in _AT_LEAST and number and not value >= _AT_LEAST[name]:  # NaN is not either
+        return f"should be at least {_AT_LEAST[name]}"
+    if name in _BELOW_ONE and number and not value < 1:
+        return "should be less than 1"
+    if name.startswith("limit_") and isinstance(value, float) and value > 1:
+        return "should be a share up to 1.0, or a whole number of batches"
+    if name in _CHOICES and value is not None and str(value) not in _CHOICES[name]:
+        return f"is not one of {', '.join(_CHOICES[name])}"
+    if name == "max_time" and isinstance(value, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
+        return "should be DD:HH:MM:SS, such as 00:12:00:00"
+    if name == "devices" and value in (0, [], "0"):
+        return "should be a number of devices, their numbers, or auto"
+    return ""
