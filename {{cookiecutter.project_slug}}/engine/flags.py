@@ -397,6 +397,9 @@ def _settings(
     ]
     if missing:
         raise UsageError("; ".join(map(_missing, missing)))
+    for one in (*dataset.parameters.values(), *network.parameters.values()):
+        if one.default is REQUIRED and one.name not in flags and not _known(one.name, dataset):
+            raise UsageError(f"{one.owner} needs {one.name}, which a command line cannot give: give it a default")
     values = {name: value for name, value in values.items() if not isinstance(value, Source)}
     arguments = {
         key: {

@@ -213,7 +213,9 @@ def _pairs(one: ast.Assign | ast.AnnAssign) -> list[tuple[ast.expr, ast.expr | N
 
 
 def _aliases(tree: ast.Module) -> dict[str, ast.expr]:
-    return {
+    """What names in annotations stand for; a class of the file itself (an Enum, a dataclass) only code can give."""
+    own: dict[str, ast.expr] = {node.name: ast.Name("type") for node in tree.body if isinstance(node, ast.ClassDef)}
+    return own | {
         node.targets[0].id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)

@@ -13,12 +13,19 @@ from tests.conftest import PROJECT
 NETWORK = '''
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import List, Literal, Optional, Union
 
 from torch import nn
 
 Size = Union[int, str]
+
+
+class Mode(Enum):
+    FAST = 1
+
+
 WIDTH = 32
 
 
@@ -42,6 +49,7 @@ class MyNet(nn.Module):
         untyped=0.5,
         guess=None,
         act: type[nn.Module] = nn.ReLU,
+        mode: Mode = Mode.FAST,
     ):
         """Builds it.
 
@@ -66,6 +74,9 @@ FILES = {
     "model/my_net.py": NETWORK,
     "model/other_net.py": NETWORK.replace("MyNet", "OtherNet").replace("hidden_dim", "depth"),
     "model/two_rates.py": NETWORK.replace("MyNet", "TwoRates").replace("rate: float = 0.1", "rate: float = 0.2"),
+    "model/needs_code.py": NETWORK.replace("MyNet", "NeedsCode").replace(
+        "act: type[nn.Module] = nn.ReLU,", "*, act: Mode,"
+    ),
     "model/broken.py": "class Broken(:\n",
     "model/misnamed.py": "class Somebody:\n    pass\n",
     "model/heir.py": "from model.my_net import MyNet\n\n\nclass Heir(MyNet):\n    pass\n",
@@ -173,6 +184,8 @@ MISTAKES = [
         "--rate (float) must be given, for its defaults differ: TwoRates has 0.2, MyData has 0.1",
     ),
     ("--act x", "--act of MyNet is of a type that a command line cannot give"),
+    ("--mode FAST", "--mode of MyNet is of a type that a command line cannot give"),
+    ("--model_name needs_code", "NeedsCode needs act, which a command line cannot give: give it a default"),
     ("--callbacks x", "unknown flag --callbacks"),
     ("5", "'5' is no flag"),
     ("--lr -1", "--lr -1 should be at least 0"),
