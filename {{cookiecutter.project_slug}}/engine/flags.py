@@ -139,7 +139,7 @@ def _parse(argv: list[str]) -> Settings:
         if missing:
             has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
             raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
-    found = {key: _found(key, name) for key, name in chosen.items()}
+    found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
     groups = groups_of(found)
     flags = flags_of(groups)
     if asks_help:
@@ -202,10 +202,6 @@ def _join_numbers(argv: list[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
-
-
-def _found(key: str, name: str) -> discovery.Found:
-    return discovery.find(NAMES[key], name)
 
 
 def _kept_with(ckpt_path: Path) -> dict[str, Raw]:
