@@ -41,6 +41,7 @@ def run(
     enable_progress_bar: bool = sys.stdout.isatty(),
     default_root_dir: str = ".",
     num_threads: int | None = None,
+    hang_minutes: float = 10.0,
 ) -> dict[str, float]:
     """Wires everything together and does the action. The arguments behind the `*` are flags.
 
@@ -56,6 +57,7 @@ def run(
         enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
         default_root_dir: folder in which lightning_logs lies.
         num_threads: CPU threads of torch; none leaves it to torch.
+        hang_minutes: after so long without a batch every process says where it stands; those that wait for one give up.
     """
     import logging
     import warnings
@@ -65,9 +67,10 @@ def run(
     from pytorch_lightning.utilities import rank_zero_only
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from engine import checkpoints
+    from engine import checkpoints, watchdog
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements
+    for name in ("pytorch_lightning", "lightning_fabric"):  # advertisements, and what the start line says too
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
@@ -106,7 +109,8 @@ def run(
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
         print(f"{settings.action} {model_name} on {dataset}{source}: {folder}", flush=True)
-    metrics = act(settings, trainer, model, data, folder)
+    with watchdog.watch(trainer, hang_minutes):
+        metrics = act(settings, trainer, model, data, folder)
     if metrics and trainer.is_global_zero:
         report(metrics, folder)
     return metrics

@@ -63,9 +63,10 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps last.ckpt, and on a signal saves it and ends the run with exit status 128 + n.
 
-    It saves only where a resumed run repeats the rest exactly: right after an optimiser step, or after the validation
-    that follows it, never between the two, nor among gradients that are still accumulating. As a `Checkpoint` it runs
-    after all other callbacks. A signal that comes during validation waits for its end; a second one does not wait.
+    It saves only where a resumed run repeats the rest exactly: right after an optimiser step, or where one is followed
+    by a validation, at the beginning of that, which the resumed run then does first; never among gradients that are
+    still accumulating. As a `Checkpoint` it runs after all other callbacks.
+    A second signal does not wait for the save.
 
     folder: of the run. every_n_train_steps, every_n_minutes: when to save besides the end of each epoch.
     """
@@ -76,7 +77,7 @@ class LastCheckpoint(Checkpoint):
         self.folder, self.every_n_train_steps, self.every_n_minutes = folder, every_n_train_steps, every_n_minutes
         self.path = folder / "checkpoints" / "last.ckpt"
         self.received = self._heard = 0  # by any process, by this one
-        self._training = self._stepped = self._due = False
+        self._training = self._stepped = self._due = self._validating = self._saving = False
         self._step, self._saved = 0, time.monotonic()
         self._before: dict[int, Any] = {}
 
@@ -85,7 +86,7 @@ class LastCheckpoint(Checkpoint):
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     # After Lightning has set its own handlers, which end a run with status 0 and nothing saved.
-    on_sanity_check_start = on_validation_start = on_test_start = on_predict_start = _listen  # type: ignore[assignment]
+    on_sanity_check_start = on_test_start = on_predict_start = _listen  # type: ignore[assignment]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._listen(trainer)
@@ -93,7 +94,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._training = False
-        if self.received:  # after the last save
+        if self._stops(trainer):  # after the last save
             self._end(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -104,7 +105,7 @@ class LastCheckpoint(Checkpoint):
     def _receive(self, number: int, frame: Any) -> None:
         if self._heard or not self._training:
             raise SystemExit(128 + number)
-        self.received = self._heard = number
+        self._heard = number
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         before, self._step = self._step, trainer.global_step
@@ -115,9 +116,24 @@ class LastCheckpoint(Checkpoint):
         if self._stepped and not _validates_after(trainer, batch_idx):
             self._save_if_due(trainer)
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._training and not trainer.is_last_batch and self._stepped:
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._listen(trainer)
+        if self._training and self._stepped:  # it may take long: what was learned before it is safe first
+            self._due = self._validating = True
             self._save_if_due(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._saving and self._validating:  # as Lightning knows a validation that was cut off: it is done again
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress |= {"total": begun, "current": dict.fromkeys(begun, 0)}
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._validating and self._stops(trainer):
+            self._end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validating = False
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._due = True
@@ -128,14 +144,20 @@ class LastCheckpoint(Checkpoint):
         if self.every_n_minutes:
             late = time.monotonic() - self._saved > 60 * self.every_n_minutes
             due = due or trainer.strategy.reduce_boolean_decision(late, all=False)
-        if trainer.world_size > 1:  # one rank's signal is all ranks' signal
-            device = trainer.strategy.root_device
-            self.received = int(trainer.strategy.reduce(torch.tensor(self.received, device=device), reduce_op="max"))
-        if due or self.received:
+        if self._stops(trainer) or due:
+            self._saving = True
             trainer.save_checkpoint(self.path)
-            self._saved, self._due = time.monotonic(), False
+            self._saving = self._due = False
+            self._saved = time.monotonic()
         if self.received:
             self._end(trainer)
+
+    def _stops(self, trainer: Trainer) -> bool:
+        self.received = self._heard
+        if trainer.world_size > 1:  # one rank's signal is all ranks' signal
+            heard = torch.tensor(self.received, device=trainer.strategy.root_device)
+            self.received = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        return bool(self.received)
 
     def _end(self, trainer: Trainer) -> NoReturn:
         if trainer.is_global_zero:

@@ -2,11 +2,33 @@
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
+
+
+def rows(loggers: Iterable[Any]) -> int:
+    """How many rows metrics.csv has."""
+    return next((logger.rows for logger in loggers if isinstance(logger, CSVLogger)), 0)
+
+
+@rank_zero_only
+def rewind(loggers: Iterable[Any], rows: int, step: int) -> None:
+    """Drops what a run had logged after the checkpoint that it goes on from: it will log that again.
+
+    rows: of metrics.csv, when the checkpoint was written. step: of the optimiser, then.
+    """
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger.rewind(rows)
+        elif isinstance(logger, TensorBoardLogger):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            start = SessionLog(status=SessionLog.START)  # TensorBoard forgets what earlier files have from here on
+            logger.experiment.file_writer.add_event(Event(session_log=start), step + 1)
 
 
 class CSVLogger(Logger):
@@ -41,7 +63,6 @@ class CSVLogger(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
 
-    @rank_zero_only
     def rewind(self, rows: int) -> None:
         """Drops all but the first `rows` rows: a run that goes on from when they were written repeats the others."""
         self.rows = rows

@@ -3,14 +3,14 @@
 import math
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from engine import losses, metrics, optimizers, schedulers
+from engine import loggers, losses, metrics, optimizers, schedulers
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
-from engine.loggers import CSVLogger
 
 STAGES = ("train", "val", "test")
 
@@ -152,7 +152,7 @@ class MInterface(LightningModule):
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: metrics.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest
-        checkpoint["rows"] = next((logger.rows for logger in self.loggers if isinstance(logger, CSVLogger)), 0)
+        checkpoint["rows"] = loggers.rows(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if wrong := misfits(self, checkpoint["state_dict"]):
@@ -162,12 +162,14 @@ class MInterface(LightningModule):
             if last is not None and 0 <= last <= checkpoint["epoch"]:
                 raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
             self.latest = dict(checkpoint.get("latest", {}))
-            for logger in self.loggers:
-                if isinstance(logger, CSVLogger):
-                    logger.rewind(checkpoint.get("rows", 0))
+            loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics:
                 metrics.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
 
     def _rows(self, value: Tensor) -> Any:
-        return self.all_gather(value) if self.trainer.world_size > 1 else value[None]
+        rows = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
+        if len(rows) == 1:
+            return value[None]
+        torch.distributed.all_gather(rows, value.contiguous())
+        return torch.stack(rows)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -42,22 +43,28 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         run.wait()
 
 
+TWO = ["--devices", "2", "--strategy", "ddp"]
+LONG_VALIDATION = ["--num_items", "12000", "--val_fraction", "0.5", "--batch_size", "1", "--limit_train_batches", "3"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "argv"),
+    ("number", "to", "argv"),
     [
-        (signal.SIGTERM, []),
-        (signal.SIGINT, ["--num_workers", "2"]),
-        (signal.SIGUSR1, ["--devices", "2", "--strategy", "ddp"]),
-        (signal.SIGHUP, []),
+        (signal.SIGTERM, "all", ["--num_workers", "2"]),
+        (signal.SIGINT, "all", TWO),
+        (signal.SIGUSR1, "the last child", TWO),
+        (signal.SIGHUP, "the parent", LONG_VALIDATION),
     ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(start, number: signal.Signals, argv: list[str]) -> None:
+def test_a_signal_saves_and_says_how_to_go_on(start, number: signal.Signals, to: str, argv: list[str]) -> None:
     run = start(*argv)
-    os.killpg(run.pid, number)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill({"all": -run.pid, "the parent": run.pid}.get(to) or int(children[-1]), number)
     assert run.wait(timeout=60) == 128 + number, Path("err").read_text()[-2000:]
     assert Path("out").read_text().splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
     step = torch.load(LAST, weights_only=True)["global_step"]
+    assert (step == 3) == (argv == LONG_VALIDATION)  # it was in the first validation, and did not wait for its end
     main.main(["--ckpt_path", str(RUN), "--max_steps", str(step + 2), "--devices", "1", "--strategy", "auto"])
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
 
@@ -86,6 +93,27 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(train, monkeypatch: pyte
         main.main(["--ckpt_path", "last", "--max_epochs", "2"])
     assert LAST.read_bytes() == before
     assert not full.is_symlink()
+
+
+def test_a_quota_is_one_line_and_the_old_file_stays(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("--max_epochs", 1, "--logger", "csv")
+    before = LAST.read_bytes()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    quota = (len(before) - 1000, allowed[1])
+    monkeypatch.setattr(toys.Net, "each_forward", lambda self: resource.setrlimit(resource.RLIMIT_FSIZE, quota))
+    try:
+        with pytest.raises(SystemExit, match=r"cannot save .*last\.ckpt: File too large; .* still safe: best-.*, last"):
+            main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert LAST.read_bytes() == before
+
+
+def test_a_killed_worker_ends_the_run(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = os.getpid()
+    monkeypatch.setattr(toys.Blobs, "__getitem__", lambda *_: os.getpid() == home or os.kill(os.getpid(), 9))
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        train("--num_workers", 2)
 
 
 def test_a_folder_that_cannot_be_written_is_found_at_the_start(train) -> None:
@@ -260,3 +288,11 @@ def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
     done = shell(*TOYS, "--broken_item", "71", "--devices", "2", "--strategy", "ddp")
     assert done.returncode == 1
     assert "ValueError: item 71 is broken" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_and_says_where(shell) -> None:
+    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.1")
+    assert done.returncode == 1
+    where = done.stderr[done.stderr.index("rank 1: nothing has moved for 0.1 minutes (--hang_minutes 0.1)") :]
+    assert "time.sleep(1000)" in where.split("\n\n")[0]

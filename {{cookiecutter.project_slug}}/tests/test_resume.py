@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from tests import toys
@@ -40,6 +41,16 @@ def everything(run: Path) -> dict[str, Any]:
     return {**kept, "rows": (run / "metrics.csv").read_text().splitlines(), "files": best}
 
 
+def points(run: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a run, and that it shows no step twice."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"]) - {"epoch"}  # the test has the number of the epoch that would follow
+    curves = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
+    for tag, curve in curves.items():
+        assert len(dict(curve)) == len(set(curve)) >= len(curve) - 1, tag  # the step at which it went on, at most
+    return {tag: dict(curve) for tag, curve in curves.items()}
+
+
 def same(one: Any, other: Any, at: str = "") -> None:
     if isinstance(one, dict):
         assert one.keys() == other.keys(), at
@@ -68,6 +79,7 @@ def test_killed_anywhere_it_ends_the_same(kind: str, train, tmp_path: Path, monk
         monkeypatch.chdir(shot / "here")
         assert main.main(["--ckpt_path", "last"]) == told, shot.name
         same(everything(Path("lightning_logs/version_0")), wanted, shot.name)
+        assert points(Path("lightning_logs/version_0")) == points(tmp_path / "lightning_logs" / "version_0")
 
 
 def _next(shots: Path) -> Path:

@@ -1,5 +1,7 @@
 """A toy dataset for each way to make the parts, and toy networks: what the tests train."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
@@ -10,15 +12,17 @@ class Blobs(Dataset):
 
     num_classes = 3
 
-    def __init__(self, num_items: int = 90, noise: float = 0.3, broken_item: int = -1) -> None:
+    def __init__(self, num_items: int = 90, noise: float = 0.3, broken_item: int = -1, stuck_item: int = -1) -> None:
         """Makes the points.
 
         Args:
             num_items: how many.
             noise: standard deviation around a centre.
             broken_item: an item that raises.
+            stuck_item: an item that never comes.
         """
         self.num_items, self.noise, self.broken_item = num_items, noise, broken_item
+        self.stuck_item = stuck_item
         self.num_features = 2
         self.targets = [index % 3 for index in range(num_items)]
 
@@ -28,6 +32,8 @@ class Blobs(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if index == self.broken_item:
             raise ValueError(f"item {index} is broken")
+        if index == self.stuck_item:
+            time.sleep(1000)
         target = self.targets[index]
         centre = torch.tensor([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]][target])
         return centre + self.noise * torch.randn(2), target
