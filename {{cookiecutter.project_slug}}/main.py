@@ -41,6 +41,9 @@ def run(
     enable_progress_bar: bool = sys.stdout.isatty(),
     default_root_dir: str = ".",
     num_threads: int | None = None,
+    channels_last: bool = True,
+    keep_memory: bool = True,
+    matmul_precision: Literal["highest", "high", "medium"] = "high",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:
     """Wires everything together and does the action. The arguments behind the `*` are flags.
@@ -57,6 +60,9 @@ def run(
         enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
         default_root_dir: folder in which lightning_logs lies.
         num_threads: CPU threads of torch; none leaves it to torch.
+        channels_last: lay images out with the channels last, which convolutions are quicker on, where a network can.
+        keep_memory: let malloc keep what a step frees for the next one (Linux).
+        matmul_precision: of float32 products on a GPU: high is TF32, highest is exact.
         hang_minutes: after so long without a batch every process says where it stands; those that wait for one give up.
     """
     import logging
@@ -67,26 +73,33 @@ def run(
     from pytorch_lightning.utilities import rank_zero_only
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from engine import checkpoints, watchdog
+    from engine import checkpoints, machine, watchdog
 
     for name in ("pytorch_lightning", "lightning_fabric"):  # advertisements, and what the start line says too
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
+    machine.forget_gpu()
+    fast = ["malloc keeps memory"] if keep_memory and machine.keep_memory() else []
     if num_threads:
         torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision(matmul_precision)
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
+    sample = data.sample() if channels_last and model.network is not None else None
+    if sample is not None and machine.channels_last(model.network, *model.arguments(sample)):
+        model.channels_last = True
+        fast.append("channels last")
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         kept = config.dump(settings.flags) if settings.action in ("fit", "tune") else None
         folder = runs.open_folder(folder, runs.folder(default_root_dir), kept)
     folder = folder or runs.folder(default_root_dir)
-    given = settings.arguments["trainer"]
+    given = {"profiler": machine.NoProfiler(), **settings.arguments["trainer"]}
     if data.part("val") is None:
         given["limit_val_batches"] = 0
     if max_epochs is None:
@@ -108,7 +121,9 @@ def run(
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
-        print(f"{settings.action} {model_name} on {dataset}{source}: {folder}", flush=True)
+        device, threads = trainer.strategy.root_device.type, torch.get_num_threads()
+        fast.insert(0, f"{threads} threads" if device == "cpu" else f"{matmul_precision} matmul precision")
+        print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({device}, {', '.join(fast)})", flush=True)
     with watchdog.watch(trainer, hang_minutes):
         metrics = act(settings, trainer, model, data, folder)
     if metrics and trainer.is_global_zero:
@@ -202,9 +217,9 @@ def load_callbacks(
         bad_steps: what to do before a step whose gradient is NaN or infinite.
         ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary, TQDMProgressBar
+    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary
 
-    from engine.callbacks import EpochLines, Reseed
+    from engine.callbacks import EpochLines, ProgressBar, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
     from engine.guard import Guard
 
@@ -215,7 +230,7 @@ def load_callbacks(
     named = "best-{epoch}-{" + monitor + ":.6f}"
     callbacks: list[Callback] = [
         Reseed(seed),
-        TQDMProgressBar(refresh_rate=10) if bar else EpochLines(),
+        ProgressBar() if bar else EpochLines(),
         ModelSummary(max_depth=1),
         BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),

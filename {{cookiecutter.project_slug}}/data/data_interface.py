@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader
@@ -117,6 +117,14 @@ class DInterface(LightningDataModule):
             cut = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
             raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
         return part
+
+    def sample(self, items: int = 2) -> Any:
+        """A batch of a few items to learn from, fetched in this process; None where that would move a stream on."""
+        part: Any = self.part("train")
+        if isinstance(part, IterableDataset):
+            return None
+        collate = getattr(_base(part), "collate_fn", default_collate)
+        return next(iter(OrderedLoader(part, items, seed=self.seed, collate_fn=collate)))
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""

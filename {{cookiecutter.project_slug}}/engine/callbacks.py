@@ -1,9 +1,11 @@
 """What happens beside the training step: repeatable random draws, and a line an epoch where no terminal watches."""
 
+import sys
 import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 from engine.loader import reseed
 
@@ -25,6 +27,26 @@ class Reseed(Callback):
 
     def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         reseed("predict", self.seed, batch_idx, trainer.global_rank)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, drawn a few times a second instead of every so many steps."""
+
+    _drawn = 0.0
+
+    @property
+    def refresh_rate(self) -> int:
+        """Steps between two drawings: this one, or none in sight."""
+        now = time.monotonic()
+        if now - self._drawn < 0.2:
+            return sys.maxsize
+        self._drawn = now
+        return 1
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether there is a bar."""
+        return self._enabled
 
 
 class EpochLines(Callback):

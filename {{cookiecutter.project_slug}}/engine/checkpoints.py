@@ -49,6 +49,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's best checkpoints, in a folder that may be moved or copied between two runs."""
 
+    state_key = "BestCheckpoint"  # Lightning's own is put together anew for every hook of every step
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up what is best so far, by the names of the files."""
 

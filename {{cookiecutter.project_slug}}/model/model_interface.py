@@ -1,5 +1,6 @@
 """MInterface: any nn.Module -> loss, metrics, optimiser. One step, three hooks."""
 
+import inspect
 import math
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torchmetrics import Metric
 from engine import loggers, losses, metrics, optimizers, schedulers
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
+from engine.machine import laid_out
 
 STAGES = ("train", "val", "test")
 
@@ -56,6 +58,7 @@ class MInterface(LightningModule):
         """
         super().__init__()
         self.network = network
+        self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
         self.loss = losses.load(loss)
         self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
@@ -69,7 +72,19 @@ class MInterface(LightningModule):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output."""
         assert self.network is not None, "a subclass without a network has its own forward"
+        if self.channels_last:
+            inputs, named = tuple(map(laid_out, inputs)), {name: laid_out(value) for name, value in named.items()}
         return self.network(*inputs, **named)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of each hook here, some 40 times a step; nn.Module would search its parameters for it.
+        if (value is None or isinstance(value, str)) and name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
@@ -95,12 +110,19 @@ class MInterface(LightningModule):
             return {name: value for name, value in batch.items() if name != "target"}, batch["target"]
         return batch[:-1], batch[-1]
 
+    def arguments(self, batch: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The network's arguments out of a batch: those by place, and those by name."""
+        inputs, _ = self.split(batch)
+        return ([], inputs) if isinstance(inputs, dict) else (list(inputs), {})
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.step(batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches that make a step
         if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
+
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.step(batch, "val")

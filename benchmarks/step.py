@@ -1,0 +1,215 @@
+"""Time of a training step over the step of a plain loop written by hand, on the CPU, from processes run in turn.
+
+python benchmarks/step.py PROJECT [ROUNDS] [LONG]
+"""
+
+import argparse
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ITEMS, BATCH, WARM, STEPS = 59_904, 64, 100, {"lenet": 400, "dense": 800}
+TUNED = "tuned loop: fused Adam, channels_last, malloc keeps its memory"
+PLAIN = "plain loop, data in memory as one tensor"
+PROJECT = "this project, all of its defaults, with a progress bar"
+VARIANTS = {"plain": PLAIN, "tuned": TUNED, "project": PROJECT}
+LONG = {
+    "torchvision": "plain loop, torchvision's MNIST and a DataLoader",
+    "lightning": "Lightning's defaults on the same loader, torchmetrics and self.log",
+}
+
+
+def write_mnist(folder: Path) -> None:
+    """Noise in the format and (nearly) the size of MNIST."""
+    import numpy as np
+
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, number in (("train", ITEMS), ("t10k", 640)):
+        images = np.random.default_rng(0).integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        labels = (np.arange(number) % 10).astype(np.uint8)
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (raw / name).write_bytes(head + array.tobytes())
+
+
+def network(name: str):
+    """LeNet of the project, or a dense network whose step is all overhead."""
+    from torch import nn
+
+    if name == "lenet":
+        from model.lenet import LeNet
+
+        return LeNet(1, 10, 28)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def dense(in_channels: int, num_classes: int, img_size: int):
+    """The dense network, as the project asks for one."""
+    return network("dense")
+
+
+def by_hand(name: str, variant: str, data_dir: Path) -> float:
+    """Seconds a step of a loop without Lightning."""
+    import torch
+    from data.mnist import MNIST
+    from torch.nn.functional import cross_entropy
+
+    torch.manual_seed(0)
+    tuned = variant == "tuned"
+    if tuned:
+        libc = ctypes.CDLL("libc.so.6")
+        for option, size in {-1: 2**29, -2: 2**26, -3: 2**25}.items():  # trim threshold, top pad, mmap threshold
+            libc.mallopt(option, size)
+    model = network(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=tuned)
+    if tuned:
+        model = model.to(memory_format=torch.channels_last)
+    if variant == "torchvision":
+        batches = torchvision_loader(data_dir)
+    else:
+        images, targets = MNIST(True, str(data_dir)).__getitems__(list(range(ITEMS)))
+        order = torch.randperm(ITEMS).split(BATCH)
+        batches = ((images[part], targets[part]) for part in order)
+    for step, (some, target) in enumerate(batches):
+        if step == WARM:
+            began = time.perf_counter()
+        if step == WARM + STEPS[name]:
+            break
+        if tuned:
+            some = some.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        cross_entropy(model(some), target).backward()
+        optimizer.step()
+    return (time.perf_counter() - began) / STEPS[name]
+
+
+def torchvision_loader(data_dir: Path):
+    """What the tutorials write."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import MNIST
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.1307, 0.3081)])
+    return DataLoader(MNIST(str(data_dir), transform=transform), BATCH, shuffle=True)
+
+
+def timer():
+    """A callback that times the steps between the two marks."""
+    from pytorch_lightning import Callback
+
+    class Timer(Callback):
+        began = ended = 0.0
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+            if batch_idx == WARM:
+                Timer.began = time.perf_counter()
+            if batch_idx == trainer.num_training_batches - 1:
+                Timer.ended = time.perf_counter()
+
+    return Timer()
+
+
+def with_lightning(name: str, data_dir: Path) -> float:
+    """Seconds a step of Lightning as it comes."""
+    import pytorch_lightning as pl
+    import torch
+    import torchmetrics
+    from torch.nn.functional import cross_entropy
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.acc = network(name), torchmetrics.Accuracy("multiclass", num_classes=10)
+
+        def training_step(self, batch, batch_idx):
+            logits = self.network(batch[0])
+            loss = cross_entropy(logits, batch[1])
+            self.acc(logits, batch[1])
+            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("train_acc", self.acc, on_epoch=True, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=2e-3)
+
+    clock = timer()
+    trainer = pl.Trainer(
+        max_epochs=1, limit_train_batches=WARM + STEPS[name] + 1, accelerator="cpu", callbacks=[clock], devices=1
+    )
+    trainer.fit(Module(), torchvision_loader(data_dir))
+    return (clock.ended - clock.began) / STEPS[name]
+
+
+def with_project(name: str, data_dir: Path, extra: list[str]) -> float:
+    """Seconds a step of the project, from its command line."""
+    import main
+
+    clock, load_callbacks = timer(), main.load_callbacks
+    main.load_callbacks = lambda *args, **options: [clock, *load_callbacks(*args, **options)]
+    sys.modules["step"] = sys.modules["__main__"]
+    argv = ["--model_name", "lenet" if name == "lenet" else "step.dense", "--dataset", "mnist", "--max_epochs", "1"]
+    argv += ["--data_dir", str(data_dir), "--accelerator", "cpu", "--enable_progress_bar", "true"]
+    argv += ["--limit_train_batches", str(WARM + STEPS[name] + 1), "--num_threads", "1", *extra]
+    main.main(argv)
+    return (clock.ended - clock.began) / STEPS[name]
+
+
+def once(name: str, variant: str, data_dir: Path, extra: list[str]) -> float:
+    """One measurement, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    if variant == "project":
+        return with_project(name, data_dir, extra)
+    return with_lightning(name, data_dir) if variant == "lightning" else by_hand(name, variant, data_dir)
+
+
+def measure(name: str, variant: str, project: Path, data_dir: Path, extra: list[str]) -> float:
+    """One measurement, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).resolve()), str(project), "--once", name, variant, str(data_dir)]
+        path = f"{project}{os.pathsep}{Path(__file__).resolve().parent}"
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [*command, *extra], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return float(done.stdout.split("SECONDS")[-1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("project", type=Path)
+    parser.add_argument("rounds", nargs="?", type=int, default=5)
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--only", nargs="+", default=["lenet", "dense"])
+    parser.add_argument("--once", nargs=3)
+    arguments, extra = parser.parse_known_args()
+    if arguments.once:
+        name, variant, data_dir = arguments.once
+        print("SECONDS", once(name, variant, Path(data_dir), extra))
+        sys.exit()
+    variants = VARIANTS | (LONG if arguments.long else {})
+    with tempfile.TemporaryDirectory() as scratch:
+        write_mnist(Path(scratch))
+        for name in arguments.only:
+            found = {variant: list[float]() for variant in variants}
+            for _ in range(arguments.rounds):
+                for variant in variants:
+                    found[variant].append(
+                        measure(name, variant, arguments.project.resolve(), Path(scratch), extra)
+                    )
+            plain = found["plain"]
+            print(f"\n| {name}: a step over the plain one ({statistics.median(plain) * 1e3:.2f} ms) | median | range |")
+            print("| --- | --- | --- |")
+            for variant, seconds in found.items():
+                ratios = [one / other for one, other in zip(seconds, plain, strict=True)]
+                print(f"| {variants[variant]} | {statistics.median(ratios):.2f} | "
+                      f"{min(ratios):.2f} to {max(ratios):.2f} |", flush=True)

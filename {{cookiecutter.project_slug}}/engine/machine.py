@@ -1,0 +1,74 @@
+"""What makes a run quick on the machine found. The start line names what is on, and a flag turns it off."""
+
+import ctypes
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from pytorch_lightning.profilers import PassThroughProfiler
+from torch import Tensor, nn
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning enters a profiler's context some 80 times a step; this one costs nothing."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Measures nothing."""
+        return self._nothing
+
+
+def keep_memory() -> bool:
+    """Has malloc keep what a step frees for the next one, instead of giving it to the system and asking again.
+
+    Returns whether it could: on Linux, with glibc.
+    """
+    try:
+        malloc = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**29, _TOP_PAD: 2**26}
+    return all(malloc(option, size) for option, size in wanted.items())
+
+
+def forget_gpu() -> None:
+    """Without a GPU, spares every optimiser step a search for its driver, which Lightning turns on when imported."""
+    if not torch.cuda.is_available():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+
+def channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -> bool:
+    """Lays the weights of a convolutional network out with the channels last, where its answer stays the same.
+
+    A network that takes images apart with `view` cannot do so; with `reshape` or `flatten` it can.
+
+    args, named: its arguments for a few items.
+    Returns whether it was done.
+    """
+    if not any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
+        return False
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            before = network(*args, **named)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            after = network(*map(laid_out, args), **{name: laid_out(one) for name, one in named.items()})
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+        return True
+    except Exception:  # its own mistakes are raised when it is trained
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return False
+    finally:
+        network.train(was_training)
+
+
+def laid_out(value: Any) -> Any:
+    """Images (B, C, H, W) with the channels last in memory; anything else as it is."""
+    if isinstance(value, Tensor) and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
