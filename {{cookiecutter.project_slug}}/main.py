@@ -68,7 +68,6 @@ def run(
     import logging
     import warnings
 
-    import torch
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.utilities import rank_zero_only
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -80,20 +79,12 @@ def run(
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
-    machine.forget_gpu()
-    fast = ["malloc keeps memory"] if keep_memory and machine.keep_memory() else []
-    if num_threads:
-        torch.set_num_threads(num_threads)
-    torch.set_float32_matmul_precision(matmul_precision)
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
-    sample = data.sample() if channels_last and model.network is not None else None
-    if sample is not None and machine.channels_last(model.network, *model.arguments(sample)):
-        model.channels_last = True
-        fast.append("channels last")
+    fast = machine.prepare(model, data, num_threads, channels_last, keep_memory, matmul_precision)
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         kept = config.dump(settings.flags) if settings.action in ("fit", "tune") else None
@@ -119,11 +110,11 @@ def run(
         trainer = make_trainer()
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
+    machine.hush_ranks(trainer)
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
-        device, threads = trainer.strategy.root_device.type, torch.get_num_threads()
-        fast.insert(0, f"{threads} threads" if device == "cpu" else f"{matmul_precision} matmul precision")
-        print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({device}, {', '.join(fast)})", flush=True)
+        how = ", ".join([trainer.strategy.root_device.type, *fast])
+        print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({how})", flush=True)
     with watchdog.watch(trainer, hang_minutes):
         metrics = act(settings, trainer, model, data, folder)
     if metrics and trainer.is_global_zero:
@@ -203,8 +194,9 @@ def load_callbacks(
     every_n_train_steps: int | None = None,
     every_n_minutes: float | None = None,
     patience: int | None = None,
-    bad_steps: Literal["stop", "skip"] = "stop",
+    bad_steps: Literal["stop", "skip", "ignore"] = "stop",
     ema_decay: float | None = None,
+    compile: bool = False,
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
 
@@ -214,8 +206,9 @@ def load_callbacks(
         every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
         every_n_minutes: the same by the clock.
         patience: stop when the monitored metric has not got better for so many validations.
-        bad_steps: what to do before a step whose gradient is NaN or infinite.
+        bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
         ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
+        compile: train the network through torch.compile; says so when that does not help.
     """
     from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary
 
@@ -234,10 +227,15 @@ def load_callbacks(
         ModelSummary(max_depth=1),
         BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
-        Guard(folder, bad_steps),
     ]
+    if bad_steps != "ignore":
+        callbacks.append(Guard(folder, bad_steps))
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay))
+    if compile:
+        from engine.compile import Compile
+
+        callbacks.append(Compile())
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks

@@ -197,6 +197,10 @@ class DInterface(LightningDataModule):
         self._loaders.append(loader)
         return loader
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # On the CPU it is there already; to look through it for tensors costs time at every step.
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def teardown(self, stage: str) -> None:
         for loader in self._loaders:
             loader.close()

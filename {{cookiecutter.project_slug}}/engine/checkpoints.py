@@ -81,6 +81,7 @@ class LastCheckpoint(Checkpoint):
         self.received = self._heard = 0  # by any process, by this one
         self._training = self._stepped = self._due = self._validating = self._saving = False
         self._step, self._saved = 0, time.monotonic()
+        self._calls, self._ask_at, self._asked = 0, 1, time.monotonic()
         self._before: dict[int, Any] = {}
 
     def _listen(self, trainer: Trainer, *_: Any) -> None:
@@ -96,7 +97,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._training = False
-        if self._stops(trainer):  # after the last save
+        if self._stops(trainer, ask=True):  # after the last save
             self._end(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -154,11 +155,19 @@ class LastCheckpoint(Checkpoint):
         if self.received:
             self._end(trainer)
 
-    def _stops(self, trainer: Trainer) -> bool:
+    def _stops(self, trainer: Trainer, ask: bool = False) -> bool:
+        """Whether a signal has come. Several processes ask each other once a second, which is every so many calls."""
         self.received = self._heard
-        if trainer.world_size > 1:  # one rank's signal is all ranks' signal
-            heard = torch.tensor(self.received, device=trainer.strategy.root_device)
-            self.received = int(trainer.strategy.reduce(heard, reduce_op="max"))
+        if trainer.world_size > 1:
+            self._calls += 1
+            if self._calls < self._ask_at and not ask:
+                self.received = 0
+                return False
+            now, device = time.monotonic(), trainer.strategy.root_device
+            pace = int(self._calls / max(now - self._asked, 0.01))
+            told = torch.tensor([self._heard, max(1, min(pace, 100))], device=device)
+            self.received, self._ask_at = trainer.strategy.reduce(told, reduce_op="max").tolist()
+            self._calls, self._asked = 0, now
         return bool(self.received)
 
     def _end(self, trainer: Trainer) -> NoReturn:

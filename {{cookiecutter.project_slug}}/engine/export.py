@@ -19,6 +19,8 @@ def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, folder: Path) -
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     if getattr(model, "network", None) is None:
         raise UsageError(f"{type(model).__name__} is a system without one `network`; export its parts by hand")
+    model.channels_last = False
+    model.network.to(memory_format=torch.contiguous_format)
     data.num_workers = 0  # one batch is worth no workers
     inputs, _ = model.split(next(iter(data.test_dataloader())))  # type: ignore[operator]
     named: dict[Any, Any] = inputs if isinstance(inputs, dict) else dict(enumerate(inputs))

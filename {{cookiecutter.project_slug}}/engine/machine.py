@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
@@ -22,7 +23,30 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def keep_memory() -> bool:
+def prepare(
+    model: Any, data: Any, num_threads: int | None, channels_last: bool, keep_memory: bool, matmul_precision: str
+) -> list[str]:
+    """Sets what can be set before the Trainer is made, each where it is asked for and can be done; what is on."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision(matmul_precision)
+    if not torch.cuda.is_available():  # Lightning, when imported, has every optimiser step search for a driver
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+        done = [f"threads {torch.get_num_threads()}"]
+    else:
+        done = [f"matmul precision {matmul_precision}"]
+    if keep_memory and _keep_memory():
+        done.append("malloc keeps memory")
+    network = getattr(model, "network", None) or nn.Identity()
+    if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
+        sample = data.sample()
+        if sample is not None and _channels_last(network, *model.arguments(sample)):
+            model.channels_last = True
+            done.append("channels last")
+    return done
+
+
+def _keep_memory() -> bool:
     """Has malloc keep what a step frees for the next one, instead of giving it to the system and asking again.
 
     Returns whether it could: on Linux, with glibc.
@@ -35,13 +59,13 @@ def keep_memory() -> bool:
     return all(malloc(option, size) for option, size in wanted.items())
 
 
-def forget_gpu() -> None:
-    """Without a GPU, spares every optimiser step a search for its driver, which Lightning turns on when imported."""
-    if not torch.cuda.is_available():
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+def hush_ranks(trainer: Trainer) -> None:
+    """Spares several processes the word that Lightning passes round at every step: LastCheckpoint hears of signals."""
+    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)  # there is no public way
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -> bool:
+def _channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -> bool:
     """Lays the weights of a convolutional network out with the channels last, where its answer stays the same.
 
     A network that takes images apart with `view` cannot do so; with `reshape` or `flatten` it can.
@@ -49,8 +73,6 @@ def channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) ->
     args, named: its arguments for a few items.
     Returns whether it was done.
     """
-    if not any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
-        return False
     was_training = network.training
     network.eval()
     try:

@@ -77,14 +77,11 @@ class MInterface(LightningModule):
         return self.network(*inputs, **named)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the name of each hook here, some 40 times a step; nn.Module would search its parameters for it.
+        # Lightning notes the name of each hook here, some 40 times a step; nn.Module would look among its parameters.
         if (value is None or isinstance(value, str)) and name in self.__dict__:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""

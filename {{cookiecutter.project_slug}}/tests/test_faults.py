@@ -64,7 +64,8 @@ def test_a_signal_saves_and_says_how_to_go_on(start, number: signal.Signals, to:
     assert run.wait(timeout=60) == 128 + number, Path("err").read_text()[-2000:]
     assert Path("out").read_text().splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
     step = torch.load(LAST, weights_only=True)["global_step"]
-    assert (step == 3) == (argv == LONG_VALIDATION)  # it was in the first validation, and did not wait for its end
+    if argv == LONG_VALIDATION:
+        assert step == 3  # it was in the first validation, and did not wait for its end
     main.main(["--ckpt_path", str(RUN), "--max_steps", str(step + 2), "--devices", "1", "--strategy", "auto"])
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import main
 from data import DInterface
 from tests import toys
 
@@ -144,3 +145,22 @@ def test_a_log_file_gets_plain_lines_and_no_warning(shell) -> None:
     assert "\r" not in done.stdout
     assert done.stdout.splitlines()[1].startswith("epoch 1/2  ")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("network", "can"), [("ConvNet", True), ("ViewNet", False)])
+def test_channels_go_last_where_a_network_can(train, capsys, network: str, can: bool) -> None:
+    argv = ["--model_name", f"tests.toys.{network}", "--dataset", "tests.toys.ImageBlobs", "--max_epochs", 2]
+    metrics = train(*argv)
+    assert ("channels last" in capsys.readouterr().out) == can
+    assert metrics == pytest.approx(train(*argv, "--channels_last", "false"), abs=1e-5)
+    assert "channels last" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_goes_on(train, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--batch_size", 8, "--max_epochs", 4, "--dropout", 0, "--noise", 0]
+    compiled = train(*argv, "--compile")
+    assert compiled == pytest.approx(train(*argv), abs=1e-4)
+    assert "--compile does not help here" in capsys.readouterr().out  # a step of so small a network is all overhead
+    on = main.main(["--ckpt_path", "lightning_logs/version_0", "--max_epochs", "5"])
+    assert on["train_loss"] < compiled["train_loss"]

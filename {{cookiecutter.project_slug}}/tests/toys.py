@@ -123,3 +123,29 @@ class Net(nn.Module):
 
     def each_forward(self) -> None:
         """A place where a test can look at the run from within."""
+
+
+class ImageBlobs(Blobs):
+    """The same points, each as a picture of two channels."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        point, target = super().__getitem__(index)
+        return point[:, None, None].expand(2, 4, 4).clone(), target
+
+
+class ConvNet(nn.Module):
+    """A convolution; what it finds is laid flat by `reshape`."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(16, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).reshape(len(images), 16))
+
+
+class ViewNet(ConvNet):
+    """The same by `view`, which wants the channels first."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).view(len(images), 16))
