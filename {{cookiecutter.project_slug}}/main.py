@@ -4,10 +4,11 @@
 
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine import config, flags, runs
+from engine import config, discovery, flags, runs
 from engine.discovery import UsageError
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
@@ -95,13 +96,18 @@ def run(
         given["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
+    features = [
+        one
+        for name in discovery.features()
+        for one in import_module(f"engine.{name}").callbacks(folder, model, data, **settings.arguments[name])
+    ]
     make_trainer = partial(
         Trainer,
         **given,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]),
+        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]) + features,
         logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoints.DurableCheckpointIO()],
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
@@ -139,9 +145,8 @@ def act(
         measure = trainer.validate if settings.action == "validate" else trainer.test
         measure(model, **how, ckpt_path=path, verbose=False)
     else:
-        from importlib import import_module
-
-        import_module(f"engine.{settings.action}").run(trainer, model, data, path, folder)
+        action = import_module(f"engine.{settings.action}")
+        action.run(trainer, model, data, path, folder, **settings.arguments["action"])
     return model.latest
 
 
@@ -196,7 +201,6 @@ def load_callbacks(
     patience: int | None = None,
     bad_steps: Literal["stop", "skip", "ignore"] = "stop",
     ema_decay: float | None = None,
-    compile: bool = False,
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
 
@@ -208,7 +212,6 @@ def load_callbacks(
         patience: stop when the monitored metric has not got better for so many validations.
         bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
         ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
-        compile: train the network through torch.compile; says so when that does not help.
     """
     from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary
 
@@ -232,10 +235,6 @@ def load_callbacks(
         callbacks.append(Guard(folder, bad_steps))
     if ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=ema_decay))
-    if compile:
-        from engine.compile import Compile
-
-        callbacks.append(Compile())
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks

@@ -10,6 +10,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from engine.discovery import UsageError
 
 
+def callbacks(folder: Any, model: Any, data: Any, *, compile: bool = False) -> list[Callback]:
+    """compile: train the network through torch.compile; says so when that does not help."""
+    return [Compile()] if compile else []
+
+
 class Compile(Callback):
     """Compiles the network, and says so when that does not help.
 

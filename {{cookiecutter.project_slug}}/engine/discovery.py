@@ -31,6 +31,12 @@ def names(folder: str) -> list[str]:
     return sorted(stem for stem in stems if not stem.startswith("_") and not stem.endswith("_interface"))
 
 
+def features() -> list[str]:
+    """The files of engine/ that bring callbacks and flags of their own: they define `callbacks(...)`."""
+    files = sorted((ROOT / "engine").glob("*.py"))
+    return [path.stem for path in files if "\ndef callbacks(" in path.read_text(encoding="utf-8")]
+
+
 def find(folder: str, name: str) -> Found:
     """The class that `name` means: `my_net` is a class MyNet (case and underscores aside) in `folder`/my_net.py.
 

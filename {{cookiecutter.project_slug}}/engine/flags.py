@@ -67,8 +67,8 @@ class Settings(NamedTuple):
     """A command line, understood.
 
     flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "callbacks", "loggers" and
-        "trainer".
+    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "callbacks", "loggers",
+        "trainer", "action" (where it has a file of its own), and each file of engine/ that brings callbacks.
     asks: arguments of the network that nobody gave and the dataset knows.
     ckpt_path: the file that --ckpt_path means.
     """
@@ -140,7 +140,7 @@ def _parse(argv: list[str]) -> Settings:
             has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
             raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
     found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
-    groups = groups_of(found)
+    groups = groups_of(found, action)
     flags = flags_of(groups)
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
@@ -219,11 +219,12 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def groups_of(found: dict[str, discovery.Found]) -> dict[str, Signature]:
+def groups_of(found: dict[str, discovery.Found], action: str = "") -> dict[str, Signature]:
     """All that asks for flags, in the order of the help. Where main.py names a Trainer argument, its default counts."""
     spec = importlib.util.find_spec("pytorch_lightning")
     if spec is None or spec.origin is None:
         raise UsageError('pytorch_lightning is not installed here: pip install -e "."')
+    own = discovery.ROOT / "engine" / f"{action}.py"
     main, data, model = (
         discovery.ROOT / path for path in ("main.py", "data/data_interface.py", "model/model_interface.py")
     )
@@ -235,6 +236,10 @@ def groups_of(found: dict[str, discovery.Found]) -> dict[str, Signature]:
         "system": _read(model, "MInterface"),
         "callbacks": _read(main, "load_callbacks"),
         "loggers": _read(main, "load_loggers"),
+        **{name: _read(discovery.ROOT / "engine" / f"{name}.py", "callbacks") for name in discovery.features()},
+        "action": _read(own, "run")
+        if action and (own := discovery.ROOT / "engine" / f"{action}.py").is_file()
+        else None,
         "trainer": _read(Path(spec.origin).parent / "trainer" / "trainer.py", "Trainer"),
     }
     if groups["dataset"]:

@@ -15,6 +15,7 @@ _TITLES = {
     "system": "optimisation",
     "callbacks": "callbacks",
     "loggers": "loggers",
+    "action": "{owner}",
     "trainer": "trainer",
 }
 # The Trainer's flags that most runs choose from; `--help_all` shows the others too.
@@ -72,7 +73,7 @@ def details(action: str, groups: dict[str, Signature], flags: dict[str, Any], ev
             rows = [flag for name in _COMMON for flag in rows if flag.name == name]
             hidden -= len(rows)
         if rows:
-            print(f"\n{_TITLES[key].format(owner=group.owner)}:")
+            print(f"\n{_TITLES.get(key, key).format(owner=action if key == 'action' else group.owner)}:")
         for flag in rows:
             shown.add(flag.name)
             _row(f"--{flag.name}", _words(flag, knows))
