@@ -86,6 +86,9 @@ def run(
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
     fast = machine.prepare(model, data, num_threads, channels_last, keep_memory, matmul_precision)
+    monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
+    if type(model).__name__ == "MInterface" and monitor not in model.metrics:  # a system logs what it likes
+        raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         kept = config.dump(settings.flags) if settings.action in ("fit", "tune") else None
@@ -169,6 +172,8 @@ def load_data(settings: flags.Settings) -> "DInterface":
 
 def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
     """The network in its interface, with what the data knows (`num_classes` ...) filled in."""
+    import inspect
+
     from model import MInterface
 
     arguments = dict(settings.arguments["network"])
@@ -179,11 +184,14 @@ def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
             raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
         if known is not None and known != given:
             raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+    options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {"data": data.facts()}
     network = settings.network.load()
     if isinstance(network, type) and issubclass(network, MInterface):
-        model = network(**settings.arguments["system"] | arguments)
+        takes = inspect.signature(network).parameters.values()
+        own = any(one.kind is one.VAR_KEYWORD or one.name == "options" for one in takes)  # it hands them on
+        model = network(**settings.arguments["system"] | arguments | ({"options": options} if own else {}))
     else:
-        model = MInterface(network(**arguments), **settings.arguments["system"])
+        model = MInterface(network(**arguments), **settings.arguments["system"] | {"options": options})
     model.save_hyperparameters(settings.flags)
     return model
 

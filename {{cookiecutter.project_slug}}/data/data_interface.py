@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,28 @@ class DInterface(LightningDataModule):
             raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
         return part
 
-    def sample(self, items: int = 2) -> Any:
-        """A batch of a few items to learn from, fetched in this process; None where that would move a stream on."""
+    @cache  # noqa: B019 (it lives as long as the run)
+    def sample(self) -> Any:
+        """A batch of two items to learn from, fetched in this process; None where that would move a stream on."""
         part: Any = self.part("train")
         if isinstance(part, IterableDataset):
             return None
         collate = getattr(_base(part), "collate_fn", default_collate)
-        return next(iter(OrderedLoader(part, items, seed=self.seed, collate_fn=collate)))
+        return next(iter(OrderedLoader(part, 2, seed=self.seed, collate_fn=collate)))
+
+    def facts(self) -> dict[str, Any]:
+        """What the metrics ask for, as far as it is known.
+
+        "num_classes"; "target", the shape of one; and "whole_numbers", whether a target is made of them.
+        """
+        facts = {"num_classes": self.knows("num_classes")}
+        if (sample := self.sample()) is None or not isinstance(target := _target(sample), torch.Tensor):
+            return facts
+        return facts | {"target": tuple(target.shape[1:]), "whole_numbers": not target.is_floating_point()}
+
+    def class_counts(self) -> torch.Tensor:
+        """How many items of each class there are to learn from (num_classes,)."""
+        return torch.bincount(_targets(self.part("train")), minlength=self.knows("num_classes") or 0)
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
@@ -239,16 +255,20 @@ def _check_targets(part: Any) -> None:
 
 
 def _balance(part: Any) -> torch.Tensor:
-    """A weight for each item: one over the size of its class. Classes come from `targets`, or else from the items."""
+    """A weight for each item: one over the size of its class."""
+    targets = _targets(part)
+    return 1.0 / torch.bincount(targets)[targets].double()
+
+
+def _targets(part: Any) -> torch.Tensor:
+    """The class of each item, from `targets`, or else from the items."""
     indices: Any = range(len(part))
     base = part
     while isinstance(base, Subset):
         indices, base = [base.indices[index] for index in indices], base.dataset
     if hasattr(base, "targets"):
-        targets = torch.as_tensor(base.targets)[torch.as_tensor(indices)]
-    else:
-        targets = torch.as_tensor([int(_target(base[index])) for index in indices])
-    return 1.0 / torch.bincount(targets)[targets].double()
+        return torch.as_tensor(base.targets)[torch.as_tensor(indices)]
+    return torch.as_tensor([int(_target(base[index])) for index in indices])
 
 
 def _target(item: Any) -> Any:

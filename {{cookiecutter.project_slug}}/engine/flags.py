@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine import annotations, config, discovery, help, limits, runs, signatures
+from engine import annotations, config, discovery, help, library, limits, runs, signatures
 from engine.config import Raw
 from engine.discovery import UsageError
 from engine.signatures import REQUIRED, Parameter, Signature, Source
@@ -29,11 +29,14 @@ ACTIONS = {
     if action in ("fit", "validate", "test") or (discovery.ROOT / "engine" / f"{action}.py").is_file()
 }
 NAMES = {"model_name": "model", "dataset": "data"}  # flag -> folder
+KINDS = ("loss", "optimizer")  # these bring flags of their own too
 # The Trainer's arguments that main.py fills.
 _OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
 _OURS |= {"enable_checkpointing", "enable_model_summary", "barebones"}  # they forbid what main.py gives
 # The dataset's arguments that DInterface fills.
 _FILLED = {"split", "train", "download", "root"}
+# The system's argument that main.py fills.
+_OPTIONS = "options"
 # These decide which item is in which part: changed, a checkpoint would be tested on what it was trained on.
 _PARTS = {"seed", "val_fraction", "test_fraction"}
 
@@ -67,8 +70,9 @@ class Settings(NamedTuple):
     """A command line, understood.
 
     flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "callbacks", "loggers",
-        "trainer", "action" (where it has a file of its own), and each file of engine/ that brings callbacks.
+    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "loss", "optimizer",
+        "schedule", "callbacks", "loggers", "trainer", "action" (where it has a file of its own), and each file of
+        engine/ that brings callbacks.
     asks: arguments of the network that nobody gave and the dataset knows.
     ckpt_path: the file that --ckpt_path means.
     """
@@ -140,7 +144,8 @@ def _parse(argv: list[str]) -> Settings:
             has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
             raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
     found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
-    groups = groups_of(found, action)
+    given |= {key: Raw(text) for key in KINDS if (text := getattr(first, key))}
+    groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})
     flags = flags_of(groups)
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
@@ -188,7 +193,7 @@ def _first_look(argv: list[str]) -> argparse.Namespace:
     parser = _Parser()
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--print_config", action="store_true", default=False)
-    for name in ("ckpt_path", "default_root_dir", *NAMES):
+    for name in ("ckpt_path", "default_root_dir", *NAMES, *KINDS):
         parser.add_argument(f"--{name}", default=None)
     return parser.parse_known_args(_join_numbers(argv))[0]
 
@@ -219,8 +224,13 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def groups_of(found: dict[str, discovery.Found], action: str = "") -> dict[str, Signature]:
-    """All that asks for flags, in the order of the help. Where main.py names a Trainer argument, its default counts."""
+def groups_of(
+    found: dict[str, discovery.Found], action: str = "", kinds: dict[str, str] | None = None
+) -> dict[str, Signature]:
+    """All that asks for flags, in the order of the help. Where main.py names a Trainer argument, its default counts.
+
+    kinds: the names of loss and optimiser, where they are given.
+    """
     spec = importlib.util.find_spec("pytorch_lightning")
     if spec is None or spec.origin is None:
         raise UsageError('pytorch_lightning is not installed here: pip install -e "."')
@@ -234,6 +244,9 @@ def groups_of(found: dict[str, discovery.Found], action: str = "") -> dict[str, 
         "data": _read(data, "DInterface"),
         "network": _signature(found["model_name"]) if "model_name" in found else None,
         "system": _read(model, "MInterface"),
+        "loss": None,
+        "optimizer": None,
+        "schedule": _read(discovery.ROOT / "engine" / "schedulers.py", "factor"),
         "callbacks": _read(main, "load_callbacks"),
         "loggers": _read(main, "load_loggers"),
         **{name: _read(discovery.ROOT / "engine" / f"{name}.py", "callbacks") for name in discovery.features()},
@@ -253,10 +266,25 @@ def groups_of(found: dict[str, discovery.Found], action: str = "") -> dict[str, 
     if (system := groups["network"]) and system.fixes is not None:  # a system of its own takes what it does not set
         rest = {key: one for key, one in groups["system"].parameters.items() if key not in system.fixes}
         groups["system"] = groups["system"]._replace(parameters=rest)
+    for kind in KINDS:
+        if kind in groups["system"].parameters:
+            name = (kinds or {}).get(kind) or groups["system"].parameters[kind].default
+            groups[kind] = _apart(kind, library.signature(kind, name), groups)
+    groups["system"].parameters.pop(_OPTIONS, None)
     trainer = groups["trainer"]
     rest = {key: one for key, one in trainer.parameters.items() if key not in {*_OURS, *groups["run"].parameters}}
     groups["trainer"] = trainer._replace(parameters=rest)
     return {key: group for key, group in groups.items() if group is not None}
+
+
+def _apart(kind: str, signature: Signature, groups: dict[str, Any]) -> Signature:
+    """The same, where an argument that somebody else has too, with another default, is `optimizer_NAME`, say."""
+    named = {}
+    for name, one in signature.parameters.items():
+        others = (group.parameters[name] for group in groups.values() if group and name in group.parameters)
+        free = name if all(other.default == one.default for other in others) else f"{kind}_{name}"
+        named[free] = one._replace(name=free)
+    return signature._replace(parameters=named)
 
 
 def _read(path: Path, name: str) -> Signature:
@@ -360,7 +388,8 @@ def _refuse_changes(
     other_data = before.get("dataset") != now.get("dataset", before.get("dataset"))
     fixed = dict.fromkeys(groups["network"].parameters, "its network")
     if action == "fit":
-        fixed |= dict.fromkeys(groups["system"].parameters, "its optimiser's state")
+        for key in ("system", "schedule", *KINDS):
+            fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
     if action == "fit" or not other_data:
         cuts = (
             {*groups["dataset"].parameters} - {"data_dir"}
@@ -411,6 +440,8 @@ def _settings(
         for key, group in groups.items()
     }
     # Of the Trainer's many flags only those that were given are kept; its own defaults stay its own.
+    for kind in KINDS:
+        arguments[kind] = {name.removeprefix(f"{kind}_"): value for name, value in arguments.get(kind, {}).items()}
     silent = groups["trainer"].parameters.keys() - given.keys()
     arguments["trainer"] = {key: value for key, value in arguments["trainer"].items() if key not in silent}
     kept = {key: _plain(value) for key, value in values.items() if key not in silent | {"ckpt_path"}}

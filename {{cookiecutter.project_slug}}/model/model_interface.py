@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,12 +11,14 @@ from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from engine import loggers, losses, metrics, optimizers, schedulers
+from engine import loggers, losses, optimizers, schedulers
+from engine import metrics as measures
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
 from engine.machine import laid_out
 
 STAGES = ("train", "val", "test")
+SCHEDULE = inspect.getfullargspec(schedulers.factor).kwonlydefaults or {}
 
 
 class MInterface(LightningModule):
@@ -34,39 +38,52 @@ class MInterface(LightningModule):
         self,
         network: nn.Module | None = None,
         *,
-        loss: Literal[
-            "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss"
-        ] = "cross_entropy",
+        loss: str = "cross_entropy",
+        class_weights: Literal["balanced"] | None = None,
+        metrics: tuple[str, ...] | None = None,
         lr: float = 2e-3,
-        optimizer: Literal["Adam", "AdamW", "NAdam", "RAdam", "SGD", "RMSprop", "Adagrad"] = "Adam",
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        lr_scheduler: Literal["cosine", "linear", "constant", "plateau"] = "cosine",
-        warmup_steps: int = 0,
+        optimizer: str = "Adam",
+        weight_decay: float | None = None,
+        no_decay_norm_bias: bool = False,
+        lr_scale: tuple[str, ...] = (),
+        options: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         """Keeps the settings.
 
         Args:
             network: what is trained; None in a subclass that has its own.
-            loss: function of torch.nn.functional, (output, target) -> mean.
+            loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to one of yours.
+            class_weights: balanced weighs the loss of a class by one over its share of the training items.
+            metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
             lr: learning rate.
-            optimizer: class of torch.optim.
-            weight_decay: pull of the weights towards 0.
-            momentum: for SGD and RMSprop.
-            lr_scheduler: the rate after the warm-up: down to 0 over the run, constant, or a tenth when val_loss stays.
-            warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
+            optimizer: class of torch.optim, or a dotted path.
+            weight_decay: pull of the weights towards 0; none is the optimiser's own default.
+            no_decay_norm_bias: biases and the gains of norms do not decay.
+            lr_scale: factors of lr for parts of the network, such as backbone=0.1.
+            options: further arguments of loss, optimizer and schedule, and what the data is ("data"), which their
+                flags and the dataset give.
         """
         super().__init__()
         self.network = network
         self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
-        self.loss = losses.load(loss)
-        self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
-        self.answers_yes_or_no = loss.startswith("binary")  # the output is one logit for each question
-        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
-        self.optimizer_name, self.lr_scheduler, self.warmup_steps = optimizer, lr_scheduler, warmup_steps
+        given = options or {}
+        self.loss = losses.load(loss, given.get("loss", {}))
+        kind = measures.kind(loss, given.get("data", {}))
+        self.classifies = kind == "classes"  # the output is a logit for each class
+        self.answers_yes_or_no = kind == "questions"  # the output is one logit for each question
+        self.loss_name, self.class_weights = loss, class_weights
+        self.lr, self.weight_decay = lr, weight_decay
+        self.lr_scale, self.no_decay_norm_bias = lr_scale, no_decay_norm_bias
+        self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
+        self.schedule = SCHEDULE | given.get("schedule", {})
+        self.mix: Callable[..., Any] | None = None  # of the items of a training batch: Mixup, CutMix
         self.metrics = nn.ModuleDict(
-            {f"{stage}_{key}": m for stage in STAGES for key, m in metrics.for_loss(loss).items()}
+            {
+                f"{stage}_{key}": metric
+                for stage in STAGES
+                for key, metric in measures.load(metrics, loss, given.get("data", {})).items()
+            }
         )
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -92,6 +109,8 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         loss = self.loss(output, target)
+        if self.classifies and target.is_floating_point():
+            target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
         measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
         for name, metric in self._of(stage).items():
             metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
@@ -113,7 +132,7 @@ class MInterface(LightningModule):
         return ([], inputs) if isinstance(inputs, dict) else (list(inputs), {})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.step(batch, "train")
+        loss = self.step(self.mix(*batch) if self.mix else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches that make a step
         if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
@@ -155,21 +174,38 @@ class MInterface(LightningModule):
             self.latest |= {name: value.item() for name, value in values.items()}
             self.record({name: self.latest[name] for name in values})
 
+    def setup(self, stage: str) -> None:
+        if self.class_weights and stage == "fit":
+            if not self.classifies:
+                raise UsageError(f"--class_weights goes with a loss over classes, and --loss is {self.loss_name}")
+            counts = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
+            weight = counts.sum() / (len(counts) * counts.clamp(min=1))
+            self.loss = partial(self.loss, weight=weight.float().to(self.device))
+
     def configure_callbacks(self) -> list[Callback]:
-        return [schedulers.Plateau()] if self.lr_scheduler == "plateau" else []
+        return [schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
 
     def configure_optimizers(self) -> Any:
-        fused = self.trainer.precision != "16-mixed"  # whose gradient scaler cannot clip under a fused step
-        named = (self.optimizer_name, self.parameters(), self.lr, self.weight_decay, self.momentum)
-        optimizer = optimizers.load(*named, fused=fused)
-        planned = self.warmup_steps or self.lr_scheduler in ("cosine", "linear")
-        total = self.trainer.estimated_stepping_batches if planned else math.inf  # asking for it begins to load
-        scheduler = schedulers.load(self.lr_scheduler, optimizer, total, self.warmup_steps)
+        optimizer = optimizers.load(
+            self.optimizer_name,
+            self,
+            self.lr,
+            self.weight_decay,
+            self.optimizer_options,
+            fused=self.trainer.precision != "16-mixed",  # whose gradient scaler cannot clip under a fused step
+            no_decay_norm_bias=self.no_decay_norm_bias,
+            lr_scale=self.lr_scale,
+        )
+        total = epoch = math.inf
+        if schedulers.plans(self.schedule):  # asking for the steps begins to load
+            total = self.trainer.estimated_stepping_batches
+            epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        scheduler = schedulers.load(optimizer, total, epoch, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
-        checkpoint["metrics"] = {name: metrics.state(metric, self._rows) for name, metric in gathered.items()}
+        checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest
         checkpoint["rows"] = loggers.rows(self.loggers)
 
@@ -184,7 +220,7 @@ class MInterface(LightningModule):
             loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics:
-                metrics.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
+                measures.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
 
     def _rows(self, value: Tensor) -> Any:
         rows = [torch.empty_like(value) for _ in range(self.trainer.world_size)]

@@ -149,3 +149,86 @@ class ViewNet(ConvNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.conv(images).view(len(images), 16))
+
+
+class Lopsided(Blobs):
+    """Most items are of one class."""
+
+    def __init__(self, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        self.targets = [0 if index % 9 else 1 + index // 9 % 2 for index in range(num_items)]
+
+
+class Numbers(Dataset):
+    """A number to be told from two others."""
+
+    num_features = 2
+
+    def __init__(self, num_items: int = 90) -> None:
+        self.points = torch.rand(num_items, 2, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def target(self, point: Tensor) -> Tensor:
+        """What is to be told of a point."""
+        return point.sum()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.points[index], self.target(self.points[index])
+
+
+class YesNo(Numbers):
+    """A question to be answered."""
+
+    def target(self, point: Tensor) -> Tensor:
+        return (point.sum() > 1).float()
+
+
+class Labels(Numbers):
+    """Three questions to be answered."""
+
+    def target(self, point: Tensor) -> Tensor:
+        return torch.stack([point[0] > 0.5, point[1] > 0.5, point.sum() > 1]).float()
+
+
+class Pictures(Numbers):
+    """Pictures to be made less noisy."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        clean = self.points[index].repeat_interleave(128).reshape(1, 16, 16)
+        return clean + 0.1 * torch.randn(1, 16, 16), clean
+
+
+class Line(nn.Module):
+    """A number, or the logit of an answer."""
+
+    def __init__(self, num_features: int = 2, outputs: int = 1) -> None:
+        super().__init__()
+        self.layer = nn.Linear(num_features, outputs)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layer(points)
+
+
+class Tags(Line):
+    """The logits of three answers."""
+
+    def __init__(self, num_features: int = 2) -> None:
+        super().__init__(num_features, outputs=3)
+
+
+class Blur(nn.Module):
+    """A convolution from picture to picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layer(pictures)
+
+
+def twice(output: Tensor, target: Tensor, factor: float = 2.0) -> Tensor:
+    """A loss of one's own."""
+    return factor * nn.functional.cross_entropy(output, target)
