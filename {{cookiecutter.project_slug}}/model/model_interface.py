@@ -92,7 +92,8 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         loss = self.loss(output, target)
-        measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
+        output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
+        measured = output.sigmoid() if self.answers_yes_or_no else output
         for name, metric in self._of(stage).items():
             metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
         return loss
