@@ -91,8 +91,10 @@ def run(
         raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
     folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
-        kept = config.dump(settings.flags) if settings.action in ("fit", "tune") else None
-        folder = runs.open_folder(folder, runs.folder(default_root_dir), kept)
+        own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
+        kept = {name: value for name, value in settings.flags.items() if name not in own}
+        config_file = config.dump(kept) if settings.action in ("fit", "tune") else None
+        folder = runs.open_folder(folder, runs.folder(default_root_dir), config_file)
     folder = folder or runs.folder(default_root_dir)
     given = {"profiler": machine.NoProfiler(), **settings.arguments["trainer"]}
     if data.part("val") is None:

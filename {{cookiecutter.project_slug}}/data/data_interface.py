@@ -75,6 +75,7 @@ class DInterface(LightningDataModule):
         if dataset.__module__.startswith("torchvision.") and "transform" in self._takes:
             self.arguments.setdefault("transform", _to_tensor())  # its images are PIL's until told otherwise
         self.num_workers = num_workers
+        self.predicts: Dataset[Any] | None = None  # what `predict` looks at; none: the test part
         self._parts: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._training: OrderedLoader | None = None
@@ -199,7 +200,7 @@ class DInterface(LightningDataModule):
         return self._loader(self.part("test"))
 
     def predict_dataloader(self) -> OrderedLoader:
-        return self.test_dataloader()
+        return self._loader(self.predicts or self.part("test"))
 
     def _loader(self, part: Any, **options: Any) -> OrderedLoader:
         if part is None:
@@ -207,7 +208,7 @@ class DInterface(LightningDataModule):
         trainer: Any = self.trainer
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        if hasattr(self.dataset_class, "collate_fn"):
+        if hasattr(_base(part), "collate_fn"):
             options["collate_fn"] = _base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
         self._loaders.append(loader)
@@ -226,7 +227,7 @@ class DInterface(LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if hasattr(self.dataset_class, "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
+        if hasattr(_base(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
             return 0  # a stream keeps its place only where it is read by this process
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)

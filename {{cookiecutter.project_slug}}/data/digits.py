@@ -1,5 +1,7 @@
 """Digits: 1,797 real handwritten digits that come with scikit-learn. Nothing is downloaded."""
 
+from typing import Any
+
 import torch
 from torch.utils.data import Dataset
 
@@ -13,13 +15,15 @@ class Digits(Dataset):
     num_classes = 10
     in_channels = 1
     img_size = 8
+    # input = (pixel - mean) / std, pixel from 0 (paper) to `white` (ink)
+    preprocessing: dict[str, Any] = {"channels": "grey", "size": 8, "white": 16, "mean": 4.88, "std": 6.02}
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = torch.from_numpy(digits.images).float()  # (N, 8, 8), 0..16
-        self.images = images.sub(4.88).div(6.02).unsqueeze(1)  # (N, 1, 8, 8), about mean 0 and standard deviation 1
+        self.images = _normalise(images).unsqueeze(1)  # (N, 1, 8, 8), about mean 0 and standard deviation 1
         self.targets = torch.from_numpy(digits.target).long()  # (N,)
 
     def __len__(self) -> int:
@@ -32,3 +36,17 @@ class Digits(Dataset):
         """A whole batch at once: many times as fast as one item at a time."""
         where = torch.as_tensor(indices)
         return self.images.index_select(0, where), self.targets[where]
+
+    @staticmethod
+    def open_image(path: str) -> torch.Tensor:
+        """(1, 8, 8) of an image file of any size: one digit, light on dark, that fills it."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX), np.float32)
+        return _normalise(torch.from_numpy(pixels / 255 * Digits.preprocessing["white"]))[None]
+
+
+def _normalise(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.sub(Digits.preprocessing["mean"]).div(Digits.preprocessing["std"])

@@ -1,7 +1,9 @@
-"""`export`: a checkpoint's network as network.pt2 (torch.export), which runs without this project."""
+"""`export`: a checkpoint's network as network.pt2 (torch.export) or network.onnx, which run without this project."""
 
+import importlib.util
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Trainer
@@ -9,33 +11,103 @@ from pytorch_lightning import Trainer
 from engine.checkpoints import load
 from engine.discovery import UsageError
 
+_LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
 
-def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, folder: Path) -> None:
-    """Writes the network for batches of any size and checks it against the one in memory.
+
+def run(
+    trainer: Trainer,
+    model: Any,
+    data: Any,
+    ckpt_path: str,
+    folder: Path,
+    *,
+    format: tuple[Literal["pt2", "onnx"], ...] = ("pt2",),
+) -> None:
+    """Writes the network for batches of any size, and labels.json: what the data says of classes and preprocessing.
+
+    Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items.
+
+    Args:
+        format: pt2 for torch.export.load, onnx for everybody else; both may be given.
 
     Raises:
-        RuntimeError: the exported network answers differently.
+        UsageError: a system without one `network`; a stream that shows no items; the packages for onnx are not there.
+        RuntimeError: an exported network answers differently.
     """
+    if "onnx" in format and (gone := [name for name in ("onnx", "onnxscript", "onnxruntime") if not _there(name)]):
+        raise UsageError(f'--format onnx needs {", ".join(gone)}: pip install -e ".[onnx]"')
+    if not trainer.is_global_zero:
+        return
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     if getattr(model, "network", None) is None:
         raise UsageError(f"{type(model).__name__} is a system without one `network`; export its parts by hand")
     model.channels_last = False
-    model.network.to(memory_format=torch.contiguous_format)
+    network = model.network.to(memory_format=torch.contiguous_format).eval()
     data.num_workers = 0  # one batch is worth no workers
-    inputs, _ = model.split(next(iter(data.test_dataloader())))  # type: ignore[operator]
-    named: dict[Any, Any] = inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
-    named = {name: torch.cat([one, one])[:2] for name, one in named.items()}  # a batch of 1 would be taken for fixed
-    args, kwargs = ((), named) if isinstance(inputs, dict) else (tuple(named.values()), {})
-    shape = {0: torch.export.Dim("batch")}
-    shapes = dict.fromkeys(named, shape) if kwargs else tuple(shape for _ in args)
-    model.eval()
-    program = torch.export.export(model.network, args, kwargs, dynamic_shapes=shapes)  # type: ignore[arg-type]
-    path = folder / "network.pt2"
-    torch.export.save(program, path)
-    exported = torch.export.load(path).module()
-    with torch.no_grad():
-        for number in (2, 1):
-            some, more = tuple(one[:number] for one in args), {name: one[:number] for name, one in kwargs.items()}
-            if not torch.allclose(exported(*some, **more), model(*some, **more), atol=1e-5):
-                raise RuntimeError(f"{path} answers differently from the network in memory")
+    args, named = model.arguments(next(iter(data.test_dataloader())))
+    like = dict(enumerate(args)) | named
+    args, named = _inputs(like, 2)  # a batch of 1 would be taken for fixed
+    dim = {0: torch.export.Dim("batch")}
+    shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
+    program = torch.export.export(network, tuple(args), named, dynamic_shapes=shapes)
+    for one in dict.fromkeys(format):
+        path = folder / f"network.{one}"
+        exported = _write_onnx(program, path) if one == "onnx" else _write_pt2(program, path)
+        for items in (1, 2, 5):
+            args, named = _inputs(like, items)
+            with torch.no_grad():
+                if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
+                    raise RuntimeError(f"{path} answers differently from the network in memory")
+        print(*sorted(folder.glob(f"{path.name}*")), sep="\n")
+    labels = {name: plain for name in _LABELS if (plain := _plain(data.knows(name))) is not None}
+    path = folder / "labels.json"
+    path.write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
+
+
+def _there(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _inputs(like: dict[Any, torch.Tensor], items: int) -> tuple[list[Any], dict[str, Any]]:
+    """Random inputs: numbers about 0, or whole numbers among those of `like`; by place and by name."""
+    drawn = {}
+    for name, one in like.items():
+        if one.is_floating_point():
+            drawn[name] = torch.randn(items, *one.shape[1:], dtype=one.dtype)
+        else:
+            drawn[name] = one.flatten()[torch.randint(one.numel(), (items, *one.shape[1:]))]
+    return [one for name, one in drawn.items() if isinstance(name, int)], {
+        name: one for name, one in drawn.items() if isinstance(name, str)
+    }
+
+
+def _write_pt2(program: Any, path: Path) -> Any:
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _write_onnx(program: Any, path: Path) -> Any:
+    """One file, or with weights of more than 1.9 GB, which ONNX cannot hold, network.onnx.data beside it."""
+    import onnxruntime
+
+    big = sum(one.numel() * one.element_size() for one in program.state_dict.values()) > 1.9e9
+    written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
+    assert written is not None
+    written.save(path, external_data=big)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def answer(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return torch.from_numpy(session.run(None, {name: one.numpy() for name, one in given.items()})[0])
+
+    return answer
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it, None where it cannot be."""
+    try:
+        return json.loads(json.dumps(value.tolist() if hasattr(value, "tolist") else value))
+    except TypeError:
+        return None

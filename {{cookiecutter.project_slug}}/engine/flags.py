@@ -18,9 +18,9 @@ _ACTIONS = {
     "fit": "train, keep the best and the last state, test the best (done where no action is named)",
     "validate": "measure a checkpoint on the validation part",
     "test": "measure a checkpoint on the test part",
-    "predict": "write what a checkpoint says of the test part to predictions.csv",
-    "tune": "try learning rates; print and draw them, change nothing",
-    "export": "write a checkpoint's network as network.pt2, which runs without this project",
+    "predict": "write what a checkpoint says of the test part, or of a folder of images, to predictions.csv",
+    "tune": "try learning rates or batch sizes; print and draw them, change nothing",
+    "export": "write a checkpoint's network as network.pt2 or network.onnx, which runs without this project",
 }
 # An action with a file of its own is gone when the file is deleted.
 ACTIONS = {

@@ -111,7 +111,8 @@ class MInterface(LightningModule):
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
-        measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
+        output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
+        measured = output.sigmoid() if self.answers_yes_or_no else output
         for name, metric in self._of(stage).items():
             metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
         return loss

@@ -111,19 +111,6 @@ def test_every_item_comes_once_an_epoch_and_the_noise_ignores_the_workers(worker
     assert all(torch.equal(one[0], other[0]) for one, other in zip(batches, plain, strict=True))
 
 
-def test_predict_and_export(train) -> None:
-    import main
-
-    train("--max_epochs", 1)
-    main.main(["predict", "--ckpt_path", "last"])
-    rows = table("predictions.csv")
-    assert [int(row["index"]) for row in rows] == list(range(9))
-    assert sum(float(rows[0][f"p{number}"]) for number in range(3)) == pytest.approx(1, abs=1e-4)
-    main.main(["export", "--ckpt_path", "last"])
-    program = torch.export.load(RUN / "network.pt2").module()
-    assert program(torch.zeros(5, 2)).shape == (5, 3)
-
-
 @pytest.mark.slow
 def test_two_processes(shell) -> None:
     done = shell(*_toys("--max_epochs", "8", "--lr", "0.05", "--devices", "2", "--strategy", "ddp"))

@@ -39,6 +39,16 @@ class Blobs(Dataset):
         return centre + self.noise * torch.randn(2), target
 
 
+class Named(Blobs):
+    """The same with a name for each class and each item."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, num_items: int = 90, noise: float = 0.3) -> None:
+        super().__init__(num_items, noise)
+        self.ids = [f"point/{index}" for index in range(num_items)]
+
+
 class BlobsInParts(Blobs):
     """The same, one object a part."""
 
@@ -232,3 +242,22 @@ class Blur(nn.Module):
 def twice(output: Tensor, target: Tensor, factor: float = 2.0) -> Tensor:
     """A loss of one's own."""
     return factor * nn.functional.cross_entropy(output, target)
+
+
+class ImagePairs(ImageBlobs):
+    """Pictures that should come out as they went in."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        image, _ = super().__getitem__(index)
+        return image, image
+
+
+class ImageNet(nn.Module):
+    """From a picture of two channels to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images)

@@ -1,0 +1,55 @@
+"""A folder of image files, each opened as the dataset of a checkpoint makes its own inputs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from engine.discovery import UsageError
+
+
+class Images(Dataset[Any]):
+    """The image files below a folder, by path; an item is (image, whether it could be read).
+
+    Raises: UsageError: there is none that can be read.
+    """
+
+    def __init__(self, folder: Path, open_image: Callable[[str], Tensor]) -> None:
+        from PIL import Image
+
+        Image.init()
+        files = (path for path in folder.rglob("*") if path.suffix.lower() in Image.EXTENSION and path.is_file())
+        self.ids, self.open_image = sorted(map(str, files)), open_image
+        # What PIL raises for a file that is broken; anything else is a mistake in open_image.
+        self.broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+        read = (image for index in range(len(self)) if (image := self._read(index)) is not None)
+        self.blank = next(read, torch.empty(0)).clone().zero_()  # stands for one that cannot be read
+        if not self.blank.numel():
+            first = f" can be read, {self.ids[0]} for one" if self.ids else ""
+            raise UsageError(f"--images {folder}: of {len(self)} image files there none{first}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
+        image = self._read(index)
+        return (self.blank, False) if image is None else (image, True)
+
+    def _read(self, index: int) -> Tensor | None:
+        try:
+            return self.open_image(self.ids[index])
+        except self.broken:
+            return None
+
+
+def opener(data: Any) -> Callable[[str], Tensor]:
+    """How the dataset of the checkpoint makes an input of a file: its own way, or that of torchvision's folders."""
+    own = getattr(data.dataset_class, "open_image", None)
+    load, transform = data.knows("loader"), data.knows("transform")
+    if own is None and not (load and transform):
+        what = "open_image(path), a static method that makes of an image file what the network takes"
+        raise UsageError(f"--images: {data.dataset_class.__name__} has no {what}")
+    return own or (lambda path: transform(load(path)))

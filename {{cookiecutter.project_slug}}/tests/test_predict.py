@@ -1,0 +1,129 @@
+"""`predict`: rows in order, for the test part and for a folder of images."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from data import DInterface
+from data.digits import Digits
+from tests import toys
+
+RUN = Path("lightning_logs/version_0")
+
+
+def table(folder: Path = RUN) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+
+
+def test_a_row_for_each_item_with_class_and_probabilities(train) -> None:
+    train("--max_epochs", 8, "--lr", 0.05, "--dataset", "tests.toys.Named")
+    main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])
+    rows = table()
+    part = DInterface(toys.Named).part("test").indices
+    assert list(rows[0]) == ["index", "id", "class", "name", "p0", "p1", "p2"]
+    assert [int(row["index"]) for row in rows] == list(range(9))
+    assert [row["id"] for row in rows] == [f"point/{index}" for index in part]
+    assert [row["name"] for row in rows] == ["abc"[int(row["class"])] for row in rows]
+    assert sum(int(row["class"]) == index % 3 for row, index in zip(rows, part, strict=True)) >= 8
+    for row in rows:
+        shares = [float(row[f"p{number}"]) for number in range(3)]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert int(row["class"]) == int(np.argmax(shares))
+    assert not list(RUN.glob("*.part"))
+
+
+def test_arrays_hold_what_the_table_holds(train) -> None:
+    train("--max_epochs", 1, "--dataset", "tests.toys.Named", "--noise", 0)
+    for format in ("csv", "npy", "pt"):
+        main.main(["predict", "--ckpt_path", "last", "--format", format])
+    rows = [[float(row[f"p{number}"]) for number in range(3)] for row in table()]
+    array = np.load(RUN / "predictions.npy")
+    assert array.dtype == np.float32
+    assert array.tolist() == [pytest.approx(row, rel=1e-4) for row in rows]
+    assert torch.equal(torch.load(RUN / "predictions.pt", weights_only=True), torch.from_numpy(array))
+    assert (RUN / "predictions.txt").read_text().split() == [row["id"] for row in table()]
+
+
+def test_images_come_out_as_an_array_and_fit_no_table(train, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model_name", "tests.toys.ImageNet", "--dataset", "tests.toys.ImagePairs", "--loss", "mse_loss"]
+    train(*argv, "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "npy"])
+    assert np.load(RUN / "predictions.npy").shape == (9, 2, 4, 4)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last"])
+    assert "an output of shape (2, 4, 4) fits no table: --format npy or pt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same(shell, train) -> None:
+    train("--max_epochs", 2, "--dataset", "tests.toys.Named", "--noise", 0)
+    main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])
+    alone = (RUN / "predictions.csv").read_text()
+    (RUN / "predictions.csv").unlink()
+    moved = (RUN / "checkpoints/last.ckpt").rename("moved.ckpt")  # then only the first process knows the folder
+    argv = ["--ckpt_path", str(moved), "--batch_size", "2", "--devices", "2", "--strategy", "ddp"]
+    done = shell("predict", *argv)
+    assert done.returncode == 0, done.stderr
+    assert Path("lightning_logs/version_1/predictions.csv").read_text() == alone  # 9 items: one is there to fill up
+
+
+@pytest.fixture
+def lenet() -> list[str]:
+    """A network that has learned the digits a little, in version_0."""
+    main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "2", "--accelerator", "cpu"])
+    return ["predict", "--ckpt_path", "version_0"]
+
+
+def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(lenet)
+    of_part = table()
+    digits, part = Digits(), DInterface(Digits).part("test").indices
+    Path("new/more").mkdir(parents=True)
+    for number in range(5):
+        pixels = (digits.images[part[number], 0] * 6.02 + 4.88) / 16 * 255
+        image = Image.fromarray(pixels.round().byte().numpy()).resize((40, 40), Image.Resampling.NEAREST)
+        image.convert("RGB").save(f"new/more/{number}.PNG" if number > 2 else f"new/{number}.png")
+    Path("new/1b.jpg").write_bytes(b"no picture")
+    Path("new/notes.txt").write_text("no picture either")
+    capsys.readouterr()
+    main.main([*lenet, "--images", "new"])
+    rows, said = table(), capsys.readouterr()
+    assert [row["id"] for row in rows] == [
+        f"new/{name}" for name in ("0.png", "1.png", "2.png", "more/3.PNG", "more/4.PNG")
+    ]
+    assert [int(row["index"]) for row in rows] == [0, 1, 3, 4, 5]
+    for row, other in zip(rows, of_part, strict=False):
+        assert float(row[f"p{row['class']}"]) == pytest.approx(float(other[f"p{row['class']}"]), abs=0.02)
+    assert said.err == "cannot be read: new/1b.jpg\n"
+    assert "predictions.csv: 5 rows; 1 that cannot be read left out" in said.out
+
+
+@pytest.mark.parametrize("name", ["", "broken.png"])
+def test_no_image_that_can_be_read(lenet, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    Path("new").mkdir()
+    if name:
+        Path("new", name).write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*lenet, "--images", "new"])
+    assert f"--images new: of {int(bool(name))} image files there none" in capsys.readouterr().err
+
+
+def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--images", "."])
+    assert "Blobs has no open_image(path), a static method" in capsys.readouterr().err
+
+
+def test_mnist_opens_an_image_as_its_own() -> None:
+    from data.mnist import MNIST
+
+    pixels = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save("one.png")
+    expected = (torch.from_numpy(pixels).float() - 33.3) / 78.6
+    assert torch.equal(MNIST.open_image("one.png"), expected[None])
