@@ -21,6 +21,7 @@ _ACTIONS = {
     "predict": "write what a checkpoint says of the test part to predictions.csv",
     "tune": "try learning rates; print and draw them, change nothing",
     "export": "write a checkpoint's network as network.pt2, which runs without this project",
+    "report": "put runs side by side: a table, curves, files for a spreadsheet and MATLAB",
 }
 # An action with a file of its own is gone when the file is deleted.
 ACTIONS = {
@@ -109,6 +110,9 @@ def stop(message: str) -> NoReturn:
 
 def _parse(argv: list[str]) -> Settings:
     action, argv = _action(argv)
+    if discovery.defines(action, "main"):  # an action that needs no Trainer does it all itself
+        importlib.import_module(f"engine.{action}").main(argv)
+        raise SystemExit(0)
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = _first_look(argv)
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
