@@ -3,6 +3,7 @@
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,17 +20,30 @@ if TYPE_CHECKING:  # torch waits until the command line has been found right
     from model import MInterface
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake."""
-    settings = flags.parse(sys.argv[1:] if argv is None else argv)
+SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to 10: the same in every report
+
+
+def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:
+    """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake.
+
+    callbacks: further ones, of a program that calls this.
+    """
+    settings = flags.parse(sys.argv[1:] if argv is None else argv, SEEDS)
+
+    def once(settings: flags.Settings) -> dict[str, float]:
+        return run(settings, callbacks, **settings.arguments["run"])
+
     try:
-        return run(settings, **settings.arguments["run"])
+        if settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds"):
+            return import_module("engine.folds").train(settings, once)
+        return once(settings)
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))
 
 
 def run(
     settings: flags.Settings,
+    own_callbacks: "Sequence[Callback]" = (),
     *,
     model_name: str,
     dataset: str,
@@ -37,6 +51,7 @@ def run(
     init_from: str | None = None,
     init_partial: bool = False,
     seed: int = 0,
+    seed_index: int | None = None,
     max_epochs: int | None = None,
     log_every_n_steps: int = 20,
     enable_progress_bar: bool = sys.stdout.isatty(),
@@ -56,6 +71,7 @@ def run(
         init_from: a checkpoint file whose weights a new run begins with.
         init_partial: take only those weights of init_from whose name and shape fit.
         seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.
+        seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
         max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
         log_every_n_steps: optimiser steps between two points of train_loss_step.
         enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
@@ -106,6 +122,7 @@ def run(
         for name in discovery.features()
         for one in import_module(f"engine.{name}").callbacks(folder, model, data, **settings.arguments[name])
     ]
+    features += own_callbacks
     make_trainer = partial(
         Trainer,
         **given,
@@ -169,7 +186,9 @@ def load_data(settings: flags.Settings) -> "DInterface":
     """The data, not read yet."""
     from data import DInterface
 
-    return DInterface(settings.dataset.load(), settings.arguments["dataset"], **settings.arguments["data"])
+    folds = settings.arguments.get("folds")
+    cut = import_module("engine.folds").cutter(**folds) if folds else None
+    return DInterface(settings.dataset.load(), settings.arguments["dataset"], cut, **settings.arguments["data"])
 
 
 def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":

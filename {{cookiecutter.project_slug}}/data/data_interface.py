@@ -32,6 +32,7 @@ class DInterface(LightningDataModule):
         self,
         dataset: Callable[..., Dataset[Any]],
         dataset_arguments: dict[str, Any] | None = None,
+        fold: Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]] | None = None,
         *,
         seed: int = 0,
         batch_size: int = 64,
@@ -46,6 +47,7 @@ class DInterface(LightningDataModule):
         Args:
             dataset: the class.
             dataset_arguments: for its constructor.
+            fold: cuts (dataset, indices, seed) into indices to train on and to validate on, in place of val_fraction.
             seed: the cut into parts and the order of the items follow from it.
             batch_size: items a step on each device.
             num_workers: processes that load; none picks 0 for data that is fetched in whole batches, else one a core.
@@ -65,7 +67,7 @@ class DInterface(LightningDataModule):
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.fold = seed, batch_size, fold
         self.val_fraction, self.test_fraction, self.balanced = val_fraction, test_fraction, balanced
         self._takes = inspect.signature(dataset).parameters
         for name, value in (("data_dir", data_dir), ("root", data_dir), ("seed", seed)):
@@ -152,6 +154,8 @@ class DInterface(LightningDataModule):
         return getattr(part, name, None)
 
     def _build(self, name: str) -> None:
+        if "split" in self._takes and self.fold:
+            raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation part of its own")
         if "split" in self._takes:
             self._parts[name] = self.dataset_class(**self.arguments, split=name)
         elif "train" not in self._takes:
@@ -166,11 +170,16 @@ class DInterface(LightningDataModule):
             raise TypeError(f"{self.dataset_class.__name__} cannot be cut: give its constructor an argument `split`")
         left = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))  # type: ignore[arg-type]
         for name, fraction in fractions.items():
+            if name == "val" and self.fold:
+                continue
             taken = max(1, round(len(dataset) * fraction)) if fraction else 0  # type: ignore[arg-type]
             taken = min(taken, len(left) - 1)  # one item at least is left to learn from
             self._parts[name] = Subset(dataset, left[:taken].tolist()) if taken > 0 else None
             left = left[max(taken, 0) :]
         self._parts["train"] = Subset(dataset, left.tolist())
+        if self.fold:
+            parts = zip(("train", "val"), self.fold(dataset, left.tolist(), self.seed), strict=True)
+            self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
 
     def train_dataloader(self) -> OrderedLoader:
         part = self.part("train")

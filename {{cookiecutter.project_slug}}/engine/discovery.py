@@ -33,8 +33,13 @@ def names(folder: str) -> list[str]:
 
 def features() -> list[str]:
     """The files of engine/ that bring callbacks and flags of their own: they define `callbacks(...)`."""
-    files = sorted((ROOT / "engine").glob("*.py"))
-    return [path.stem for path in files if "\ndef callbacks(" in path.read_text(encoding="utf-8")]
+    return [path.stem for path in sorted((ROOT / "engine").glob("*.py")) if defines(path.stem, "callbacks")]
+
+
+def defines(stem: str, function: str) -> bool:
+    """Whether there is a file of engine/ of this name with such a function."""
+    path = ROOT / "engine" / f"{stem}.py"
+    return path.is_file() and f"\ndef {function}(" in path.read_text(encoding="utf-8")
 
 
 def find(folder: str, name: str) -> Found:

@@ -21,6 +21,7 @@ _ACTIONS = {
     "predict": "write what a checkpoint says of the test part, or of a folder of images, to predictions.csv",
     "tune": "try learning rates or batch sizes; print and draw them, change nothing",
     "export": "write a checkpoint's network as network.pt2 or network.onnx, which runs without this project",
+    "report": "put runs side by side: a table, curves, files for a spreadsheet and MATLAB",
 }
 # An action with a file of its own is gone when the file is deleted.
 ACTIONS = {
@@ -38,7 +39,7 @@ _FILLED = {"split", "train", "download", "root"}
 # The system's argument that main.py fills.
 _OPTIONS = "options"
 # These decide which item is in which part: changed, a checkpoint would be tested on what it was trained on.
-_PARTS = {"seed", "val_fraction", "test_fraction"}
+_PARTS = {"seed", "val_fraction", "test_fraction", "num_folds", "fold"}
 
 
 class Flag(NamedTuple):
@@ -86,14 +87,17 @@ class Settings(NamedTuple):
     ckpt_path: Path | None
 
 
-def parse(argv: list[str]) -> Settings:
-    """What a command line means. Help, `--print_config` and mistakes end here, with exit status 0 or 2."""
+def parse(argv: list[str], seeds: tuple[int, ...] = ()) -> Settings:
+    """What a command line means. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
+
+    seeds: those that --seed_index counts.
+    """
     if "_ARGCOMPLETE" in os.environ:
         from engine import completion
 
         completion.run()
     try:
-        return _parse(argv)
+        return _parse(argv, seeds)
     except UsageError as error:
         stop(error.args[0])
     except BrokenPipeError:  # `--help | head`
@@ -111,8 +115,11 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _parse(argv: list[str]) -> Settings:
+def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     action, argv = _action(argv)
+    if discovery.defines(action, "main"):  # an action that needs no Trainer does it all itself
+        importlib.import_module(f"engine.{action}").main(argv)
+        raise SystemExit(0)
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = _first_look(argv)
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
@@ -158,6 +165,8 @@ def _parse(argv: list[str]) -> Settings:
         if key not in flags and not any(group.open for group in groups.values()):
             raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
     convert = partial(_value, flags=flags)
+    if "seed_index" in given:
+        _fill_seed(given, convert("seed_index", given["seed_index"]), seeds)
     before, now = ({key: convert(key, raw) for key, raw in part.items()} for part in (kept, given))
     _refuse_changes(action, before, now, flags, groups)
     if action != "fit":  # where and how long it was trained does not bind what comes after
@@ -379,6 +388,20 @@ def _value(name: str, raw: Raw, flags: dict[str, Flag]) -> Any:
     if wrong := limits.wrong(name, value):
         raise UsageError(f"{said} {raw.text} {wrong}")
     return value
+
+
+def _fill_seed(given: dict[str, Raw], number: int | None, seeds: tuple[int, ...]) -> None:
+    """Puts the seed of that number in place of its number. What stands on the command line wins over a file."""
+    if number is None:
+        return
+    index, seed = given.pop("seed_index"), given.get("seed")
+    if seed and index.where and not seed.where:
+        return
+    if seed and bool(seed.where) == bool(index.where):
+        raise UsageError("--seed and --seed_index both say the seed: give one of them")
+    if number > len(seeds):
+        raise UsageError(f"--seed_index {number}: main.py lists {len(seeds)} seeds (SEEDS)")
+    given["seed"] = Raw(str(seeds[number - 1]), index.where)
 
 
 def _refuse_changes(
