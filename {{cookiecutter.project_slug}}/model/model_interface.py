@@ -60,6 +60,7 @@ class MInterface(LightningModule):
         self.network = network
         self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
+        self.last_output: Tensor | None = None  # for the last batch outside of training: what pictures are drawn of
         self.loss = losses.load(loss)
         self.classifies = loss in ("cross_entropy", "nll_loss")  # the output is a logit for each class
         self.answers_yes_or_no = loss.startswith("binary")  # the output is one logit for each question
@@ -91,6 +92,8 @@ class MInterface(LightningModule):
             raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
+        if stage != "train":
+            self.last_output = output.detach()
         loss = self.loss(output, target)
         measured = output.detach().sigmoid() if self.answers_yes_or_no else output.detach()
         for name, metric in self._of(stage).items():
