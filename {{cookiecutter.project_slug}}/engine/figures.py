@@ -36,11 +36,12 @@ def curves(path: Path) -> Any:
     """Every metric of a metrics.csv over the optimiser steps, a panel each; None where there are no two points."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in rows[0] if rows else ():
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]] if name != "epoch" else []
+        pairs = ((_number(row["step"]), _number(row[name])) for row in rows)
+        points = [(step, value) for step, value in pairs if step is not None and value is not None]
         stage, _, metric = name.removesuffix("_step").partition("_")
-        if name != "step" and points:
+        if points and name not in ("step", "epoch"):
             panels.setdefault(metric if stage in _STAGES else name, {})[name] = points
     if not any(len(points) > 1 for lines in panels.values() for points in lines.values()):
         return None
@@ -56,7 +57,14 @@ def curves(path: Path) -> Any:
     return drawn
 
 
-def _panel(axes: Any, metric: str, lines: dict[str, list[tuple[int, float]]]) -> None:
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:  # nothing was logged there, or no number
+        return None
+
+
+def _panel(axes: Any, metric: str, lines: dict[str, list[tuple[float, float]]]) -> None:
     for name, points in sorted(lines.items(), key=lambda line: (not line[0].endswith("_step"), line[0])):
         stage = name.partition("_")[0]
         colour = _COLOURS.get(stage, "#555555")
@@ -89,19 +97,19 @@ def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, sides: Seq
     lines = 1 + max((label.count("\n") for label in labels), default=-1)
     ratio = min(max(height / width, 0.2), 5.0)
     across = max(map(len, rows))
-    gap = 0.06 + 0.2 * lines
+    gap = 0.06 + 0.16 * lines
     inches = min(1.05, 10 / across)
-    drawn = figure(across * inches + 0.3, len(rows) * (ratio + gap) * inches + 0.4)
+    drawn = figure(max(across * inches, 4.5) + 0.3, len(rows) * (ratio + gap) * inches + 0.4)
     axes = drawn.subplots()
     for down, row in enumerate(rows):
         top = down * (ratio + gap) + gap
         for place, image in enumerate(_pixels(row)):
-            here = (place + 0.03, place + 0.97, top + ratio, top)
+            here = (place + 0.03, place + 0.97, top + 0.97 * ratio, top + 0.03 * ratio)
             axes.imshow(image, extent=here, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             if labels:
                 at = sum(map(len, rows[:down])) + place
                 where = {"ha": "center", "va": "bottom", "parse_math": False}
-                axes.text(place + 0.5, top - 0.03, labels[at], fontsize=8, linespacing=1.1, **where)
+                axes.text(place + 0.5, top, labels[at], fontsize=8, linespacing=1.1, **where)
         if sides:
             axes.text(-0.05, top + ratio / 2, sides[down], ha="right", va="center")
     axes.set(xlim=(0, across), ylim=(len(rows) * (ratio + gap), 0), aspect="equal")
@@ -114,7 +122,8 @@ def _pixels(images: Tensor) -> Any:
     """(N, 1|3, H, W) -> (N, H, W) or (N, H, W, 3), each in 0..1, no larger than is drawn."""
     images = torch.nan_to_num(images.detach().float().cpu(), 0.0, 0.0, 0.0)
     if (side := max(images.shape[-2:])) > _SIDE:
-        images = torch.nn.functional.interpolate(images, scale_factor=_SIDE / side, mode="area")
+        height, width = (max(1, one * _SIDE // side) for one in images.shape[-2:])
+        images = torch.nn.functional.interpolate(images, (height, width), mode="area")
     flat = images.flatten(1)
     least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
     scaled = (images - least) / (most - least).clamp_min(1e-12)

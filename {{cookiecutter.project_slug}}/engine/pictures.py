@@ -11,12 +11,11 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
-from torch.nn import functional
 
 from engine import figures
+from engine.seen import Seen, image
 
-_MISTAKES, _BATCH, _ROWS, _POINTS = 24, 32, 8, 5000  # how many are drawn
-_MOST_CLASSES = 1000  # a matrix of more is no picture
+_BATCH = 32  # images of the first batch that are drawn
 
 
 def callbacks(folder: Path, model: Any, data: Any, *, pictures: bool = True) -> list[Callback]:
@@ -32,23 +31,14 @@ class Pictures(Callback):
     """
 
     def __init__(self, folder: Path, data: Any) -> None:
-        self.folder, self.data = folder, data
-        self._begin("")
-
-    def _begin(self, part: str) -> None:
-        self.part = part  # of the data, or "" where nothing is to be gathered
-        self.counts: Tensor | None = None  # (C, C), true and predicted class
-        self.worst: dict[str, Tensor] = {}  # loss, image, true, guess and p of the worst mistakes
-        self.pairs: list[Tensor] = []  # (N, 2), true and predicted value, of every `stride`-th item
-        self.stride = 1
-        self.rows: dict[str, Tensor] = {}
+        self.folder, self.data, self.part, self.seen = folder, data, "", Seen()
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         path = self.folder / "first_batch.png"
         if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
             return
         inputs, target = _apart(module, batch)
-        if (images := _image(inputs)) is not None:
+        if (images := image(inputs)) is not None:
             images = images[:_BATCH]
             labels = self._labels(module, target[: len(images)]) if isinstance(target, Tensor) else []
             title = f"the first {len(images)} items of the first batch"
@@ -56,67 +46,29 @@ class Pictures(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: Any) -> None:
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking
-        self._begin("validation" if fits and self.data.part("test") is None else "")
+        self.part, self.seen = "validation" if fits and self.data.part("test") is None else "", Seen()
 
     def on_test_start(self, trainer: Trainer, module: Any) -> None:
-        self._begin("test")
+        self.part, self.seen = "test", Seen()
 
     def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         output, module.last_output = getattr(module, "last_output", None), None
         inputs, target = _apart(module, batch)
         if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor)):
             return
-        if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() == 1:
-            output, target = torch.stack([torch.zeros_like(output), output], 1), target.round().long()
-            self._classes(trainer, output, target, _image(inputs))
+        if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() <= 2:
+            yes = output.flatten()  # its logit, and that of no is 0
+            self.seen.classes(torch.stack([0 * yes, yes], 1), target.flatten().round().long(), image(inputs))
         elif getattr(module, "classifies", False):
-            self._classes(trainer, output, target, _image(inputs))
-        elif trainer.is_global_zero and output.shape == target.shape and output.is_floating_point():
-            self._values(output, target, _image(inputs))
+            self.seen.classes(output, target, image(inputs))
+        else:
+            self.seen.values(output, target, image(inputs))
 
     on_validation_batch_end = on_test_batch_end  # type: ignore[assignment]
 
-    def _classes(self, trainer: Trainer, output: Tensor, target: Tensor, images: Tensor | None) -> None:
-        """output: logits (B, C); target: class numbers (B,), -100 for one that does not count."""
-        if output.dim() != 2 or not 2 <= output.shape[1] <= _MOST_CLASSES or target.shape != output.shape[:1]:
-            return
-        if target.is_floating_point():
-            return
-        known = ((target >= 0) & (target < output.shape[1])).nonzero().flatten()
-        output, target, many = output[known].float(), target[known], output.shape[1]
-        guess = output.argmax(1)
-        counts = (target * many + guess).bincount(minlength=many**2).view(many, many).cpu()
-        self.counts = counts if self.counts is None else self.counts + counts
-        wrong = (guess != target).nonzero().flatten()
-        if images is None or not len(wrong) or not trainer.is_global_zero:
-            return
-        loss = functional.cross_entropy(output[wrong], target[wrong], reduction="none")
-        top = loss.topk(min(_MISTAKES, len(wrong))).indices
-        wrong = wrong[top]
-        found = {"loss": loss[top], "image": images[known[wrong]], "true": target[wrong], "guess": guess[wrong]}
-        found["p"] = output[wrong].softmax(1).amax(1)
-        if self.worst and found["image"].shape[1:] != self.worst["image"].shape[1:]:
-            return  # images of several sizes
-        kept = {
-            name: torch.cat([self.worst[name], one.cpu()]) if self.worst else one.cpu() for name, one in found.items()
-        }
-        best = kept["loss"].topk(min(_MISTAKES, len(kept["loss"]))).indices
-        self.worst = {name: one[best] for name, one in kept.items()}
-
-    def _values(self, output: Tensor, target: Tensor, images: Tensor | None) -> None:
-        if output.dim() == 4 and _image([output]) is not None:
-            if not self.rows:
-                rows = {"input": images, "output": output, "target": target}
-                self.rows = {name: row[:_ROWS].detach().cpu() for name, row in rows.items() if row is not None}
-        elif output.dim() in (1, 2):
-            pairs = torch.stack([target.flatten(), output.flatten()], 1)[:: self.stride]
-            self.pairs.append(pairs.detach().float().cpu())
-            if sum(map(len, self.pairs)) > 4 * _POINTS:
-                self.pairs, self.stride = [torch.cat(self.pairs)[::2]], 2 * self.stride
-
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self._draw(trainer, module)
-        if self.data.part("test") is None:
+        if self.data.part("test") is None or not trainer.limit_test_batches:  # else they wait for the test's points
             self._curves(trainer)
 
     def on_test_end(self, trainer: Trainer, module: Any) -> None:
@@ -133,26 +85,25 @@ class Pictures(Callback):
 
     def _draw(self, trainer: Trainer, module: Any) -> None:
         """Draws what was gathered."""
-        self.counts = _summed(trainer, self.counts)
+        seen = self.seen
+        if trainer.world_size > 1:
+            seen.sum_counts(trainer.strategy)
         if not trainer.is_global_zero:
             return
         share = "" if trainer.world_size == 1 else f", first of {trainer.world_size} processes"
-        if (counts := self.counts) is not None and counts.sum():
+        if (counts := seen.counts) is not None and counts.sum():
             right, names = counts.trace() / counts.sum(), self._names(len(counts))
             title = f"{self.part} part: {100 * right:.2f}% of {int(counts.sum()):,} right"
             show(trainer, self.folder / "confusion_matrix.png", lambda: figures.confusion(counts, names, title))
-        if worst := self.worst:
+        if worst := seen.worst:
             said = zip(worst["true"].tolist(), worst["guess"].tolist(), worst["p"].tolist(), strict=True)
             labels = [f"{names[true]} \N{RIGHTWARDS ARROW} {names[guess]}\n{100 * p:.0f}%" for true, guess, p in said]
             title = f"worst mistakes of the {self.part} part{share}: true \N{RIGHTWARDS ARROW} predicted"
             show(trainer, self.folder / "mistakes.png", lambda: figures.images(worst["image"].split(8), labels, title))
-        if self.pairs:
-            pairs = torch.cat(self.pairs)
-            pairs = pairs[pairs.isfinite().all(1)][:: 1 + len(pairs) // _POINTS]
+        if len(pairs := seen.pairs):
             title = f"{self.part} part{share}"
-            if len(pairs):
-                show(trainer, self.folder / "predicted.png", lambda: figures.predicted(pairs, title))
-        if rows := self.rows:
+            show(trainer, self.folder / "predicted.png", lambda: figures.predicted(pairs, title))
+        if rows := seen.rows:
             title = f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "images.png", lambda: figures.images([*rows.values()], [], title, [*rows]))
 
@@ -184,6 +135,7 @@ def show(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
 
     with matplotlib.rc_context(figures.style()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a class name in letters that no font here has
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # such a name of great length
         if (figure := draw()) is None:
             return
         canvas = FigureCanvasAgg(figure)
@@ -209,29 +161,3 @@ def _apart(module: Any, batch: Any) -> tuple[list[Any], Any]:
         inputs, target = module.split(batch)
         return list(inputs.values() if isinstance(inputs, dict) else inputs), target
     return [], None
-
-
-def _image(inputs: list[Any]) -> Tensor | None:
-    """The first of the inputs that is images (B, 1|3, H, W)."""
-    for one in inputs:
-        if (
-            isinstance(one, Tensor)
-            and one.dim() == 4
-            and one.shape[1] in (1, 3)
-            and one.numel()
-            and not one.is_complex()
-        ):
-            return one
-    return None
-
-
-def _summed(trainer: Trainer, counts: Tensor | None) -> Tensor | None:
-    """Counts (C, C) of all processes together. Every process has to ask, also one that has none."""
-    if trainer.world_size == 1:
-        return counts
-    device = trainer.strategy.root_device
-    many = trainer.strategy.reduce(torch.tensor(0 if counts is None else len(counts), device=device), reduce_op="max")
-    if not many:
-        return None
-    own = torch.zeros(int(many), int(many), dtype=torch.long) if counts is None else counts
-    return trainer.strategy.reduce(own.to(device), reduce_op="sum").cpu()
