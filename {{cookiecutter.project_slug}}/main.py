@@ -89,13 +89,15 @@ def run(
     from pytorch_lightning.utilities import rank_zero_only
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from engine import checkpoints, machine, watchdog
+    from engine import checkpoints, loggers, machine, watchdog
 
     for name in ("pytorch_lightning", "lightning_fabric"):  # advertisements, and what the start line says too
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
+    if settings.action == "fit":
+        loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
@@ -270,23 +272,16 @@ def load_callbacks(
 
 
 def load_loggers(
-    folder: Path, *, logger: tuple[Literal["tensorboard", "csv"], ...] = ("tensorboard", "csv")
+    folder: Path, *, logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
 ) -> list["Logger"]:
     """The loggers, all in one run folder.
 
     Args:
-        logger: where the metrics go; [] for nowhere.
+        logger: where the metrics go, any of them together; [] for nowhere.
     """
-    from pytorch_lightning.loggers import TensorBoardLogger
+    from engine import loggers
 
-    from engine.loggers import CSVLogger
-
-    loggers: list[Logger] = []
-    if "tensorboard" in logger:
-        loggers.append(TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False))
-    if "csv" in logger:
-        loggers.append(CSVLogger(folder))
-    return loggers
+    return loggers.load(folder, logger)
 
 
 if __name__ == "__main__":

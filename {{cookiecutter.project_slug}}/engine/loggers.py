@@ -1,13 +1,80 @@
-"""metrics.csv in the run folder: appended row by row, and carried on by a resumed run."""
+"""Where the metrics go: TensorBoard, metrics.csv, Weights & Biases, MLflow; all in the run folder, all carried on."""
 
 import csv
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+
+from engine import config
+from engine.discovery import UsageError
+
+
+def check(*, logger: tuple[str, ...]) -> None:
+    """Whether the packages of the loggers are there. Raises: UsageError: one is not; the message says how to get it."""
+    for name in logger:
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')
+
+
+def load(folder: Path, names: Iterable[str]) -> list[Logger]:
+    """The named loggers of the run in `folder`."""
+    makers = {"tensorboard": TensorBoard, "csv": CSVLogger, "wandb": _wandb, "mlflow": MLFlow}
+    return [make(folder) for name, make in makers.items() if name in names]
+
+
+def _wandb(folder: Path) -> Logger:
+    """Weights & Biases; `WANDB_MODE=offline` sends nothing. A run that goes on goes on there too."""
+    before = sorted(folder.glob("wandb/*run-*-*"))  # run-DATE-ID, or offline-run-DATE-ID
+    known = before[-1].name.rpartition("-")[2] if before else None
+    return WandbLogger(name=folder.name, save_dir=folder, id=known, resume="allow")
+
+
+class MLFlow(MLFlowLogger):
+    """MLflow, at MLFLOW_TRACKING_URI or else in mlruns/ of the run folder. A run that goes on goes on there too."""
+
+    def __init__(self, folder: Path) -> None:
+        kept = folder / "mlflow-run"
+        self._known = kept.read_text(encoding="utf-8") if kept.exists() else None
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(folder / 'mlruns').absolute()}"
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its other ways to keep a run here need a database
+        super().__init__(folder.parent.name, folder.name, uri, run_id=self._known)
+        if rank_zero_only.rank == 0 and not self._known:  # type: ignore[attr-defined]
+            kept.write_text(str(self.run_id), encoding="utf-8")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Tells the flags, once: there they can never change, and more epochs are no reason to stop."""
+        if not self._known:
+            super().log_hyperparams(params)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, which also tells the HParams page the flags, and shows them as text. Written once a run.
+
+    That page takes its columns of metrics from the curves themselves, so that they need no points of their own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        self._new = not any(folder.glob("events.*"))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Tells the flags."""
+        super().log_hyperparams(params)
+        if self._new and params:
+            from torch.utils.tensorboard.summary import hparams
+
+            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in params.items()}
+            _, start, _ = hparams(plain, {})
+            self.experiment.file_writer.add_summary(start)
+            self.experiment.add_text("config", "".join(f"    {line}\n" for line in config.dump(params).splitlines()))
+        self._new = False
 
 
 def rows(loggers: Iterable[Any]) -> int:

@@ -67,6 +67,7 @@ class MInterface(LightningModule):
         self.network = network
         self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
+        self.last_output: Tensor | None = None  # for the last batch outside of training: what pictures are drawn of
         given = options or {}
         self.loss = losses.load(loss, given.get("loss", {}))
         kind = measures.kind(loss, given.get("data", {}))
@@ -108,6 +109,8 @@ class MInterface(LightningModule):
             raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
+        if stage != "train":
+            self.last_output = output.detach()
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share

@@ -1,0 +1,175 @@
+"""The drawings of engine/pictures.py, each from plain tensors or a file to a matplotlib Figure; goes with that file."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # told apart by the colour-blind too
+_STAGES = tuple(_COLOURS)
+_SIDE = 160  # pixels of an image that are drawn, at most
+_CJK = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC")
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure, in inches. Nothing of pyplot: what it makes stays open until it is closed by hand."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def style() -> Any:
+    """Settings for `matplotlib.rc_context`, with a font that has Chinese signs where this machine has one."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(name for name in _CJK if name in there)]
+    spines = {"axes.spines.top": False, "axes.spines.right": False}
+    return {"font.family": fonts, "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False, **spines}
+
+
+def curves(path: Path) -> Any:
+    """Every metric of a metrics.csv over the optimiser steps, a panel each; None where there are no two points."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in rows[0] if rows else ():
+        pairs = ((_number(row["step"]), _number(row[name])) for row in rows)
+        points = [(step, value) for step, value in pairs if step is not None and value is not None]
+        stage, _, metric = name.removesuffix("_step").partition("_")
+        if points and name not in ("step", "epoch"):
+            panels.setdefault(metric if stage in _STAGES else name, {})[name] = points
+    if not any(len(points) > 1 for lines in panels.values() for points in lines.values()):
+        return None
+    wide = min(3, len(panels))
+    high = math.ceil(len(panels) / wide)
+    drawn = figure(4 * wide, 2.8 * high)
+    axes = drawn.subplots(high, wide, squeeze=False).flat
+    first = ("loss", "acc", "mae")
+    for metric in sorted(panels, key=lambda name: (first.index(name) if name in first else 3, name == "lr", name)):
+        _panel(next(axes), metric, panels[metric])
+    for left in axes:
+        left.set_axis_off()
+    return drawn
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:  # nothing was logged there, or no number
+        return None
+
+
+def _panel(axes: Any, metric: str, lines: dict[str, list[tuple[float, float]]]) -> None:
+    for name, points in sorted(lines.items(), key=lambda line: (not line[0].endswith("_step"), line[0])):
+        stage = name.partition("_")[0]
+        colour = _COLOURS.get(stage, "#555555")
+        steps, values = zip(*points[:: 1 + len(points) // 2000], strict=True)
+        if name.endswith("_step"):
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8, label="train, each step")
+        elif stage == "test":
+            axes.plot(steps[-1], values[-1], "*", color=colour, markersize=11, label=f"test {values[-1]:.4g}")
+        else:
+            mark = "o" if len(points) < 30 and stage in _STAGES else ""
+            label = f"{stage} {values[-1]:.4g}" if stage in _STAGES else None
+            axes.plot(steps, values, marker=mark, color=colour, markersize=3, linewidth=1.4, label=label)
+    finite = [value for points in lines.values() for _, value in points if math.isfinite(value)]
+    if metric != "lr" and finite and min(finite) > 0 and max(finite) > 30 * min(finite):
+        axes.set_yscale("log")
+    axes.set_title(metric, parse_math=False)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, sides: Sequence[str] = ()) -> Any:
+    """Images in a grid, with a label above each.
+
+    rows: of images (N, 1|3, H, W), whatever their range: each is drawn from its least to its greatest value.
+    labels: for all images, row by row; or none. sides: a word left of each row.
+    """
+    height, width = rows[0].shape[-2:]
+    lines = 1 + max((label.count("\n") for label in labels), default=-1)
+    ratio = min(max(height / width, 0.2), 5.0)
+    across = max(map(len, rows))
+    gap = 0.06 + 0.16 * lines
+    inches = min(1.05, 10 / across)
+    drawn = figure(max(across * inches, 4.5) + 0.3, len(rows) * (ratio + gap) * inches + 0.4)
+    axes = drawn.subplots()
+    for down, row in enumerate(rows):
+        top = down * (ratio + gap) + gap
+        for place, image in enumerate(_pixels(row)):
+            here = (place + 0.03, place + 0.97, top + 0.97 * ratio, top + 0.03 * ratio)
+            axes.imshow(image, extent=here, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if labels:
+                at = sum(map(len, rows[:down])) + place
+                where = {"ha": "center", "va": "bottom", "parse_math": False}
+                axes.text(place + 0.5, top, labels[at], fontsize=8, linespacing=1.1, **where)
+        if sides:
+            axes.text(-0.05, top + ratio / 2, sides[down], ha="right", va="center")
+    axes.set(xlim=(0, across), ylim=(len(rows) * (ratio + gap), 0), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(title, parse_math=False)
+    return drawn
+
+
+def _pixels(images: Tensor) -> Any:
+    """(N, 1|3, H, W) -> (N, H, W) or (N, H, W, 3), each in 0..1, no larger than is drawn."""
+    images = torch.nan_to_num(images.detach().float().cpu(), 0.0, 0.0, 0.0)
+    if (side := max(images.shape[-2:])) > _SIDE:
+        height, width = (max(1, one * _SIDE // side) for one in images.shape[-2:])
+        images = torch.nn.functional.interpolate(images, (height, width), mode="area")
+    flat = images.flatten(1)
+    least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
+    scaled = (images - least) / (most - least).clamp_min(1e-12)
+    return (scaled[:, 0] if images.shape[1] == 1 else scaled.movedim(1, -1)).numpy()
+
+
+def confusion(counts: Tensor, names: Sequence[str], title: str) -> Any:
+    """A confusion matrix (C, C): rows are the true classes and sum to 1 in colour; the numbers are items."""
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    many = len(counts)
+    side = min(max(3.2, 0.42 * many + 1.6), 11.0)
+    drawn = figure(side + 0.6, side + 0.2)
+    axes = drawn.subplots()
+    shown = axes.imshow(shares.numpy() ** 0.5, cmap="Blues", vmin=0, vmax=1)  # the root lets single mistakes be seen
+    bar = drawn.colorbar(shown, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.1**0.5, 0.5**0.5, 1])
+    bar.ax.set_yticklabels(["0", "10%", "50%", "100%"])
+    bar.outline.set_visible(False)
+    if many <= 30:
+        turn = 90 if max(map(len, names)) > 3 else 0
+        axes.set_xticks(range(many), names, rotation=turn, parse_math=False)
+        axes.set_yticks(range(many), names, parse_math=False)
+        size = 8 if many <= 20 else 6
+        for true, guess in counts.nonzero().tolist():
+            colour = "white" if shares[true, guess] > 0.4 else "black"
+            number = int(counts[true, guess])
+            axes.text(guess, true, _short(number), ha="center", va="center", color=colour, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, parse_math=False)
+    return drawn
+
+
+def _short(number: int) -> str:
+    return str(number) if number < 10_000 else f"{number / 1000:.0f}k"
+
+
+def predicted(pairs: Tensor, title: str) -> Any:
+    """Predicted values over true ones, from pairs (N, 2) of true and predicted, with the line where they agree."""
+    true, said = pairs.numpy().T
+    drawn = figure(4.4, 4.4)
+    axes = drawn.subplots()
+    axes.plot(true, said, ".", color=_COLOURS["train"], markersize=4, alpha=min(0.8, 0.15 + 200 / len(pairs)))
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, "--", color="#555555", linewidth=1)
+    axes.set(xlabel="true", ylabel="predicted")
+    axes.grid(alpha=0.25)
+    axes.set_title(title, parse_math=False)
+    return drawn

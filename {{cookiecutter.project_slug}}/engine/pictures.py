@@ -1,0 +1,163 @@
+"""Pictures of a run, in its folder and in TensorBoard: curves, the first batch, and what the network got wrong."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from engine import figures
+from engine.seen import Seen, image
+
+_BATCH = 32  # images of the first batch that are drawn
+
+
+def callbacks(folder: Path, model: Any, data: Any, *, pictures: bool = True) -> list[Callback]:
+    """pictures: draw curves, first batch, confusion matrix and worst mistakes, as PNG and in TensorBoard."""
+    return [Pictures(folder, data)] if pictures else []
+
+
+class Pictures(Callback):
+    """Looks at the first training batch and at what is tested (validated, where there is no test part).
+
+    Counts are summed over all processes; images are of the first one's share. A network whose batches or outputs are
+    of another kind gets no picture of that kind. What came out is read from `module.last_output`.
+    """
+
+    def __init__(self, folder: Path, data: Any) -> None:
+        self.folder, self.data, self.part, self.seen = folder, data, "", Seen()
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        path = self.folder / "first_batch.png"
+        if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
+            return
+        inputs, target = _apart(module, batch)
+        if (images := image(inputs)) is not None:
+            images = images[:_BATCH]
+            labels = self._labels(module, target[: len(images)]) if isinstance(target, Tensor) else []
+            title = f"the first {len(images)} items of the first batch"
+            show(trainer, path, lambda: figures.images(images.split(8), labels, title))
+
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self.part, self.seen = "validation" if fits and self.data.part("test") is None else "", Seen()
+
+    def on_test_start(self, trainer: Trainer, module: Any) -> None:
+        self.part, self.seen = "test", Seen()
+
+    def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        output, module.last_output = getattr(module, "last_output", None), None
+        inputs, target = _apart(module, batch)
+        if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor)):
+            return
+        if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() <= 2:
+            yes = output.flatten()  # its logit, and that of no is 0
+            self.seen.classes(torch.stack([0 * yes, yes], 1), target.flatten().round().long(), image(inputs))
+        elif getattr(module, "classifies", False):
+            self.seen.classes(output, target, image(inputs))
+        else:
+            self.seen.values(output, target, image(inputs))
+
+    on_validation_batch_end = on_test_batch_end  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        self._draw(trainer, module)
+        if self.data.part("test") is None or not trainer.limit_test_batches:  # else they wait for the test's points
+            self._curves(trainer)
+
+    def on_test_end(self, trainer: Trainer, module: Any) -> None:
+        self._draw(trainer, module)
+        self._curves(trainer)
+
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
+        self._curves(trainer)
+
+    def _curves(self, trainer: Trainer) -> None:
+        table = self.folder / "metrics.csv"
+        if trainer.is_global_zero and trainer.loggers and table.exists():
+            show(trainer, self.folder / "curves.png", lambda: figures.curves(table))
+
+    def _draw(self, trainer: Trainer, module: Any) -> None:
+        """Draws what was gathered."""
+        seen = self.seen
+        if trainer.world_size > 1:
+            seen.sum_counts(trainer.strategy)
+        if not trainer.is_global_zero:
+            return
+        share = "" if trainer.world_size == 1 else f", first of {trainer.world_size} processes"
+        if (counts := seen.counts) is not None and counts.sum():
+            right, names = counts.trace() / counts.sum(), self._names(len(counts))
+            title = f"{self.part} part: {100 * right:.2f}% of {int(counts.sum()):,} right"
+            show(trainer, self.folder / "confusion_matrix.png", lambda: figures.confusion(counts, names, title))
+        if worst := seen.worst:
+            said = zip(worst["true"].tolist(), worst["guess"].tolist(), worst["p"].tolist(), strict=True)
+            labels = [f"{names[true]} \N{RIGHTWARDS ARROW} {names[guess]}\n{100 * p:.0f}%" for true, guess, p in said]
+            title = f"worst mistakes of the {self.part} part{share}: true \N{RIGHTWARDS ARROW} predicted"
+            show(trainer, self.folder / "mistakes.png", lambda: figures.images(worst["image"].split(8), labels, title))
+        if len(pairs := seen.pairs):
+            title = f"{self.part} part{share}"
+            show(trainer, self.folder / "predicted.png", lambda: figures.predicted(pairs, title))
+        if rows := seen.rows:
+            title = f"first items of the {self.part} part{share}"
+            show(trainer, self.folder / "images.png", lambda: figures.images([*rows.values()], [], title, [*rows]))
+
+    def _names(self, many: int) -> list[str]:
+        """The classes, by the names that the dataset has for them, or else by number."""
+        names = self.data.knows("classes")
+        if not isinstance(names, list | tuple) or len(names) != many:
+            return [str(number) for number in range(many)]
+        return [name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}" for name in map(str, names)]
+
+    def _labels(self, module: Any, target: Tensor) -> list[str]:
+        if target.dim() != 1:
+            return []
+        if target.is_floating_point() or not getattr(module, "classifies", False):
+            return [f"{value:.3g}" for value in target.tolist()]
+        classes = self.data.knows("classes")
+        names = self._names(len(classes)) if isinstance(classes, list | tuple) else []
+        return [names[number] if 0 <= number < len(names) else str(number) for number in target.tolist()]
+
+
+def show(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
+    """Draws a picture once, writes it to `path` and hands it to TensorBoard and Weights & Biases.
+
+    draw: makes the figure, or None where there is nothing to draw. A full disk costs the picture, not the run.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.image import imsave
+
+    with matplotlib.rc_context(figures.style()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a class name in letters that no font here has
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # such a name of great length
+        if (figure := draw()) is None:
+            return
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    try:
+        imsave(path, pixels)
+    except OSError as error:
+        print(f"{path} is not drawn: {error.strerror}", file=sys.stderr)
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(path.stem, [str(path)])
+
+
+def _apart(module: Any, batch: Any) -> tuple[list[Any], Any]:
+    """The inputs and the target of a batch; a tensor is all input, and what is of another kind has none."""
+    if isinstance(batch, Tensor):
+        return [batch], None
+    if (isinstance(batch, list | tuple) and len(batch) > 1) or (isinstance(batch, dict) and "target" in batch):
+        inputs, target = module.split(batch)
+        return list(inputs.values() if isinstance(inputs, dict) else inputs), target
+    return [], None
