@@ -53,6 +53,12 @@ def dense(in_channels: int, num_classes: int, img_size: int):
     return network("dense")
 
 
+def keep_memory() -> None:
+    """Has malloc keep what a step frees."""
+    for option, size in {-1: 2**29, -2: 2**26, -3: 2**25}.items():  # trim threshold, top pad, mmap threshold
+        ctypes.CDLL("libc.so.6").mallopt(option, size)
+
+
 def by_hand(name: str, variant: str, data_dir: Path) -> float:
     """Seconds a step of a loop without Lightning."""
     import torch
@@ -62,9 +68,7 @@ def by_hand(name: str, variant: str, data_dir: Path) -> float:
     torch.manual_seed(0)
     tuned = variant == "tuned"
     if tuned:
-        libc = ctypes.CDLL("libc.so.6")
-        for option, size in {-1: 2**29, -2: 2**26, -3: 2**25}.items():  # trim threshold, top pad, mmap threshold
-            libc.mallopt(option, size)
+        keep_memory()
     model = network(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=tuned)
     if tuned:
