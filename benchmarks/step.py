@@ -102,15 +102,15 @@ def torchvision_loader(data_dir: Path):
     return DataLoader(MNIST(str(data_dir), transform=transform), BATCH, shuffle=True)
 
 
-def timer():
-    """A callback that times the steps between the two marks, WARM and the last one."""
+def timer(warm: int = WARM):
+    """A callback that times the steps between the two marks, the one of number `warm` and the last one."""
     from pytorch_lightning import Callback
 
     class Timer(Callback):
         began = ended = 0.0
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-            if batch_idx == WARM:
+            if batch_idx == warm:
                 Timer.began = time.perf_counter()
             if batch_idx == trainer.num_training_batches - 1:
                 Timer.ended = time.perf_counter()
