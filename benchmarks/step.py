@@ -118,13 +118,13 @@ def timer(warm: int = WARM):
     return Timer()
 
 
-def run_project(argv: list[str], *watching) -> None:
-    """A command line of the project on the CPU, in this process, with callbacks that watch it."""
+def run_project(argv: list[str], *watching, where: tuple[str, ...] = ("cpu", "--num_threads", "1")) -> None:
+    """A command line of the project, in this process, by default on the CPU, with callbacks that watch it."""
     import main
 
     load_callbacks = main.load_callbacks
     main.load_callbacks = lambda *args, **options: [*watching, *load_callbacks(*args, **options)]
-    main.main(["--accelerator", "cpu", "--num_threads", "1", *argv])
+    main.main(["--accelerator", *where, *argv])
 
 
 def with_lightning(name: str, data_dir: Path) -> float:
