@@ -18,6 +18,7 @@ from step import run_project, with_lightning, write_mnist
 from turns import arguments_of, in_turn, measure, table
 
 HERE, LIBRARIES = Path(__file__).resolve().parent, ["-c", "import torch, pytorch_lightning, torchvision"]
+MNIST = ["--dataset", "mnist", "--max_epochs", "1", "--num_threads", "1"]
 DIGITS = ["--model_name", "lenet", "--dataset", "digits", "--accelerator", "cpu", "--num_threads", "1"]
 
 
@@ -55,7 +56,6 @@ def once(what: str, scratch: Path) -> list[float]:
         from cookiecutter.main import cookiecutter
 
         os.environ["HOME"] = os.getcwd()  # cookiecutter keeps the answers there
-
         began = time.perf_counter()
         cookiecutter(str(HERE.parent), no_input=True, output_dir=".")
         return [time.perf_counter() - began]
@@ -87,7 +87,7 @@ def flat() -> list[float]:
 
 def job(project: Path, rounds: int, scratch: Path) -> None:
     """An epoch of MNIST, from the process's start to the test result, over the plain script."""
-    argv = ["--model_name", "lenet", "--dataset", "mnist", "--num_threads", 1, "--max_epochs", 1, "--data_dir", scratch]
+    argv = ["--model_name", "lenet", *MNIST, "--data_dir", scratch]
     ways = {
         "plain": lambda: seconds(project, HERE / "plain.py", project, scratch, 1),
         "project": lambda: seconds(project, project / "main.py", *argv),
@@ -103,7 +103,7 @@ def job(project: Path, rounds: int, scratch: Path) -> None:
 
 def start(project: Path, rounds: int, scratch: Path) -> None:
     """The first training step over the imports."""
-    argv = [*DIGITS, "--model_name", "job.first"]
+    argv = ["--model_name", "job.first", *MNIST, "--data_dir", scratch]
     ways = {
         "imports": lambda: seconds(project, *LIBRARIES),
         "project": lambda: seconds(project, project / "main.py", *argv),
