@@ -25,8 +25,18 @@ faults: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# A few minutes; with LONG=1 all of benchmarks/, which wants an hour and a machine of its own.
 bench: .venv/installed
 	$(BIN)/python benchmarks/startup.py "$(INNER)"
+	$(BIN)/python benchmarks/step.py "$(INNER)" $(if $(LONG),5 --long,3)
+	$(BIN)/python benchmarks/job.py "$(INNER)" $(if $(LONG),5,2 --only job first bake)
+ifdef LONG
+	$(BIN)/python benchmarks/images.py "$(INNER)"
+	$(BIN)/python benchmarks/scale.py "$(INNER)" 3 --long
+	$(BIN)/python benchmarks/ddp.py "$(INNER)"
+	$(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.is_available())" || \
+		$(BIN)/python benchmarks/gpu.py "$(INNER)"
+endif
 
 bake: .venv/installed
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build

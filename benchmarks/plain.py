@@ -1,4 +1,7 @@
-"""MNIST by hand: what the project does in an epoch, in one plain script. python benchmarks/plain.py PROJECT DATA_DIR."""
+"""MNIST by hand: what the project does in an epoch, in one plain script.
+
+python benchmarks/plain.py PROJECT DATA_DIR [THREADS]
+"""
 
 import sys
 from pathlib import Path
@@ -13,18 +16,21 @@ from model.lenet import LeNet  # noqa: E402
 
 
 def read(name: str) -> torch.Tensor:
+    """The bytes of one of MNIST's files."""
     raw = np.fromfile(data_dir / "MNIST" / "raw" / name, np.uint8)
     shape = raw[4 : 4 + 4 * raw[3]].view(">i4")
     return torch.from_numpy(raw[4 + 4 * raw[3] :].reshape(shape))
 
 
 def load(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 1, 28, 28) and targets (N,)."""
     images = read(f"{part}-images-idx3-ubyte").unsqueeze(1).float().sub(33.3).div(78.6)
     return images, read(f"{part}-labels-idx1-ubyte").long()
 
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> float:
+    """Share of right answers."""
     model.eval()
     right = 0
     for start in range(0, len(images), 64):
@@ -41,7 +47,7 @@ order = torch.randperm(len(images))
 val, train = order[:6000], order[6000:]
 model = LeNet(1, 10, 28)
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-for epoch in range(1):
+for _epoch in range(1):
     for part in train[torch.randperm(len(train))].split(64):
         optimizer.zero_grad()
         loss = cross_entropy(model(images[part]), targets[part])

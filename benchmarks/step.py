@@ -1,17 +1,16 @@
 """Time of a training step over the step of a plain loop written by hand, on the CPU, from processes run in turn.
 
-python benchmarks/step.py PROJECT [ROUNDS] [LONG]
+python benchmarks/step.py PROJECT [ROUNDS] [--long] [FLAGS OF MAIN.PY]
 """
 
-import argparse
 import ctypes
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from turns import arguments_of, in_turn, measure, table
 
 ITEMS, BATCH, WARM, STEPS = 59_904, 64, 100, {"lenet": 400, "dense": 800}
 TUNED = "tuned loop: fused Adam, channels_last, malloc keeps its memory"
@@ -54,6 +53,12 @@ def dense(in_channels: int, num_classes: int, img_size: int):
     return network("dense")
 
 
+def keep_memory() -> None:
+    """Has malloc keep what a step frees."""
+    for option, size in {-1: 2**29, -2: 2**26, -3: 2**25}.items():  # trim threshold, top pad, mmap threshold
+        ctypes.CDLL("libc.so.6").mallopt(option, size)
+
+
 def by_hand(name: str, variant: str, data_dir: Path) -> float:
     """Seconds a step of a loop without Lightning."""
     import torch
@@ -63,9 +68,7 @@ def by_hand(name: str, variant: str, data_dir: Path) -> float:
     torch.manual_seed(0)
     tuned = variant == "tuned"
     if tuned:
-        libc = ctypes.CDLL("libc.so.6")
-        for option, size in {-1: 2**29, -2: 2**26, -3: 2**25}.items():  # trim threshold, top pad, mmap threshold
-            libc.mallopt(option, size)
+        keep_memory()
     model = network(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=tuned)
     if tuned:
@@ -99,20 +102,29 @@ def torchvision_loader(data_dir: Path):
     return DataLoader(MNIST(str(data_dir), transform=transform), BATCH, shuffle=True)
 
 
-def timer():
-    """A callback that times the steps between the two marks."""
+def timer(warm: int = WARM):
+    """A callback that times the steps between the two marks, the one of number `warm` and the last one."""
     from pytorch_lightning import Callback
 
     class Timer(Callback):
         began = ended = 0.0
 
         def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-            if batch_idx == WARM:
+            if batch_idx == warm:
                 Timer.began = time.perf_counter()
             if batch_idx == trainer.num_training_batches - 1:
                 Timer.ended = time.perf_counter()
 
     return Timer()
+
+
+def run_project(argv: list[str], *watching, where: tuple[str, ...] = ("cpu", "--num_threads", "1")) -> None:
+    """A command line of the project, in this process, by default on the CPU, with callbacks that watch it."""
+    import main
+
+    load_callbacks = main.load_callbacks
+    main.load_callbacks = lambda *args, **options: [*watching, *load_callbacks(*args, **options)]
+    main.main(["--accelerator", *where, *argv])
 
 
 def with_lightning(name: str, data_dir: Path) -> float:
@@ -148,15 +160,12 @@ def with_lightning(name: str, data_dir: Path) -> float:
 
 def with_project(name: str, data_dir: Path, extra: list[str]) -> float:
     """Seconds a step of the project, from its command line."""
-    import main
-
-    clock, load_callbacks = timer(), main.load_callbacks
-    main.load_callbacks = lambda *args, **options: [clock, *load_callbacks(*args, **options)]
+    clock = timer()
     sys.modules["step"] = sys.modules["__main__"]
     argv = ["--model_name", "lenet" if name == "lenet" else "step.dense", "--dataset", "mnist", "--max_epochs", "1"]
-    argv += ["--data_dir", str(data_dir), "--accelerator", "cpu", "--enable_progress_bar", "true"]
-    argv += ["--limit_train_batches", str(WARM + STEPS[name] + 1), "--num_threads", "1", *extra]
-    main.main(argv)
+    argv += ["--data_dir", str(data_dir), "--enable_progress_bar", "true"]
+    argv += ["--limit_train_batches", str(WARM + STEPS[name] + 1), *extra]
+    run_project(argv, clock)
     return (clock.ended - clock.began) / STEPS[name]
 
 
@@ -170,46 +179,27 @@ def once(name: str, variant: str, data_dir: Path, extra: list[str]) -> float:
     return with_lightning(name, data_dir) if variant == "lightning" else by_hand(name, variant, data_dir)
 
 
-def measure(name: str, variant: str, project: Path, data_dir: Path, extra: list[str]) -> float:
-    """One measurement, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).resolve()), str(project), "--once", name, variant, str(data_dir)]
-        path = f"{project}{os.pathsep}{Path(__file__).resolve().parent}"
-        environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(
-            [*command, *extra], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return float(done.stdout.split("SECONDS")[-1])
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("project", type=Path)
-    parser.add_argument("rounds", nargs="?", type=int, default=5)
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--only", nargs="+", default=["lenet", "dense"])
-    parser.add_argument("--once", nargs=3)
-    arguments, extra = parser.parse_known_args()
+def main() -> None:
+    """The command line."""
+    arguments, extra = arguments_of(__doc__)
     if arguments.once:
-        name, variant, data_dir = arguments.once
-        print("SECONDS", once(name, variant, Path(data_dir), extra))
-        sys.exit()
+        name, variant, data_dir, *extra = arguments.once
+        print("NUMBERS", once(name, variant, Path(data_dir), extra))
+        return
     variants = VARIANTS | (LONG if arguments.long else {})
     with tempfile.TemporaryDirectory() as scratch:
         write_mnist(Path(scratch))
-        for name in arguments.only:
-            found = {variant: list[float]() for variant in variants}
-            for _ in range(arguments.rounds):
-                for variant in variants:
-                    found[variant].append(
-                        measure(name, variant, arguments.project.resolve(), Path(scratch), extra)
-                    )
-            plain = found["plain"]
-            print(f"\n| {name}: a step over the plain one ({statistics.median(plain) * 1e3:.2f} ms) | median | range |")
-            print("| --- | --- | --- |")
-            for variant, seconds in found.items():
-                ratios = [one / other for one, other in zip(seconds, plain, strict=True)]
-                print(f"| {variants[variant]} | {statistics.median(ratios):.2f} | "
-                      f"{min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+        for name in arguments.only or ["lenet", "dense"]:
+            ways = {
+                variant: lambda name=name, variant=variant: measure(
+                    "step.py", arguments.project, name, variant, scratch, *extra
+                )[0]
+                for variant in variants
+            }
+            found = in_turn(arguments.rounds, ways)
+            plain = statistics.median(found["plain"]) * 1e3
+            table(f"{name}: a step over the plain one ({plain:.2f} ms)", found, variants, "plain")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -174,9 +175,9 @@ class DInterface(LightningDataModule):
                 continue
             taken = max(1, round(len(dataset) * fraction)) if fraction else 0  # type: ignore[arg-type]
             taken = min(taken, len(left) - 1)  # one item at least is left to learn from
-            self._parts[name] = Subset(dataset, left[:taken].tolist()) if taken > 0 else None
+            self._parts[name] = Subset(dataset, _numbers(left[:taken])) if taken > 0 else None
             left = left[max(taken, 0) :]
-        self._parts["train"] = Subset(dataset, left.tolist())
+        self._parts["train"] = Subset(dataset, _numbers(left))
         if self.fold:
             parts = zip(("train", "val"), self.fold(dataset, left.tolist(), self.seed), strict=True)
             self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
@@ -240,6 +241,11 @@ class DInterface(LightningDataModule):
             return 0  # a stream keeps its place only where it is read by this process
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)
+
+
+def _numbers(indices: torch.Tensor) -> "array[int]":
+    """Indices, (items,), that read as Python numbers, in a fifth of the memory that a list of them takes."""
+    return array("q", indices.numpy().tobytes())
 
 
 def _base(part: Any) -> Any:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch.utils.data import Dataset
 
 import main
 from data import DInterface
@@ -88,6 +90,22 @@ def test_the_parts_never_overlap_and_follow_from_the_seed() -> None:
     assert sorted(train + val + test) == list(range(90))
     assert parts(1) == [train, val, test]
     assert parts(2) != [train, val, test]
+
+
+def test_a_million_items_are_not_a_million_python_numbers() -> None:
+    class Many(Dataset):
+        def __len__(self) -> int:
+            return 1_000_000
+
+        def __getitems__(self, indices: list[int]) -> torch.Tensor:
+            return torch.tensor(indices)
+
+    tracemalloc.start()
+    batch = next(iter(DInterface(Many).train_dataloader()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch.shape == (64,)
+    assert peak < 20e6  # bytes; a list of them takes 40 million
 
 
 def test_balanced_draws_every_class_equally_often() -> None:
