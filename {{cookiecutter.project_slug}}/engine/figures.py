@@ -1,16 +1,11 @@
 """The drawings of engine/pictures.py, each from plain tensors or a file to a matplotlib Figure; goes with that file."""
 
-import csv
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # told apart by the colour-blind too
-_STAGES = tuple(_COLOURS)
 _SIDE = 160  # pixels of an image that are drawn, at most
 _CJK = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC")
 
@@ -19,7 +14,9 @@ def figure(width: float, height: float) -> Any:
     """An empty figure, in inches. Nothing of pyplot: what it makes stays open until it is closed by hand."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+    made = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    made.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return made
 
 
 def style() -> Any:
@@ -30,61 +27,6 @@ def style() -> Any:
     fonts = ["DejaVu Sans", *(name for name in _CJK if name in there)]
     spines = {"axes.spines.top": False, "axes.spines.right": False}
     return {"font.family": fonts, "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False, **spines}
-
-
-def curves(path: Path) -> Any:
-    """Every metric of a metrics.csv over the optimiser steps, a panel each; None where there are no two points."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name in rows[0] if rows else ():
-        pairs = ((_number(row["step"]), _number(row[name])) for row in rows)
-        points = [(step, value) for step, value in pairs if step is not None and value is not None]
-        stage, _, metric = name.removesuffix("_step").partition("_")
-        if points and name not in ("step", "epoch"):
-            panels.setdefault(metric if stage in _STAGES else name, {})[name] = points
-    if not any(len(points) > 1 for lines in panels.values() for points in lines.values()):
-        return None
-    wide = min(3, len(panels))
-    high = math.ceil(len(panels) / wide)
-    drawn = figure(4 * wide, 2.8 * high)
-    axes = drawn.subplots(high, wide, squeeze=False).flat
-    first = ("loss", "acc", "mae")
-    for metric in sorted(panels, key=lambda name: (first.index(name) if name in first else 3, name == "lr", name)):
-        _panel(next(axes), metric, panels[metric])
-    for left in axes:
-        left.set_axis_off()
-    return drawn
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:  # nothing was logged there, or no number
-        return None
-
-
-def _panel(axes: Any, metric: str, lines: dict[str, list[tuple[float, float]]]) -> None:
-    for name, points in sorted(lines.items(), key=lambda line: (not line[0].endswith("_step"), line[0])):
-        stage = name.partition("_")[0]
-        colour = _COLOURS.get(stage, "#555555")
-        steps, values = zip(*points[:: 1 + len(points) // 2000], strict=True)
-        if name.endswith("_step"):
-            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8, label="train, each step")
-        elif stage == "test":
-            axes.plot(steps[-1], values[-1], "*", color=colour, markersize=11, label=f"test {values[-1]:.4g}")
-        else:
-            mark = "o" if len(points) < 30 and stage in _STAGES else ""
-            label = f"{stage} {values[-1]:.4g}" if stage in _STAGES else None
-            axes.plot(steps, values, marker=mark, color=colour, markersize=3, linewidth=1.4, label=label)
-    finite = [value for points in lines.values() for _, value in points if math.isfinite(value)]
-    if metric != "lr" and finite and min(finite) > 0 and max(finite) > 30 * min(finite):
-        axes.set_yscale("log")
-    axes.set_title(metric, parse_math=False)
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
 
 
 def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, sides: Sequence[str] = ()) -> Any:
@@ -149,7 +91,9 @@ def confusion(counts: Tensor, names: Sequence[str], title: str) -> Any:
         for true, guess in counts.nonzero().tolist():
             colour = "white" if shares[true, guess] > 0.4 else "black"
             number = int(counts[true, guess])
-            axes.text(guess, true, _short(number), ha="center", va="center", color=colour, fontsize=size)
+            axes.text(
+                guess, true, _short(number), ha="center", va="center", color=colour, fontsize=size, in_layout=False
+            )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted", ylabel="true")
@@ -166,7 +110,7 @@ def predicted(pairs: Tensor, title: str) -> Any:
     true, said = pairs.numpy().T
     drawn = figure(4.4, 4.4)
     axes = drawn.subplots()
-    axes.plot(true, said, ".", color=_COLOURS["train"], markersize=4, alpha=min(0.8, 0.15 + 200 / len(pairs)))
+    axes.plot(true, said, ".", color="#0072b2", markersize=4, alpha=min(0.8, 0.15 + 200 / len(pairs)))
     ends = [min(true.min(), said.min()), max(true.max(), said.max())]
     axes.plot(ends, ends, "--", color="#555555", linewidth=1)
     axes.set(xlabel="true", ylabel="predicted")

@@ -54,10 +54,7 @@ class MLFlow(MLFlowLogger):
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's, which also tells the HParams page the flags, and shows them as text. Written once a run.
-
-    That page takes its columns of metrics from the curves themselves, so that they need no points of their own.
-    """
+    """Lightning's, which also tells the HParams page the flags; its columns of metrics it takes from the curves."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)

@@ -13,7 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from engine import figures
-from engine.seen import Seen, image
+from engine.curves import curves
+from engine.seen import Seen, apart, image
 
 _BATCH = 32  # images of the first batch that are drawn
 
@@ -37,10 +38,10 @@ class Pictures(Callback):
         path = self.folder / "first_batch.png"
         if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
             return
-        inputs, target = _apart(module, batch)
+        inputs, target = apart(module, batch)
         if (images := image(inputs)) is not None:
             images = images[:_BATCH]
-            labels = self._labels(module, target[: len(images)]) if isinstance(target, Tensor) else []
+            labels = self._labels(module, target, len(images))
             title = f"the first {len(images)} items of the first batch"
             show(trainer, path, lambda: figures.images(images.split(8), labels, title))
 
@@ -53,7 +54,7 @@ class Pictures(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         output, module.last_output = getattr(module, "last_output", None), None
-        inputs, target = _apart(module, batch)
+        inputs, target = apart(module, batch)
         if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor)):
             return
         if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() <= 2:
@@ -81,7 +82,7 @@ class Pictures(Callback):
     def _curves(self, trainer: Trainer) -> None:
         table = self.folder / "metrics.csv"
         if trainer.is_global_zero and trainer.loggers and table.exists():
-            show(trainer, self.folder / "curves.png", lambda: figures.curves(table))
+            show(trainer, self.folder / "curves.png", lambda: curves(table))
 
     def _draw(self, trainer: Trainer, module: Any) -> None:
         """Draws what was gathered."""
@@ -114,9 +115,10 @@ class Pictures(Callback):
             return [str(number) for number in range(many)]
         return [name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}" for name in map(str, names)]
 
-    def _labels(self, module: Any, target: Tensor) -> list[str]:
-        if target.dim() != 1:
+    def _labels(self, module: Any, target: Any, many: int) -> list[str]:
+        if not isinstance(target, Tensor) or target.dim() != 1 or len(target) < many:
             return []
+        target = target[:many]
         if target.is_floating_point() or not getattr(module, "classifies", False):
             return [f"{value:.3g}" for value in target.tolist()]
         classes = self.data.knows("classes")
@@ -134,8 +136,8 @@ def show(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
     from matplotlib.image import imsave
 
     with matplotlib.rc_context(figures.style()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a class name in letters that no font here has
-        warnings.filterwarnings("ignore", "constrained_layout not applied")  # such a name of great length
+        # Of class names in letters that no font here has, or of great length.
+        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
         if (figure := draw()) is None:
             return
         canvas = FigureCanvasAgg(figure)
@@ -151,13 +153,3 @@ def show(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
             logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             logger.log_image(path.stem, [str(path)])
-
-
-def _apart(module: Any, batch: Any) -> tuple[list[Any], Any]:
-    """The inputs and the target of a batch; a tensor is all input, and what is of another kind has none."""
-    if isinstance(batch, Tensor):
-        return [batch], None
-    if (isinstance(batch, list | tuple) and len(batch) > 1) or (isinstance(batch, dict) and "target" in batch):
-        inputs, target = module.split(batch)
-        return list(inputs.values() if isinstance(inputs, dict) else inputs), target
-    return [], None

@@ -90,3 +90,13 @@ def image(inputs: list[Any]) -> Tensor | None:
         if isinstance(one, Tensor) and one.dim() == 4 and one.shape[1] in (1, 3) and one.numel():
             return None if one.is_complex() else one
     return None
+
+
+def apart(module: Any, batch: Any) -> tuple[list[Any], Any]:
+    """The inputs and the target of a batch; a tensor is all input, and what is of another kind has none."""
+    if isinstance(batch, Tensor):
+        return [batch], None
+    if (isinstance(batch, list | tuple) and len(batch) > 1) or (isinstance(batch, dict) and "target" in batch):
+        inputs, target = module.split(batch)
+        return list(inputs.values() if isinstance(inputs, dict) else inputs), target
+    return [], None

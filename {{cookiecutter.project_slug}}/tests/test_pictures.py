@@ -1,4 +1,4 @@
-"""The pictures of a run, and `--histograms`. Goes with engine/pictures.py, figures.py, seen.py and histograms.py."""
+"""The pictures of a run. Goes with engine/pictures.py, curves.py, figures.py, seen.py and histograms.py."""
 
 import csv
 from pathlib import Path
