@@ -16,12 +16,13 @@ QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .github/workflows/ci.yml .gitignore .pre-commit-config.yaml LICENSE README.md data/__init__.py data/data_interface.py
 data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/callbacks.py engine/checkpoints.py
-engine/compile.py engine/completion.py engine/config.py engine/discovery.py engine/export.py engine/flags.py engine/folds.py
-engine/guard.py engine/help.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py engine/machine.py
-engine/metrics.py engine/optimizers.py engine/predict.py engine/report.py engine/runs.py engine/schedulers.py engine/signatures.py
-engine/tune.py engine/watchdog.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml
-tests/__init__.py tests/conftest.py tests/test_examples.py tests/test_faults.py tests/test_flags.py tests/test_folds.py tests/test_report.py
-tests/test_resume.py tests/test_train.py tests/toys.py
+engine/compile.py engine/completion.py engine/config.py engine/discovery.py engine/export.py engine/flags.py
+engine/folds.py engine/guard.py engine/help.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py
+engine/machine.py engine/metrics.py engine/optimizers.py engine/predict.py engine/report.py engine/runs.py
+engine/schedulers.py engine/signatures.py engine/tune.py engine/watchdog.py main.py model/__init__.py model/lenet.py
+model/model_interface.py pyproject.toml sweep.py tests/__init__.py tests/conftest.py tests/test_examples.py
+tests/test_faults.py tests/test_flags.py tests/test_folds.py tests/test_report.py tests/test_resume.py
+tests/test_sweep.py tests/test_train.py tests/toys.py
 """.split()
 EXAMPLES = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 LITTER = {
