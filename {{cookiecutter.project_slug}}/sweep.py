@@ -109,20 +109,11 @@ def search(space: Space, fixed: list[str], chosen: argparse.Namespace) -> tuple[
     """Runs trials until so many are finished, then prints and draws what was found."""
     try:
         import optuna
-        from sqlalchemy.exc import SQLAlchemyError
     except ModuleNotFoundError:
         raise UsageError('sweep.py needs optuna: pip install -e ".[sweep]"') from None
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the heartbeat
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        storage = optuna.storages.RDBStorage(
-            chosen.storage,
-            heartbeat_interval=chosen.heartbeat,
-            grace_period=2 * chosen.heartbeat,
-            heartbeat_stale_trial_callback=lambda study, trial: study.enqueue_trial(trial.params),
-        )
-    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        raise UsageError(f"--storage {chosen.storage}: {str(error).splitlines()[0]}") from None
+    storage = _storage(chosen.storage, chosen.heartbeat)
     study = optuna.create_study(
         study_name=chosen.study or chosen.space.stem,
         storage=storage,
@@ -149,6 +140,25 @@ def search(space: Space, fixed: list[str], chosen: argparse.Namespace) -> tuple[
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _storage(url: str, heartbeat: int, again: int = 5) -> Any:
+    """The database. Where two processes make it at the same moment, the second tries again."""
+    import optuna
+    from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+
+    try:
+        return optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=heartbeat,
+            grace_period=2 * heartbeat,
+            heartbeat_stale_trial_callback=lambda study, trial: study.enqueue_trial(trial.params),
+        )
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        if again and isinstance(error.__cause__ or error, (IntegrityError, OperationalError)):
+            time.sleep(0.5)
+            return _storage(url, heartbeat, again - 1)
+        raise UsageError(f"--storage {url}: {str(error).splitlines()[0]}") from None
 
 
 def go_on(study: Any, objective: Any, wanted: int, pause: float) -> None:
