@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+from tests import toys
 from tests.conftest import TOYS
 
 optuna = pytest.importorskip("optuna")
@@ -67,6 +68,22 @@ def test_a_trial_that_was_killed_is_failed_and_its_values_are_tried_again() -> N
     sweep.main(["space.yaml", "--trials", "2", "--heartbeat", "1", *FIXED])
     assert [trial.state.name for trial in study().trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert study().trials[2].params == values
+
+
+def test_a_trial_that_a_signal_ended_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path.cwd()
+
+    def stop(self) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(toys.Net, "each_forward", stop)
+    with pytest.raises(SystemExit, match="143"):
+        sweep.main(["space.yaml", "--trials", "1", *FIXED])
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    sweep.main(["space.yaml", "--trials", "1", *FIXED])
+    assert [trial.state.name for trial in study().trials] == ["FAIL", "COMPLETE"]
+    assert study().trials[0].params == study().trials[1].params
 
 
 def test_hopeless_trials_end_early() -> None:
