@@ -36,8 +36,8 @@ def test_the_readme_can_be_followed(bake) -> None:
     project = bake()
     readme = project / "README.md"
     for code in blocks(readme, "python"):
-        path = re.match(r"# (\S+)\n", code)
-        (project / path[1]).write_text(code)
+        if path := re.match(r"# (\S+)\n", code):
+            (project / path[1]).write_text(code)
     commands = [line for block in blocks(readme, "bash") for line in block.splitlines()]
     assert commands[0] == 'pip install -e ".[dev]"'
     assert len(commands) > 7

@@ -392,10 +392,9 @@ def _value(name: str, raw: Raw, flags: dict[str, Flag]) -> Any:
 
 def _fill_seed(given: dict[str, Raw], number: int | None, seeds: tuple[int, ...]) -> None:
     """Puts the seed of that number in place of its number. What stands on the command line wins over a file."""
-    if number is None:
-        return
-    index, seed = given.pop("seed_index"), given.get("seed")
-    if seed and index.where and not seed.where:
+    index, seed = given["seed_index"], given.get("seed")
+    given["seed_index"] = index._replace(text="none")
+    if number is None or (seed and index.where and not seed.where):
         return
     if seed and bool(seed.where) == bool(index.where):
         raise UsageError("--seed and --seed_index both say the seed: give one of them")
