@@ -22,7 +22,7 @@ engine/machine.py engine/metrics.py engine/optimizers.py engine/predict.py engin
 engine/signatures.py engine/tune.py engine/watchdog.py main.py model/__init__.py model/lenet.py
 model/model_interface.py pyproject.toml tests/__init__.py tests/conftest.py tests/test_examples.py
 tests/test_export.py tests/test_faults.py tests/test_flags.py tests/test_predict.py tests/test_resume.py
-tests/test_train.py tests/test_tune.py tests/toys.py
+tests/test_train.py tests/test_trials.py tests/test_tune.py tests/toys.py
 """.split()
 EXAMPLES = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 LITTER = {

@@ -23,9 +23,21 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake."""
     settings = flags.parse(sys.argv[1:] if argv is None else argv)
     try:
+        if settings.arguments["trainer"].get("fast_dev_run"):
+            return rehearse(settings)
         return run(settings, **settings.arguments["run"])
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))
+
+
+def rehearse(settings: flags.Settings) -> dict[str, float]:
+    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = run(settings, **settings.arguments["run"] | {"default_root_dir": folder})
+    print("--fast_dev_run: it works, and nothing of it was kept")
+    return metrics
 
 
 def run(
@@ -86,14 +98,15 @@ def run(
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
     fast = machine.prepare(model, data, num_threads, channels_last, keep_memory, matmul_precision)
-    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
+    given = dict(settings.arguments["trainer"])
+    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path and not given.get("fast_dev_run") else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
         kept = {name: value for name, value in settings.flags.items() if name not in own}
         config_file = config.dump(kept) if settings.action in ("fit", "tune") else None
         folder = runs.open_folder(folder, runs.folder(default_root_dir), config_file)
     folder = folder or runs.folder(default_root_dir)
-    given = {"profiler": machine.NoProfiler(), **settings.arguments["trainer"]}
+    given["profiler"] = machine.profiler(given.get("profiler"), folder)
     if data.part("val") is None:
         given["limit_val_batches"] = 0
     if max_epochs is None:
