@@ -125,6 +125,7 @@ def run(
         callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]) + features,
         logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoints.DurableCheckpointIO()],
+        enable_model_summary=False,  # engine/summary.py has one line instead
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
     try:
@@ -228,7 +229,7 @@ def load_callbacks(
         bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
         ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary
+    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 
     from engine.callbacks import EpochLines, ProgressBar, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
@@ -242,7 +243,6 @@ def load_callbacks(
     callbacks: list[Callback] = [
         Reseed(seed),
         ProgressBar() if bar else EpochLines(),
-        ModelSummary(max_depth=1),
         BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
     ]

@@ -22,9 +22,9 @@ enable_autolog_hparams enable_progress_bar every_n_minutes every_n_train_steps f
 gradient_clip_val hang_minutes img_size in_channels inference_mode init_from init_partial keep_memory
 limit_predict_batches limit_test_batches limit_train_batches limit_val_batches log_every_n_steps logger loss lr
 lr_scheduler matmul_precision max_epochs max_steps max_time min_epochs min_steps model_name model_registry momentum
-monitor num_classes num_nodes num_sanity_val_steps num_threads num_workers optimizer overfit_batches patience precision
-profiler reload_dataloaders_every_n_epochs save_top_k seed strategy sync_batchnorm test_fraction val_check_interval
-val_fraction warmup_steps weight_decay
+monitor monitor_device num_classes num_nodes num_sanity_val_steps num_threads num_workers optimizer overfit_batches
+patience precision profiler reload_dataloaders_every_n_epochs save_top_k seed strategy summary_depth sync_batchnorm
+test_fraction throughput val_check_interval val_fraction warmup_steps weight_decay
 """.split()
 
 
