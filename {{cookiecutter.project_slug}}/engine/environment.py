@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -86,8 +87,8 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
 def _shapes(data: Any) -> dict[str, Any]:
     """What the data knows of itself, its length, and the shape of an item, by place or name."""
     known = {name: data.knows(name) for name in ("classes", "num_classes")}
-    part = data.part("train")
-    known["training_items"] = len(part) if hasattr(part, "__getitem__") else None
+    with suppress(TypeError):  # a stream need not know its length
+        known["training_items"] = len(data.part("train"))
     batch = data.sample()
     if isinstance(batch, (dict, list, tuple)):
         items = batch.items() if isinstance(batch, dict) else enumerate(batch)

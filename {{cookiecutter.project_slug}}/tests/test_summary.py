@@ -67,3 +67,10 @@ def test_the_commit_where_there_is_one(train, monkeypatch: pytest.MonkeyPatch, r
     first, second = (entry["commit"] for entry in json.loads((RUN / "environment.json").read_text()))
     assert (first is not None and len(first) == 40) == repository
     assert second == (f"{first}-dirty" if repository else None)
+
+
+def test_a_stream_has_no_length_and_no_sample(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1, "--dataset", "tests.toys.Endless", "--summary_depth", 1, "--lr_scheduler", "constant")
+    assert capsys.readouterr().out.splitlines()[1] == "Net: 51 parameters, 0.000204 MB"
+    (entry,) = json.loads((RUN / "environment.json").read_text())
+    assert entry["data"] == {"num_classes": 3}
