@@ -3,7 +3,7 @@
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -34,11 +34,24 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
         return run(settings, callbacks, **settings.arguments["run"])
 
     try:
+        if settings.arguments["trainer"].get("fast_dev_run"):
+            return rehearse(settings, once)
         if settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds"):
             return import_module("engine.folds").train(settings, once)
         return once(settings)
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))
+
+
+def rehearse(settings: flags.Settings, run: Callable[[flags.Settings], dict[str, float]]) -> dict[str, float]:
+    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
+        metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
+    print("--fast_dev_run: it works, and nothing of it was kept")
+    return metrics
 
 
 def run(
@@ -107,14 +120,15 @@ def run(
     monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
     if type(model).__name__ == "MInterface" and monitor not in model.metrics:  # a system logs what it likes
         raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
-    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path else None
+    given = dict(settings.arguments["trainer"])
+    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path and not given.get("fast_dev_run") else None
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
         own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
         kept = {name: value for name, value in settings.flags.items() if name not in own}
         config_file = config.dump(kept) if settings.action in ("fit", "tune") else None
         folder = runs.open_folder(folder, runs.folder(default_root_dir), config_file)
     folder = folder or runs.folder(default_root_dir)
-    given = {"profiler": machine.NoProfiler(), **settings.arguments["trainer"]}
+    given["profiler"] = machine.profiler(given.get("profiler"), folder)
     if data.part("val") is None:
         given["limit_val_batches"] = 0
     if max_epochs is None:
@@ -134,6 +148,7 @@ def run(
         callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]) + features,
         logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoints.DurableCheckpointIO()],
+        enable_model_summary=False,  # engine/summary.py has one line instead
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
     try:
@@ -244,7 +259,7 @@ def load_callbacks(
         bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
         ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelSummary
+    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 
     from engine.callbacks import EpochLines, ProgressBar, Reseed
     from engine.checkpoints import BestCheckpoint, LastCheckpoint
@@ -258,7 +273,6 @@ def load_callbacks(
     callbacks: list[Callback] = [
         Reseed(seed),
         ProgressBar() if bar else EpochLines(),
-        ModelSummary(max_depth=1),
         BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
         LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
     ]

@@ -2,12 +2,21 @@
 
 import ctypes
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
@@ -21,6 +30,21 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         """Measures nothing."""
         return self._nothing
+
+
+def profiler(name: str | None, folder: Path) -> Profiler | str:
+    """Lightning's profiler of that name, which reports to files in the run folder; the first process alone measures.
+
+    name: simple (time of each hook), advanced (of each function), pytorch (of each operation; traces for a browser).
+    """
+    if name is None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return NoProfiler()
+    if name == "xla":
+        return name
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's own profiler talks to itself
+    warnings.filterwarnings("ignore", "Warning: Profiler clears events", module="torch")  # it reports each cycle
+    kinds: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return kinds[name](dirpath=folder, filename="profile")
 
 
 def prepare(

@@ -38,10 +38,8 @@ def test_what_tune_kept_is_no_hindrance_to_training(train) -> None:
 
 
 def test_it_says_what_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, why in (
-        (["--fast_dev_run"], "takes no --fast_dev_run"),
-        (["--what", "size"], "is not any of lr, batch_size"),
-    ):
+    wrong = {"--fast_dev_run": "takes no --fast_dev_run", "--what=size": "is not any of lr, batch_size"}
+    for flag, why in wrong.items():
         with pytest.raises(SystemExit, match="2"):
             main.main(["tune", *TOYS, *argv])
         assert why in capsys.readouterr().err
