@@ -41,5 +41,5 @@ def test_it_says_what_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {"--fast_dev_run": "takes no --fast_dev_run", "--what=size": "is not any of lr, batch_size"}
     for flag, why in wrong.items():
         with pytest.raises(SystemExit, match="2"):
-            main.main(["tune", *TOYS, *argv])
+            main.main(["tune", *TOYS, flag])
         assert why in capsys.readouterr().err
