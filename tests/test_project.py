@@ -32,6 +32,29 @@ def test_it_runs_before_it_is_rendered() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+NEEDED = """
+__init__ annotations callbacks checkpoints config discovery flags guard help library limits loader loggers losses machine
+metrics optimizers runs schedulers signatures watchdog
+""".split()
+
+
+def test_what_a_project_does_not_need_can_be_deleted(bake) -> None:
+    project = bake()
+    for path in (project / "engine").glob("*.py"):
+        if path.stem not in NEEDED:
+            path.unlink()
+    (project / "sweep.py").unlink()
+    for path in (project / "tests").glob("test_*.py"):
+        if path.stem not in ("test_train", "test_faults"):  # the others go with their file, or are as they were
+            path.unlink()
+    done = run(sys.executable, "-m", "pytest", "-m", "not slow", cwd=project)
+    assert done.returncode == 0, done.stdout[-5000:]
+    done = run(sys.executable, "main.py", "--model_name", "lenet", "--dataset", "digits", "--help", cwd=project)
+    assert done.returncode == 0, done.stderr
+    for gone in ("--pictures", "--freeze", "--num_folds", "--compile"):
+        assert gone not in done.stdout
+
+
 def test_the_readme_can_be_followed(bake) -> None:
     project = bake()
     readme = project / "README.md"

@@ -44,7 +44,6 @@ def test_the_csv_has_a_value_for_each_epoch(train) -> None:
 
 
 def test_the_kept_config_repeats_the_run(train) -> None:
-    import main
 
     first = train("--max_epochs", 2, "--lr", 0.01, "--seed", 7)
     assert yaml.safe_load((RUN / "config.yaml").read_text())["lr"] == 0.01
@@ -52,7 +51,6 @@ def test_the_kept_config_repeats_the_run(train) -> None:
 
 
 def test_the_checkpoint_alone_is_enough_to_measure_it(train, tmp_path: Path) -> None:
-    import main
 
     trained = train("--max_epochs", 2)
     for which in ("best", "version_0", str(RUN)):
@@ -159,13 +157,3 @@ def test_channels_go_last_where_a_network_can(train, capsys, network: str, can: 
     assert ("channels last" in capsys.readouterr().out) == can
     assert metrics == pytest.approx(train(*argv, "--channels_last", "false"), abs=1e-5)
     assert "channels last" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_compiled_network_learns_the_same_and_goes_on(train, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--batch_size", 8, "--max_epochs", 4, "--dropout", 0, "--noise", 0]
-    compiled = train(*argv, "--compile")
-    assert compiled == pytest.approx(train(*argv), abs=1e-4)
-    assert "--compile does not help here" in capsys.readouterr().out  # a step of so small a network is all overhead
-    on = main.main(["--ckpt_path", "lightning_logs/version_0", "--max_epochs", "5"])
-    assert on["train_loss"] < compiled["train_loss"]

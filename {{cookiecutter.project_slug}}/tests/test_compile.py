@@ -1,0 +1,15 @@
+"""`--compile`: the same numbers, and a word where it does not help."""
+
+import pytest
+
+import main
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_goes_on(train, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--batch_size", 8, "--max_epochs", 4, "--dropout", 0, "--noise", 0]
+    compiled = train(*argv, "--compile")
+    assert compiled == pytest.approx(train(*argv), abs=1e-4)
+    assert "--compile does not help here" in capsys.readouterr().out  # a step of so small a network is all overhead
+    on = main.main(["--ckpt_path", "lightning_logs/version_0", "--max_epochs", "5"])
+    assert on["train_loss"] < compiled["train_loss"]
