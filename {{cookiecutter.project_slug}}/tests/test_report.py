@@ -13,7 +13,10 @@ from tests.conftest import PROJECT
 
 HEAD = "epoch,step,lr,train_loss_step,val_acc,val_loss\n"
 RUNS = {  # what stands in metrics.csv and in config.yaml
-    "version_0": ("0,0,0.1,2.5,,\n0,4,,,0.5,0.75\n1,8,,,0.25,0.5\n", "model_name: a\ndataset: d\nlr: 0.1\nseed: 0\n"),
+    "version_0": (
+        "0,0,0.1,2.5,,\n0,4,,,0.5,0.75\n1,8,,,0.25,0.5\n2,8,0.1,1.5,,\n2,9,0.1,1.5,,\n",
+        "model_name: a\ndataset: d\nlr: 0.1\nseed: 0\n",
+    ),
     "version_10": ("0,0,0.2,1.5,,\n0,4,,,0.125,nan\n", "model_name: b\ndataset: d\nlr: 0.2\nseed: 0\n"),
     "version_2": ("", "model_name: b\ndataset: d\nlr: 0.2\nseed: 0\nhidden_dim: 8\n"),
 }
@@ -97,6 +100,17 @@ def test_without_the_csv_every_point_comes_from_tensorboard(train) -> None:
     sheet = pytest.importorskip("pandas").read_excel("report/report.xlsx", sheet_name="train_loss_step", index_col=0)
     assert len(sheet) == 36
     assert sheet["version_0"].tolist() == pytest.approx(sheet["copy"].tolist())
+
+
+def test_a_long_curve_loses_no_point() -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter("long") as writer:
+        for step in range(10_050):  # TensorBoard itself would show 10,000 of them
+            writer.add_scalar("train_loss_step", step / 2, step)
+    report("long")
+    sheet = pytest.importorskip("pandas").read_excel("report/report.xlsx", sheet_name="train_loss_step", index_col=0)
+    assert sheet["long"].tolist() == [step / 2 for step in range(10_050)]
 
 
 @pytest.mark.parametrize(
