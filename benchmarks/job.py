@@ -4,7 +4,6 @@ python benchmarks/job.py PROJECT [ROUNDS] [--only job first memory flat bake run
 """
 
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from step import run_project, with_lightning, write_mnist
-from turns import arguments_of, in_turn, measure, table
+from turns import arguments_of, in_turn, measure, peak_memory, table
 
 HERE, LIBRARIES = Path(__file__).resolve().parent, ["-c", "import torch, pytorch_lightning, torchvision"]
 MNIST = ["--dataset", "mnist", "--max_epochs", "1", "--num_threads", "1"]
@@ -51,7 +50,7 @@ def seconds(project: Path, *command: object, folder: Path | None = None) -> floa
 
 
 def once(what: str, scratch: Path) -> list[float]:
-    """What has to be measured from within: peak memory in bytes, or the seconds that baking takes."""
+    """What has to be measured from within: peak memory in MiB, or the seconds that baking takes."""
     if what == "bake":
         from cookiecutter.main import cookiecutter
 
@@ -66,7 +65,7 @@ def once(what: str, scratch: Path) -> list[float]:
         run_project([*mnist, "--limit_train_batches", "501"])
     elif what == "flat":
         return flat()
-    return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0]
+    return [peak_memory()]
 
 
 def flat() -> list[float]:
@@ -78,7 +77,7 @@ def flat() -> list[float]:
             self.after: dict[int, float] = {}
 
         def on_train_epoch_end(self, trainer, module) -> None:
-            self.after[trainer.current_epoch + 1] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+            self.after[trainer.current_epoch + 1] = peak_memory()
 
     peaks = Peaks()
     run_project([*DIGITS[:4], "--max_epochs", "50"], peaks)
@@ -122,7 +121,7 @@ def memory(project: Path, rounds: int, scratch: Path) -> None:
     ways = {name: lambda name=name: measure("job.py", project, name, scratch)[0] for name in ("lightning", "project")}
     found, names = in_turn(rounds, ways), {"project": "this project, all of its defaults"}
     table(
-        f"peak memory over Lightning's defaults ({statistics.median(found['lightning']) / 2**20:.0f} MiB)",
+        f"peak memory over Lightning's defaults ({statistics.median(found['lightning']):.0f} MiB)",
         found,
         names,
         "lightning",
@@ -134,7 +133,7 @@ def growth(project: Path, rounds: int, scratch: Path) -> None:
     grown = []
     for _ in range(rounds):
         after_5, after_50 = measure("job.py", project, "flat", scratch, number=2)
-        grown.append((after_50 - after_5) / 2**20)
+        grown.append(after_50 - after_5)
     print(
         f"\nPeak memory grows by {statistics.median(grown):.1f} MiB (up to {max(grown):.1f}) from epoch 5 to epoch 50."
     )

@@ -4,7 +4,6 @@ python benchmarks/scale.py PROJECT [ROUNDS] [--long] [--only items classes param
 """
 
 import os
-import resource
 import statistics
 import time
 
@@ -13,7 +12,7 @@ from step import keep_memory, run_project
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from turns import arguments_of, measure
+from turns import arguments_of, measure, peak_memory
 
 ITEMS, CLASSES, HIDDEN = 100_000, 10, 128
 SIZES = {
@@ -65,8 +64,7 @@ class Watch:
         self.last = now
         if len(self.gaps) == self.steps:
             step, begin = statistics.median(self.gaps[self.steps // 4 :]), min(self.begins)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-            print("NUMBERS", step * 1e3, begin * 1e3, peak, flush=True)
+            print("NUMBERS", step * 1e3, begin * 1e3, peak_memory(), flush=True)
             os._exit(0)
 
 

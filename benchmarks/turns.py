@@ -24,6 +24,12 @@ def measure(script: str, project: Path, *arguments: object, number: int = 1) -> 
     return [float(one) for one in found[:number]]
 
 
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB. (ru_maxrss would count the process that started it.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
 def in_turn(rounds: int, ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
     """What each way measures, round after round, so that a busy minute meets all of them."""
     found: dict[str, list[float]] = {name: [] for name in ways}
