@@ -1,4 +1,4 @@
-"""The drawings of engine/pictures.py, each from plain tensors or a file to a matplotlib Figure; goes with that file."""
+"""The drawings of engine/pictures.py, each from plain tensors to a matplotlib Figure; goes with that file."""
 
 from collections.abc import Sequence
 from typing import Any
