@@ -27,9 +27,10 @@ class Images(Dataset[Any]):
         self.broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
         read = (image for index in range(len(self)) if (image := self._read(index)) is not None)
         self.blank = next(read, torch.empty(0)).clone().zero_()  # stands for one that cannot be read
+        if not self.ids:
+            raise UsageError(f"--images {folder}: there is no image file below it")
         if not self.blank.numel():
-            first = f" can be read, {self.ids[0]} for one" if self.ids else ""
-            raise UsageError(f"--images {folder}: of {len(self)} image files there none{first}")
+            raise UsageError(f"--images {folder}: none of its {len(self)} image files can be read, as {self.ids[0]}")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -106,14 +106,16 @@ def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: 
     assert "predictions.csv: 5 rows; 1 that cannot be read left out" in said.out
 
 
-@pytest.mark.parametrize("name", ["", "broken.png"])
-def test_no_image_that_can_be_read(lenet, capsys: pytest.CaptureFixture[str], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("notes.txt", "there is no image file"), ("a.png", "none of its 1 image files can be read")],
+)
+def test_no_image_that_can_be_read(lenet, capsys: pytest.CaptureFixture[str], name: str, why: str) -> None:
     Path("new").mkdir()
-    if name:
-        Path("new", name).write_bytes(b"no picture")
+    Path("new", name).write_bytes(b"no picture")
     with pytest.raises(SystemExit, match="2"):
         main.main([*lenet, "--images", "new"])
-    assert f"--images new: of {int(bool(name))} image files there none" in capsys.readouterr().err
+    assert f"--images new: {why}" in capsys.readouterr().err
 
 
 def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.CaptureFixture[str]) -> None:
