@@ -43,6 +43,9 @@ def everything(run: Path) -> dict[str, Any]:
 
 def points(run: Path) -> dict[str, dict[int, float]]:
     """What TensorBoard shows of a run, and that it shows no step twice."""
+    for path in run.glob("events.*"):  # read in the order of their names, which end in a number
+        head, _, number = path.name.rpartition(".")
+        path.rename(run / f"{head}.{int(number):06}")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"]) - {"epoch"}  # the test has the number of the epoch that would follow
     curves = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
