@@ -4,8 +4,9 @@ import argparse
 import ast
 import importlib.util
 import os
+import re
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -296,8 +297,18 @@ def _apart(kind: str, signature: Signature, groups: dict[str, Any]) -> Signature
     return signature._replace(parameters=named)
 
 
+@cache
+def _parse_file(path: Path, name: str) -> ast.Module:
+    """What a file defines by a name, and what stands above it: reading on to the end would cost as much again."""
+    text = path.read_text(encoding="utf-8")
+    begins = re.search(rf"^(?:def|class) {name}\b", text, re.MULTILINE)
+    after = re.compile(r"^(?=[^\s)\]])|^    (?:def (?!__init__)|@(?!.*\n    def __init__))", re.MULTILINE)  # or methods
+    ends = after.search(text, begins.end() if begins else 0)
+    return ast.parse(text[: ends.start()] if ends else text, str(path))
+
+
 def _read(path: Path, name: str) -> Signature:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    tree = _parse_file(path, name)
     node: Any = next(node for node in tree.body if getattr(node, "name", "") == name)
     signature = signatures.from_source(node, tree, only_named=True)  # what stands before the `*` is main.py's to give
     assert signature is not None, f"{name} in {path} should name its arguments itself"

@@ -30,8 +30,9 @@ def signature(kind: str, name: str) -> Signature:
         inputs = {first} | ({next(iter([*own.parameters][1:]), "")} if kind == "loss" else set())
         parameters = {key: one for key, one in own.parameters.items() if key not in _NOT_FLAGS[kind] | inputs}
         return own._replace(parameters=parameters)
-    known = losses() if kind == "loss" else optimizers()
-    if name not in known:
+    known = _functions() if kind == "loss" else optimizers()
+    if name not in known or (kind == "loss" and not _is_loss(name, known[name])):
+        known = losses() if kind == "loss" else known
         raise UsageError(f"--{kind} {name}{discovery.nearest(name, known)}; there are: {', '.join(sorted(known))}")
     found = _signature(name, known[name])
     return found._replace(parameters={k: one for k, one in found.parameters.items() if k not in _NOT_FLAGS[kind]})
@@ -39,13 +40,17 @@ def signature(kind: str, name: str) -> Signature:
 
 def losses() -> dict[str, str]:
     """The functions (output, target, ...) of torch.nn.functional that are losses, and their arguments as written."""
+    return {name: arguments for name, arguments in _functions().items() if _is_loss(name, arguments)}
+
+
+def _functions() -> dict[str, str]:
     source = (_torch() / "nn" / "functional.py").read_text(encoding="utf-8")
-    found = re.findall(r"^def ([a-z]\w*)\(\s*([^()]*reduction: str[^()]*)\)\s*->", source, re.MULTILINE)
-    required = {
-        name: [key for key, one in _signature(name, arguments).parameters.items() if one.default is REQUIRED]
-        for name, arguments in found
-    }
-    return {name: arguments for name, arguments in found if len(required[name]) == 2}
+    return dict(re.findall(r"^def ([a-z]\w*)\(\s*([^()]*reduction: str[^()]*)\)\s*->", source, re.MULTILINE))
+
+
+def _is_loss(name: str, arguments: str) -> bool:
+    """Whether it can do with an output and a target."""
+    return sum(one.default is REQUIRED for one in _signature(name, arguments).parameters.values()) == 2
 
 
 def optimizers() -> dict[str, str]:
