@@ -25,7 +25,7 @@ KINDS = {
     "averaged weights": ["--ema_decay", "0.9"],
 }
 FLAGS = "--model_name tests.toys.Net --dataset tests.toys.Blobs --accelerator cpu --num_threads 1".split()
-FLAGS += "--num_workers 0 --max_epochs 6 --batch_size 16 --every_n_train_steps 1 --seed 3".split()
+FLAGS += "--num_workers 0 --max_epochs 6 --batch_size 16 --every_n_train_steps 1 --seed 3 --no-pictures".split()
 
 
 def fork(folder: Path, *argv: str) -> int:
