@@ -1,5 +1,6 @@
 """`export`: a network in a file that runs without this project."""
 
+import importlib
 import json
 import os
 import re
@@ -43,13 +44,11 @@ def lenet() -> None:
 def test_onnx_answers_as_the_checkpoint(lenet, capsys: pytest.CaptureFixture[str]) -> None:
     import onnxruntime
 
-    from model.lenet import LeNet
-
     names = ["labels.json", "network.onnx", "network.pt2"]
     assert sorted(path.name for path in RUN.iterdir() if path.name in names or "onnx" in path.name) == names
     labels = json.loads((RUN / "labels.json").read_text())
     assert labels["preprocessing"] == {"channels": "grey", "size": 8, "white": 16, "mean": 4.88, "std": 6.02}
-    network = LeNet(1, 10, 8)
+    network = importlib.import_module("model.lenet").LeNet(1, 10, 8)
     weights = load(next(RUN.glob("checkpoints/best*")))["state_dict"]
     network.load_state_dict({name[8:]: one for name, one in weights.items() if name.startswith("network.")})
     session = onnxruntime.InferenceSession(RUN / "network.onnx", providers=["CPUExecutionProvider"])
