@@ -5,7 +5,6 @@ import os
 from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,7 @@ class DInterface(LightningDataModule):
         self.predicts: Dataset[Any] | None = None  # what `predict` looks at; none: the test part
         self._parts: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
+        self._sample: Any = None
         self._training: OrderedLoader | None = None
         self._loaders: list[OrderedLoader] = []
         self._place: dict[str, Any] = {}
@@ -123,14 +123,13 @@ class DInterface(LightningDataModule):
             raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
         return part
 
-    @cache  # noqa: B019 (it lives as long as the run)
     def sample(self) -> Any:
         """A batch of two items to learn from, fetched in this process; None where that would move a stream on."""
         part: Any = self.part("train")
-        if isinstance(part, IterableDataset):
-            return None
-        collate = getattr(_base(part), "collate_fn", default_collate)
-        return next(iter(OrderedLoader(part, 2, seed=self.seed, collate_fn=collate)))
+        if self._sample is None and not isinstance(part, IterableDataset):
+            collate = getattr(_base(part), "collate_fn", default_collate)
+            self._sample = next(iter(OrderedLoader(part, 2, seed=self.seed, collate_fn=collate)))
+        return self._sample
 
     def facts(self) -> dict[str, Any]:
         """What the metrics ask for, as far as it is known.

@@ -124,6 +124,7 @@ class LastCheckpoint(Checkpoint):
         if self._training and self._stepped:  # it may take long: what was learned before it is safe first
             self._due = self._validating = True
             self._save_if_due(trainer)
+        self._ask_at = 1  # its batches may be far slower than a step
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._saving and self._validating:  # as Lightning knows a validation that was cut off: it is done again
@@ -136,7 +137,7 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._validating = False
+        self._validating, self._ask_at = False, 1
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._due = True
@@ -147,7 +148,7 @@ class LastCheckpoint(Checkpoint):
         if self.every_n_minutes:
             late = time.monotonic() - self._saved > 60 * self.every_n_minutes
             due = due or trainer.strategy.reduce_boolean_decision(late, all=False)
-        if self._stops(trainer) or due:
+        if self._stops(trainer, ask=due) or due:
             self._saving = True
             trainer.save_checkpoint(self.path)
             self._saving = self._due = False

@@ -66,7 +66,9 @@ class OrderedLoader:
         self._resume: dict[str, Any] = {}
         self._places: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)
         self._fresh = self._own_state()
-        order: dict[str, Any] = {"batch_size": batch_size} if self.iterable else {"batch_sampler": _Batches(self)}
+        order: dict[str, Any] = (
+            {"batch_size": batch_size} if self.iterable else {"batch_sampler": _Batches(weakref.proxy(self))}
+        )
         self.loader = DataLoader(
             dataset if self.iterable else _Placed(dataset),
             **order,
@@ -165,7 +167,10 @@ def _send_home(loader: DataLoader[Any]) -> None:
 
 
 class _Batches:
-    """What the DataLoader asks for the batches; it never leaves the main process."""
+    """What the DataLoader asks for the batches; it never leaves the main process.
+
+    loader: a weak one, or `close`, which waits for the loader's end, would itself keep it and its data in memory.
+    """
 
     def __init__(self, loader: OrderedLoader) -> None:
         self.loader = loader

@@ -74,6 +74,14 @@ class TensorBoard(TensorBoardLogger):
         self._new = False
 
 
+@rank_zero_only
+def flush(loggers: Iterable[Any]) -> None:
+    """Writes out the points that TensorBoard's writer holds back: a run that goes on does not log them again."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+
+
 def rows(loggers: Iterable[Any]) -> int:
     """How many rows metrics.csv has."""
     return next((logger.rows for logger in loggers if isinstance(logger, CSVLogger)), 0)

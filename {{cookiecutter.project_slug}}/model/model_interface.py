@@ -211,6 +211,7 @@ class MInterface(LightningModule):
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest
+        loggers.flush(self.loggers)
         checkpoint["rows"] = loggers.rows(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """Train, measure, go on: flags in, files and numbers out."""
 
 import csv
+import gc
 import json
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,23 @@ def test_channels_go_last_where_a_network_can(train, capsys, network: str, can: 
     assert ("channels last" in capsys.readouterr().out) == can
     assert metrics == pytest.approx(train(*argv, "--channels_last", "false"), abs=1e-5)
     assert "channels last" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--precision", "bf16-mixed"], ["--gradient_clip_val", 1], ["--balanced"]])
+def test_what_the_front_page_promises_beside(train, argv: list[object]) -> None:
+    argv = [*argv, "--accumulate_grad_batches", 2, "--patience", 9, "--lr", 0.02, "--batch_size", 8]
+    assert train("--max_epochs", 10, *argv)["val_loss"] < 0.9  # three classes by chance: 1.1
+
+
+def test_a_run_that_is_over_leaves_no_data_in_memory() -> None:
+    class Heavy(toys.Blobs):
+        """Data that is counted."""
+
+    alive: weakref.WeakSet[Heavy] = weakref.WeakSet()
+    for _ in range(3):
+        data = DInterface(Heavy)
+        data.sample()
+        alive.add(data.part("train").dataset)
+        del data
+    gc.collect()
+    assert not alive
