@@ -8,16 +8,24 @@ ANSWERS = {
     "examples": "{{ cookiecutter.examples }}",
     "template": {{template_dir | tojson}},
 }
-EXAMPLES = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
+MINIMAL = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
+GALLERY = (
+    *("data/image_folder.py", "data/paired_images.py", "data/csv_table.py", "data/text_lines.py"),
+    *("data/video_frames.py", "data/streaming.py"),
+    *("model/mlp.py", "model/resnet.py", "model/vit_small.py", "model/unet.py", "model/super_resolution.py"),
+    *("model/lstm.py", "model/vae.py", "model/gan.py", "model/encoder_decoder.py"),
+    *("tests/gallery.py", "tests/test_gallery_images.py", "tests/test_gallery_sequences.py"),
+    *("tests/test_gallery_tables.py", "tests/test_gallery_generative.py", "tests/test_gallery_streams.py"),
+)
 LITTER = ("__pycache__", "*_cache", "*.egg-info", ".venv", "lightning_logs", "datasets", "build", "dist")
 
 
 def main() -> None:
     if ANSWERS["license"] == "none":
         Path("LICENSE").unlink(missing_ok=True)
-    if ANSWERS["examples"] == "none":
-        for example in EXAMPLES:
-            Path(example).unlink(missing_ok=True)
+    dropped = {"minimal": GALLERY, "gallery": (), "none": MINIMAL + GALLERY}
+    for example in dropped[ANSWERS["examples"]]:
+        Path(example).unlink(missing_ok=True)
     source = next(Path(ANSWERS["template"]).glob("*cookiecutter.project_slug*"))
     for pattern in LITTER:
         for folder in [path for path in Path().rglob(pattern) if path.is_dir()]:

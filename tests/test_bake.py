@@ -28,7 +28,12 @@ tests/test_folds.py tests/test_loggers.py tests/test_monitors.py tests/test_pict
 tests/test_report.py tests/test_resume.py tests/test_summary.py tests/test_sweep.py tests/test_toolbox.py
 tests/test_train.py tests/test_trials.py tests/test_tune.py tests/toys.py
 """.split()
-EXAMPLES = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
+MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
+GALLERY = set(
+    """
+tests/gallery.py
+""".split()
+)
 LITTER = {
     "lightning_logs/version_0/metrics.csv": b"epoch,step\n0,0\n",
     "lightning_logs/version_0/checkpoints/last.ckpt": b"PK\x03\x04 \xff\x00",
@@ -52,8 +57,8 @@ def test_exactly_these_files(bake) -> None:
 @pytest.mark.parametrize("examples", QUESTIONS["examples"])
 def test_every_answer(bake, licence: str, examples: str) -> None:
     project = bake(license=licence, examples=examples, author_name="Ada")
-    missing = ({"LICENSE"} if licence == "none" else set()) | (EXAMPLES if examples == "none" else set())
-    assert files(project) == set(FILES) - missing
+    missing = ({"LICENSE"} if licence == "none" else set()) | (MINIMAL if examples == "none" else set())
+    assert files(project) == (set(FILES) | (GALLERY if examples == "gallery" else set())) - missing
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     if licence == "none":
         assert metadata["license"] == "LicenseRef-Proprietary"
@@ -66,7 +71,7 @@ def test_every_answer(bake, licence: str, examples: str) -> None:
 
 
 def test_no_python_file_is_changed_and_no_curly_is_left(bake) -> None:
-    project = bake()
+    project = bake(examples="gallery")
     for path in INNER.rglob("*.py"):
         if "__pycache__" not in path.parts:
             ast.parse(path.read_text(encoding="utf-8"))

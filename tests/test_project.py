@@ -13,13 +13,14 @@ def blocks(readme: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("examples", ["minimal", "none"])
+@pytest.mark.parametrize("examples", ["gallery", "minimal", "none"])
 def test_its_own_checks_are_green(bake, examples: str) -> None:
     project = bake(examples=examples)
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         done = run(*command, cwd=project)
         assert done.returncode == 0, done.stdout + done.stderr
-    which = [] if examples == "minimal" else ["-m", "not slow", "tests/test_train.py", "tests/test_flags.py"]
+    few = ["-m", "not slow", "tests/test_train.py", "tests/test_flags.py"]
+    which = {"gallery": [], "minimal": ["-m", "not slow", "tests/test_examples.py"], "none": few}[examples]
     done = run(sys.executable, "-m", "pytest", "-n", "auto", *which, cwd=project, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-5000:]
 
