@@ -156,6 +156,7 @@ def run(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     machine.hush_ranks(trainer)
+    machine.drop_empty_hooks(trainer, model)
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
         how = ", ".join([trainer.strategy.root_device.type, *fast])

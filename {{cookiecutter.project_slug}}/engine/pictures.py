@@ -36,6 +36,7 @@ class Pictures(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         path = self.folder / "first_batch.png"
+        self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # which spares the other calls
         if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
             return
         inputs, target = apart(module, batch)

@@ -86,6 +86,8 @@ class MInterface(LightningModule):
                 for key, metric in measures.load(metrics, loss, given.get("data", {})).items()
             }
         )
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {stage: [] for stage in STAGES}
+        self._counts = all(measures.counts(one) for name, one in self._of("").items() if not name.endswith("_loss"))
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output."""
@@ -116,9 +118,26 @@ class MInterface(LightningModule):
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
         output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
         measured = output.sigmoid() if self.answers_yes_or_no else output
-        for name, metric in self._of(stage).items():
-            metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
+        self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
+        self._measure(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
         return loss
+
+    def _measure(self, stage: str, output: Tensor, target: Tensor) -> None:
+        """Hands a batch to the metrics; what only counts gets several at once, since a call is what costs time."""
+        waiting = self._waiting[stage]
+        if waiting and (waiting[0][0].shape[1:], waiting[0][1].shape[1:]) != (output.shape[1:], target.shape[1:]):
+            self._hand_over(stage)
+        waiting.append((output, target))
+        if not self._counts or len(waiting) == 16 or output.numel() > 2**14:
+            self._hand_over(stage)
+
+    def _hand_over(self, stage: str) -> None:
+        if waiting := self._waiting[stage]:
+            output, target = waiting[0] if len(waiting) == 1 else map(torch.cat, zip(*waiting, strict=True))
+            waiting.clear()
+            for name, metric in self._of(stage).items():
+                if name != f"{stage}_loss":
+                    metric.update(output, target)
 
     def _of(self, stage: str) -> dict[str, Metric]:
         return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
@@ -169,6 +188,7 @@ class MInterface(LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def _log_epoch(self, stage: str) -> None:
+        self._hand_over(stage)
         found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
         values = {name: metric.compute() for name, metric in found.items()}
         for metric in found.values():
@@ -208,6 +228,8 @@ class MInterface(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for stage in STAGES:
+            self._hand_over(stage)
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import re
 import shutil
 import signal
 import subprocess
@@ -294,7 +295,12 @@ def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_and_says_where(shell) -> None:
-    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.1")
+    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.4")
     assert done.returncode == 1
-    where = done.stderr[done.stderr.index("rank 1: nothing has moved for 0.1 minutes (--hang_minutes 0.1)") :]
-    assert "time.sleep(1000)" in where.split("\n\n")[0]
+    said = re.search(
+        r"rank 1: nothing has moved for 0.\d minutes \(--hang_minutes 0.4\); it stands here:\n(.*?)\n\n",
+        done.stderr + "\n\n",
+        re.DOTALL,
+    )
+    assert said
+    assert "time.sleep(1000)" in said[1]
