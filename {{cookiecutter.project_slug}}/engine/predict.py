@@ -1,4 +1,4 @@
-"""`predict`: what a checkpoint says of the test part or of a folder of images, for any number of processes, in order.
+"""`predict`: what a checkpoint says of the test part, or of a folder of images, as predictions.csv.
 
 Each process writes what it sees to files of its own; when all are done the first one puts them together. So memory
 holds one batch, whatever the length. All processes must see the same run folder.

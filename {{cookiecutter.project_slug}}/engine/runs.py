@@ -1,11 +1,15 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
+import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from engine import config
 from engine.discovery import UsageError
+from engine.settings import Settings
 
 FOLDER = "lightning_logs"
 _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
@@ -14,6 +18,38 @@ _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
 def folder(default_root_dir: str | Path | None) -> Path:
     """Where the run folders lie: `lightning_logs` in `default_root_dir`, or in the working directory."""
     return Path(default_root_dir or ".") / FOLDER
+
+
+def of(settings: Settings, default_root_dir: str) -> Path:
+    """The folder of a run: where it goes on, or a new one. The first process opens it; the others write nothing."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    rehearses = settings.arguments["trainer"].get("fast_dev_run")
+    run, root = run_of(settings.ckpt_path) if settings.ckpt_path and not rehearses else None, folder(default_root_dir)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return run or root
+    own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
+    kept = {name: value for name, value in settings.flags.items() if name not in own}
+    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None)
+
+
+def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
+    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
+        metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
+    print("--fast_dev_run: it works, and nothing of it was kept")
+    return metrics
+
+
+def report(metrics: dict[str, float], run: Path) -> None:
+    """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    path = run / "metrics.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
 
 def open_folder(run: Path | None, root: Path, config: str | None) -> Path:

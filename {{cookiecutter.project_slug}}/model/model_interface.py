@@ -16,6 +16,7 @@ from engine import metrics as measures
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
 from engine.machine import laid_out
+from engine.settings import Settings
 
 STAGES = ("train", "val", "test")
 SCHEDULE = inspect.getfullargspec(schedulers.factor).kwonlydefaults or {}
@@ -88,6 +89,31 @@ class MInterface(LightningModule):
         )
         self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {stage: [] for stage in STAGES}
         self._counts = all(measures.counts(one) for name, one in self._of("").items() if not name.endswith("_loss"))
+
+    @classmethod
+    def of(cls, settings: Settings, data: Any) -> "MInterface":
+        """The network that a command line means, in its interface, with what the data knows (`num_classes` ...)."""
+        arguments = dict(settings.arguments["network"])
+        for name in settings.asks:
+            known = data.knows(name)
+            given = arguments.setdefault(name, known)
+            if given is None:
+                raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
+            if known is not None and known != given:
+                raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+        options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {"data": data.facts()}
+        network, system = settings.network.load(), settings.arguments["system"]
+        if isinstance(network, type) and issubclass(network, cls):
+            takes = inspect.signature(network).parameters.values()
+            own = any(one.kind is one.VAR_KEYWORD or one.name == "options" for one in takes)  # it hands them on
+            model = network(**system | arguments | ({"options": options} if own else {}))
+        else:
+            model = cls(network(**arguments), **system, options=options)
+            monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
+            if monitor not in model.metrics:  # a system logs what it likes
+                raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
+        model.save_hyperparameters(settings.flags)
+        return model
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import main
-from engine import flags
+from engine import discovery
 from tests import toys
 from tests.conftest import PROJECT, TOYS
 
@@ -139,7 +139,7 @@ class Bomb:
         return Path.touch, (Path("pwned"),)
 
 
-@pytest.mark.parametrize("action", [one for one in flags.ACTIONS if one not in ("tune", "report")])
+@pytest.mark.parametrize("action", [one for one in discovery.actions() if one not in ("tune", "report")])
 def test_a_strangers_checkpoint_runs_no_code(train, action, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     train("--max_epochs", 1)
     torch.save({**torch.load(LAST, weights_only=True), "bomb": Bomb()}, LAST)
