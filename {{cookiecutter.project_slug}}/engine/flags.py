@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import annotations, config, discovery, help, limits, runs, signatures
+from engine import annotations, config, discovery, help, jobs, limits, runs, signatures
 from engine.config import Raw
 from engine.discovery import UsageError
 from engine.groups import KINDS, Flag, flags_of, groups_of
@@ -59,7 +59,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
             setattr(first, key, given[key].text)
     kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
     if action == "fit" and not first.ckpt_path:
-        first.ckpt_path = runs.requeued(root)
+        first.ckpt_path = jobs.begun(root)
     if first.ckpt_path and action == "tune":
         raise UsageError("tune begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):

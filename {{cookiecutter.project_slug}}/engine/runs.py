@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import config
+from engine import config, jobs
 from engine.discovery import UsageError
 from engine.settings import Settings
 
@@ -59,8 +59,8 @@ def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
     """
     try:
         run = run or claim(root)
-        if job := _job():
-            (run / job).touch()
+        if mark := jobs.mark():
+            (run / mark).touch()
         if config is not None:
             for part in run.rglob("*.part"):
                 part.unlink()
@@ -82,31 +82,6 @@ def claim(root: Path) -> Path:
             return root / f"version_{number}"
         except FileExistsError:
             number += 1
-
-
-def _job() -> str:
-    """A file name for the SLURM job that this process belongs to, or "". It stays the same when the job is requeued."""
-    array = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")).strip("_")
-    number = array or os.environ.get("SLURM_JOB_ID")
-    return f"slurm-{number}" if number else ""
-
-
-def requeued(root: Path) -> str | None:
-    """The run folder that a requeued SLURM job began, if it has saved anything there."""
-    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-        return None
-    begun = [path.parent for path in root.glob(f"version_*/{_job()}") if list(path.parent.glob("checkpoints/*.ckpt"))]
-    return str(max(begun, key=_mtime)) if begun else None
-
-
-def requeue() -> str:
-    """Puts the SLURM job that this process belongs to back into the queue; what it says."""
-    import subprocess
-
-    done = subprocess.run(
-        ["scontrol", "requeue", _job().removeprefix("slurm-")], capture_output=True, text=True, check=False
-    )
-    return done.stderr.strip() or "requeued"
 
 
 def run_of(ckpt_path: Path) -> Path | None:
