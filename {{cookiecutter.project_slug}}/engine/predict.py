@@ -72,7 +72,7 @@ class _Rows(Callback):
         if loader.iterable:  # the ranks of a stream take turns
             numbers = trainer.global_rank + trainer.world_size * np.arange(self.rows, self.rows + len(values))
         else:
-            numbers = loader.cuts()[batch_idx] + trainer.global_rank + trainer.world_size * np.arange(len(values))
+            numbers = loader.numbers(batch_idx).numpy()
         self.rows += len(values)
         keep = np.full(len(values), True) if loader.iterable else numbers < len(loader.data)  # the rest fills up
         if isinstance(getattr(loader, "data", None), Images):

@@ -15,6 +15,7 @@ from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
+from engine.loader import OrderedLoader
 from engine.machine import laid_out
 from engine.settings import Settings
 
@@ -129,8 +130,11 @@ class MInterface(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def step(self, batch: Any, stage: str) -> Tensor:
-        """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
+    def step(self, batch: Any, stage: str, items: int | None = None) -> Tensor:
+        """The loss of a batch; what is measured is gathered for the end of the epoch.
+
+        stage: "train", "val", "test". items: how many of the first ones count; none: all.
+        """
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         if self.classifies and target.is_floating_point() and target.shape != output.shape:
@@ -138,7 +142,10 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
+            output, target = output[:items], target[:items]
             self.last_output = output.detach()
+            if not len(output):
+                return output.sum()
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
@@ -147,6 +154,12 @@ class MInterface(LightningModule):
         self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
         self._measure(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
         return loss
+
+    def _items(self, loader: Any, batch_idx: int) -> int | None:
+        """How many items of a batch count: several processes fill up the last one, to take the same number of steps."""
+        if self.trainer.world_size == 1 or not isinstance(loader, OrderedLoader) or loader.iterable:
+            return None
+        return int((loader.numbers(batch_idx) < len(loader.data)).sum())  # type: ignore[arg-type]
 
     def _measure(self, stage: str, output: Tensor, target: Tensor) -> None:
         """Hands a batch to the metrics; what only counts gets several at once, since a call is what costs time."""
@@ -190,10 +203,10 @@ class MInterface(LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "val")
+        self.step(batch, "val", self._items(self.trainer.val_dataloaders, batch_idx))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "test")
+        self.step(batch, "test", self._items(self.trainer.test_dataloaders, batch_idx))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, _ = self.split(batch)
