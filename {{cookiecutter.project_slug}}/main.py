@@ -114,6 +114,8 @@ def run(
     seed_everything(seed, verbose=False)
     data = load_data(settings)
     model = load_model(settings, data)
+    if not settings.ckpt_path and hasattr(model.network, "init_weights"):  # it begins with weights of others
+        model.network.init_weights()  # type: ignore[union-attr, operator]
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
     fast = machine.prepare(model, data, num_threads, channels_last, keep_memory, matmul_precision)

@@ -157,7 +157,9 @@ class DInterface(LightningDataModule):
         if "split" in self._takes and self.fold:
             raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation part of its own")
         if "split" in self._takes:
-            self._parts[name] = self.dataset_class(**self.arguments, split=name)
+            part: Any = self.dataset_class(**self.arguments, split=name)
+            unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(part) == 0
+            self._parts[name] = None if unwanted else part
         elif "train" not in self._takes:
             self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
         elif name == "test":
