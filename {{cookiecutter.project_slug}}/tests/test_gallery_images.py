@@ -23,16 +23,13 @@ def write_digits(folder: Path, many: int = 400, size: int = 16, ending: str = "p
 
 
 def write_shapes(folder: Path, many: int = 60, size: int = 32) -> Path:
-    """Discs and squares on noise, in folders `images` and `masks`: 0 is nothing, 1 a disc, 2 a square."""
+    """A disc or a square on noise, in folders `images` and `masks`: 0 is nothing, 1 a disc, 2 a square."""
     draw = np.random.default_rng(0)
     down, across = np.mgrid[:size, :size]
     for number in range(many):
-        mask, image = np.zeros((size, size)), draw.normal(90, 25, (size, size, 3))
-        for kind in (1, 2):
-            y, x, radius = *draw.integers(6, size - 6, 2), draw.integers(3, 7)
-            distance = np.hypot(down - y, across - x) if kind == 1 else np.maximum(abs(down - y), abs(across - x))
-            mask[distance <= radius] = kind
-            image[distance <= radius] += draw.normal(60, 5, 3)
-        write(folder / "images" / f"{number:03}.jpg", image.clip(0, 255))
-        write(folder / "masks" / f"{number:03}.png", mask)
+        kind, radius, (y, x) = 1 + number % 2, draw.integers(5, 9), draw.integers(8, size - 8, 2)
+        far = np.hypot(down - y, across - x) if kind == 1 else np.maximum(abs(down - y), abs(across - x))
+        image = draw.normal(90, 12, (size, size, 3)) + draw.normal(60, 8, 3) * (far <= radius)[..., None]
+        write(folder / "images" / f"{number:03}.png", image.clip(0, 255))
+        write(folder / "masks" / f"{number:03}.png", kind * (far <= radius))
     return folder
