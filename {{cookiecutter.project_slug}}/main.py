@@ -108,6 +108,7 @@ def run(
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
+    warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # a checkpoint holds the mean weights
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
     if settings.action == "fit":
         loggers.check(**settings.arguments["loggers"])

@@ -77,7 +77,7 @@ class PairedImages(Dataset):
             if name not in parts:
                 taken = max(1, round(len(pool) * fraction)) if fraction else 0
                 parts[name], order = [pool[place] for place in order[:taken]], order[taken:]
-        self.pairs = parts[split] if split in parts else [pool[place] for place in order]
+        self.pairs = parts[split] if split in parts else [pool[place] for place in sorted(order)]
         self.paths = [str(path) for path, _ in self.pairs]
         drawn = [v2.RandomCrop(img_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         self.cut = v2.Compose(drawn if split == "train" else [v2.CenterCrop(img_size)])
@@ -109,7 +109,7 @@ class PairedImages(Dataset):
         return v2.functional.center_crop(image, [size, size]).as_subclass(Tensor)
 
     def _image(self, path: Path) -> Tensor:
-        return tv_tensors.Image(_read(path, "L" if self.in_channels == 1 else "RGB")).float() / 255
+        return tv_tensors.Image(_read(path, "L" if self.in_channels == 1 else "RGB").float() / 255)  # (C, H, W)
 
     def _mask(self, path: Path) -> Tensor:
         numbers = tv_tensors.Mask(_read(path, None).long())

@@ -8,7 +8,7 @@ class SuperResolution(nn.Module):
     """Convolutions at the small size, whose channels are then laid out as pixels; they mend a bicubic enlargement.
 
     Letters: B items, C channels, H and W of the small image, R = scale. Source: W. Shi et al., "Real-time single image
-    and video super-resolution using an efficient sub-pixel convolutional neural network", 2016 (ESPCN), here with ReLU
+    and video super-resolution using an efficient sub-pixel convolutional neural network", 2016 (ESPCN), here deeper,
     and with what it adds to the enlargement beginning at 0.
     """
 
@@ -31,7 +31,7 @@ class SuperResolution(nn.Module):
         layers: list[nn.Module] = []
         for number in range(num_layers):
             kernel = 3 if number else 5
-            layers += [nn.Conv2d(width if number else in_channels, width, kernel, padding=kernel // 2), nn.ReLU()]
+            layers += [nn.Conv2d(width if number else in_channels, width, kernel, padding=kernel // 2), nn.Tanh()]
         last = nn.Conv2d(width if num_layers else in_channels, in_channels * scale**2, 3, padding=1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]

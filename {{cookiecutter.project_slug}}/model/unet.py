@@ -37,6 +37,9 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(_convolutions(small, 2 * small) for small in widths[:-1])
         self.up = nn.ModuleList(_convolutions(3 * small, small) for small in reversed(widths[:-1]))
         self.last = nn.Conv2d(width, out_channels, 1)
+        if residual:  # at first the image comes out as it is
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, out_channels, H, W) of images (B, C, H, W)."""
