@@ -105,7 +105,7 @@ class MInterface(LightningModule):
         """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
-        if self.classifies and target.is_floating_point() and target.shape != output.shape:
+        if self.classifies and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
             raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)

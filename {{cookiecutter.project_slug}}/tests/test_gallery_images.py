@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from torchvision.models import get_model_weights, resnet18
 
 import main
+from data import DInterface
 from tests.gallery import QUICK, RUN, exports, goes_on, predicts
 
 DIGITS = ["--dataset", "image_folder", "--img_size", "16", "--grey", "--no-flip", "--crop_scale", "0.8"]
@@ -346,6 +347,32 @@ def test_what_does_not_pair_is_named() -> None:
         pairs_of(scale=3)
     with pytest.raises(ValueError, match="--classes goes with masks"):
         pairs_of(classes=["a", "b"])
+
+
+def test_what_suits_no_masks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("data.paired_images")
+    pytest.importorskip("model.unet")
+    write_shapes(Path("pairs"), 20)
+    for argv, why in ((["--mixup", "0.2"], "no masks"), (["--balanced"], "one of PairedImages has several")):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", *argv])
+        assert why in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"the targets are numbers .*: --loss mse_loss, say"):
+        main.main([*QUICK, *PAIRS, *UNET, "--noise", "0.1", "--max_epochs", "1"])
+
+
+def test_weights_of_classes_are_of_pixels() -> None:
+    pytest.importorskip("data.paired_images")
+    pytest.importorskip("model.unet")
+    write_shapes(Path("pairs"), 20)
+    data = pairs_of(target_folder="masks", classes=["nothing", "disc", "square"])
+    pixels = sum(mask.flatten().bincount(minlength=3) for _, mask in data)
+    counts = DInterface(
+        type(data), {"target_folder": "masks", "classes": data.classes, "img_size": 32}, data_dir="pairs"
+    )
+    assert counts.class_counts().sum() == pixels.sum()
+    assert counts.class_counts() / pixels.sum() == pytest.approx(pixels / pixels.sum(), abs=0.02)
+    assert "test_acc" in main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", "--class_weights", "balanced"])
 
 
 @pytest.mark.slow
