@@ -78,8 +78,8 @@ class ImageFolder(Dataset):
         else:
             training = [path for path, _ in parts["train"]]
             mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*whole, *pixels]))
-        self.transform = v2.Compose([*(drawn if split == "train" else whole), *pixels, v2.Normalize(mean, std)])
         self._plain = v2.Compose([*whole, *pixels, v2.Normalize(mean, std)])
+        self.transform = v2.Compose([*drawn, *pixels, v2.Normalize(mean, std)]) if split == "train" else self._plain
         # input = (pixel - mean) / std, pixel from 0 (black) to `white`, after the short side was made `size` long
         self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "size": img_size, "white": 1}
         self.preprocessing |= {"cut": "centre", "mean": mean, "std": std}
@@ -122,8 +122,9 @@ class ImageFolder(Dataset):
 
 
 def _classes(folder: Path) -> list[str]:
-    """The folders in a folder, by name."""
-    names = [one.name for one in folder.iterdir() if one.is_dir() and one.name[0] != "."] if folder.is_dir() else []
+    """The folders in a folder, by name, less those of other parts."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    names = [one.name for one in inside if one.is_dir() and one.name[0] != "." and one.name not in ("val", "test")]
     if not names:
         raise FileNotFoundError(f"{folder} should have a folder of images for each class; see --data_dir")
     return sorted(names)

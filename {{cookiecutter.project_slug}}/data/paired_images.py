@@ -67,7 +67,8 @@ class PairedImages(Dataset):
             raise ValueError("--classes goes with masks in a --target_folder, and with --scale 1")
         self.scale, self.noise, self.img_size, self.in_channels = scale, noise, img_size, 1 if grey else 3
         self.out_channels = len(classes) if classes else self.in_channels
-        if classes:
+        self.masks = bool(classes)
+        if classes:  # a dataset without classes should not have them as an attribute
             self.classes = classes
         root, names = Path(data_dir), ("images", target_folder or "images")
         pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
@@ -89,12 +90,12 @@ class PairedImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         path, beside = self.pairs[index]
-        image = self._image(path)  # (C, H, W)
-        target = self._mask(beside) if hasattr(self, "classes") else self._image(beside)  # (H, W) or (C, H, W)
+        image = target = self._image(path, self.img_size)  # (C, H, W)
+        if beside != path:
+            target = self._mask(beside) if self.masks else self._image(beside, self.img_size)  # (H, W) or (C, H, W)
         if image.shape[-2:] != target.shape[-2:]:
             height, width = target.shape[-2:]
             raise ValueError(f"{path} is {image.shape[-1]}x{image.shape[-2]}, and {beside} is {width}x{height}")
-        _check_size(path, image, self.img_size)
         image, target = self.cut(image, target)  # both at the same place: (C, S, S); (S, S) or (C, S, S)
         image, target = image.as_subclass(Tensor), target.as_subclass(Tensor)
         if self.scale > 1:
@@ -104,12 +105,15 @@ class PairedImages(Dataset):
 
     def open_image(self, path: str) -> Tensor:
         """(C, S/scale, S/scale) from the middle of an image file, which is taken as an input as it is."""
-        image, size = self._image(Path(path)), self.img_size // self.scale
-        _check_size(Path(path), image, size)
-        return v2.functional.center_crop(image, [size, size]).as_subclass(Tensor)
+        size = self.img_size // self.scale
+        return v2.functional.center_crop(self._image(Path(path), size), [size, size]).as_subclass(Tensor)
 
-    def _image(self, path: Path) -> Tensor:
-        return tv_tensors.Image(_read(path, "L" if self.in_channels == 1 else "RGB").float() / 255)  # (C, H, W)
+    def _image(self, path: Path, least: int) -> Tensor:
+        pixels = _read(path, "L" if self.in_channels == 1 else "RGB").float() / 255
+        if min(pixels.shape[1:]) < least:
+            height, width = pixels.shape[1:]
+            raise ValueError(f"{path} is {width}x{height}, less than {least}x{least}: see --img_size")
+        return tv_tensors.Image(pixels)  # (C, H, W)
 
     def _mask(self, path: Path) -> Tensor:
         numbers = tv_tensors.Mask(_read(path, None).long())
@@ -144,8 +148,3 @@ def _read(path: Path, mode: str | None) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
         raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
     return pixels if mode is None else pixels[None] if mode == "L" else pixels.movedim(-1, 0)
-
-
-def _check_size(path: Path, image: Tensor, size: int) -> None:
-    if min(image.shape[-2:]) < size:
-        raise ValueError(f"{path} is {image.shape[-1]}x{image.shape[-2]}, less than {size}x{size}: see --img_size")

@@ -148,6 +148,12 @@ def test_folders_of_parts_are_taken_as_they_are_and_what_is_missing_is_cut() -> 
         folder_of("val")
 
 
+def test_a_folder_of_a_part_is_no_class() -> None:
+    write_digits(Path("digits"), 40)
+    write_digits(Path("digits", "test"), 30)
+    assert (len(folder_of().classes), len(folder_of()), len(folder_of("test"))) == (10, 36, 30)
+
+
 def test_a_fraction_of_0_is_no_part() -> None:
     write_digits(Path("digits"), 80)
     metrics = main.main([*QUICK, *DIGITS, *network("mlp"), "--max_epochs", "1", "--val_fraction", "0"])
