@@ -89,12 +89,17 @@ def _pixels(images: Tensor) -> Any:
     return (scaled[:, 0] if images.shape[1] == 1 else scaled.movedim(1, -1)).numpy()
 
 
-def _scaled(images: Tensor) -> Tensor:
-    """Images (N, 1|3, H, W), each from its least value, 0, to its greatest, 1."""
+def _scaled(images: Tensor, like: Tensor | None = None) -> Tensor:
+    """Images (N, 1|3, H, W), each from its least value, 0, to its greatest, 1; or by the values of another, `like`."""
     images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
-    flat = images.flatten(1)
+    flat = (images if like is None else torch.nan_to_num(like.float(), 0.0, 0.0, 0.0)).flatten(1)
     least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
-    return (images - least) / (most - least).clamp_min(1e-12)
+    return ((images - least) / torch.where(most > least, most - least, 1.0)).clamp(0, 1)
+
+
+def alike(images: Tensor, like: Tensor) -> Tensor:
+    """Images (N, 1|3, H, W) as bytes, drawn as bright as `like`, the images that they should be."""
+    return (255 * _scaled(images, like)).byte()
 
 
 def confusion(counts: Tensor, names: Sequence[str], title: str) -> Any:

@@ -108,7 +108,8 @@ class Pictures(Callback):
         if masks := dict(seen.masks):
             of, title = masks.pop("input"), f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "masks.png", lambda: figures.masks(of, masks, names, title))
-        if rows := seen.rows:
+        if rows := dict(seen.rows):
+            rows["output"] = figures.alike(rows["output"], rows["target"])
             title = f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "images.png", lambda: figures.images([*rows.values()], [], title, [*rows]))
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import main
-from engine.figures import images, masks
+from engine.figures import alike, images, masks
 from engine.seen import Seen
 from tests import toys
 from tests.test_loggers import ask, tensorboard
@@ -175,6 +175,11 @@ def test_a_class_for_each_pixel_is_drawn_in_colour_over_the_image() -> None:
     _, said, true = (np.asarray(one.get_array()) for one in figure.axes[0].images)
     alike = (said == true).all(2)
     assert alike.tolist() == [[True, True], [False, False]]
+
+
+def test_an_output_is_drawn_as_bright_as_what_it_should_be() -> None:
+    target = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 2.0, 2.0]]).view(2, 1, 1, 3)
+    assert alike(target / 2 + 1, target).flatten().tolist() == [191, 255, 255, 0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 3, 700, 20), (2, 1, 5, 900)])
