@@ -111,6 +111,12 @@ def test_a_network_goes_on_predicts_and_is_exported(name: str, argv: list[str]) 
         assert said["preprocessing"]["mean"] == folder_of(grey=True).preprocessing["mean"]
 
 
+def test_an_mlp_reads_the_digits_of_the_other_examples() -> None:
+    pytest.importorskip("data.digits")
+    argv = ["--dataset", "digits", "--max_epochs", "5", "--lr", "3e-3"]
+    assert main.main([*QUICK, *network("mlp"), *argv])["test_acc"] > 0.9
+
+
 def test_files_are_predicted_as_the_test_part_is() -> None:
     pytest.importorskip("data.image_folder")
     write_digits(Path("digits"), 80)
