@@ -32,7 +32,9 @@ tests/test_trials.py tests/test_tune.py tests/toys.py
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(
     """
-tests/gallery.py
+data/image_folder.py data/paired_images.py
+model/mlp.py model/resnet.py model/super_resolution.py model/unet.py model/vit_small.py
+tests/gallery.py tests/test_gallery_images.py
 """.split()
 )
 LITTER = {

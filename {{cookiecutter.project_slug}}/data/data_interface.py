@@ -151,8 +151,13 @@ class DInterface(LightningDataModule):
         return facts | {"target": tuple(target.shape[1:]), "whole_numbers": not target.is_floating_point()}
 
     def class_counts(self) -> torch.Tensor:
-        """How many items of each class there are to learn from (num_classes,)."""
-        return torch.bincount(_targets(self.part("train")), minlength=self.knows("num_classes") or 0)
+        """How many items (of masks: how many pixels) of each class there are to learn from (num_classes,)."""
+        part: Any = self.part("train")
+        many = self.knows("num_classes") or 0
+        if many and not hasattr(_base(part), "targets"):
+            every = (torch.as_tensor(_target(part[index])).flatten() for index in range(len(part)))
+            return torch.stack([one[one >= 0].bincount(minlength=many) for one in every]).sum(0)
+        return torch.bincount(_targets(part), minlength=many)
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
@@ -166,7 +171,9 @@ class DInterface(LightningDataModule):
         if "split" in self._takes and self.fold:
             raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation part of its own")
         if "split" in self._takes:
-            self._parts[name] = self.dataset_class(**self.arguments, split=name)
+            part: Any = self.dataset_class(**self.arguments, split=name)
+            unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(part) == 0
+            self._parts[name] = None if unwanted else part
         elif "train" not in self._takes:
             self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
         elif name == "test":
@@ -292,6 +299,8 @@ def _targets(part: Any) -> torch.Tensor:
         indices, base = [base.indices[index] for index in indices], base.dataset
     if hasattr(base, "targets"):
         return torch.as_tensor(base.targets)[torch.as_tensor(indices)]
+    if torch.as_tensor(_target(base[indices[0]])).numel() > 1:
+        raise UsageError(f"--balanced draws items by their class, and one of {type(base).__name__} has several")
     return torch.as_tensor([int(_target(base[index])) for index in indices])
 
 

@@ -15,6 +15,7 @@ class Digits(Dataset):
     num_classes = 10
     in_channels = 1
     img_size = 8
+    num_features = 64  # 8 * 8
     # input = (pixel - mean) / std, pixel from 0 (paper) to `white` (ink)
     preprocessing: dict[str, Any] = {"channels": "grey", "size": 8, "white": 16, "mean": 4.88, "std": 6.02}
 

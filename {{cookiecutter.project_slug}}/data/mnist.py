@@ -29,6 +29,7 @@ class MNIST(Dataset):
     num_classes = 10
     in_channels = 1
     img_size = 28
+    num_features = 784  # 28 * 28
     # input = (pixel - mean) / std, pixel from 0 (paper) to `white` (ink)
     preprocessing: dict[str, Any] = {"channels": "grey", "size": 28, "white": 255, "mean": 33.3, "std": 78.6}
 

@@ -60,16 +60,46 @@ def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, sides: Seq
     return drawn
 
 
+def masks(inputs: Tensor, rows: dict[str, Tensor], names: Sequence[str], title: str) -> Any:
+    """Images (N, 1|3, H, W), and below them, on the same in grey, the classes of their pixels (N, H, W) in colour."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    palette = torch.tensor(colormaps["tab10" if len(names) <= 10 else "tab20"].colors)  # type: ignore[attr-defined]
+    grey = _scaled(inputs).mean(1, keepdim=True)
+    drawn_rows = [inputs]
+    for numbers in rows.values():
+        colour = palette[numbers.clamp_min(0) % len(palette)].movedim(-1, 1)  # (N, 3, H, W)
+        known = (numbers >= 0)[:, None]
+        drawn_rows.append((255 * (0.4 * grey + 0.6 * colour.where(known, grey))).byte())
+    drawn = images(drawn_rows, [], title, ["input", *rows])
+    there = torch.cat([numbers.unique() for numbers in rows.values()]).unique().tolist()
+    patches = [Patch(color=tuple(palette[one % len(palette)].tolist()), label=names[one]) for one in there if one >= 0]
+    drawn.legend(handles=patches[:20], loc="outside lower center", ncols=min(len(patches), 5), frameon=False)
+    return drawn
+
+
 def _pixels(images: Tensor) -> Any:
-    """(N, 1|3, H, W) -> (N, H, W) or (N, H, W, 3), each in 0..1, no larger than is drawn."""
-    images = torch.nan_to_num(images.detach().float().cpu(), 0.0, 0.0, 0.0)
+    """(N, 1|3, H, W) -> (N, H, W) or (N, H, W, 3), each in 0..1, no larger than is drawn. Bytes are 0..255."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float().cpu()
     if (side := max(images.shape[-2:])) > _SIDE:
         height, width = (max(1, one * _SIDE // side) for one in images.shape[-2:])
-        images = torch.nn.functional.interpolate(images, (height, width), mode="area")
-    flat = images.flatten(1)
-    least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
-    scaled = (images - least) / (most - least).clamp_min(1e-12)
+        scaled = torch.nn.functional.interpolate(torch.nan_to_num(scaled, 0.0, 0.0, 0.0), (height, width), mode="area")
+    scaled = scaled if images.dtype == torch.uint8 else _scaled(scaled)
     return (scaled[:, 0] if images.shape[1] == 1 else scaled.movedim(1, -1)).numpy()
+
+
+def _scaled(images: Tensor, like: Tensor | None = None) -> Tensor:
+    """Images (N, 1|3, H, W), each from its least value, 0, to its greatest, 1; or by the values of another, `like`."""
+    images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
+    flat = (images if like is None else torch.nan_to_num(like.float(), 0.0, 0.0, 0.0)).flatten(1)
+    least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
+    return ((images - least) / torch.where(most > least, most - least, 1.0)).clamp(0, 1)
+
+
+def alike(images: Tensor, like: Tensor) -> Tensor:
+    """Images (N, 1|3, H, W) as bytes, drawn as bright as `like`, the images that they should be."""
+    return (255 * _scaled(images, like)).byte()
 
 
 def confusion(counts: Tensor, names: Sequence[str], title: str) -> Any:

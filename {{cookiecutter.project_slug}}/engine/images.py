@@ -48,7 +48,7 @@ class Images(Dataset[Any]):
 
 def opener(data: Any) -> Callable[[str], Tensor]:
     """How the dataset of the checkpoint makes an input of a file: its own way, or that of torchvision's folders."""
-    own = getattr(data.dataset_class, "open_image", None)
+    own = data.knows("open_image")
     load, transform = data.knows("loader"), data.knows("transform")
     if own is None and not (load and transform):
         what = "open_image(path), a static method that makes of an image file what the network takes"

@@ -61,6 +61,8 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
+    warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # a checkpoint holds the mean weights
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # and a run need not be a job
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
 
 

@@ -34,6 +34,8 @@ class Mix(Callback):
         classes = self.data.knows("num_classes")
         if getattr(module, "loss_name", None) != "cross_entropy" or classes is None:
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
+        if self.data.facts().get("target"):
+            raise UsageError("--mixup and --cutmix blend whole items: they need one class for each, and no masks")
         both: list[Any] = []
         for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)):
             if alpha is not None:

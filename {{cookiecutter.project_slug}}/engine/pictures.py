@@ -94,9 +94,10 @@ class Pictures(Callback):
         if not trainer.is_global_zero:
             return
         share = "" if trainer.world_size == 1 else f", first of {trainer.world_size} processes"
+        names = self._names(0 if seen.counts is None else len(seen.counts))
         if (counts := seen.counts) is not None and counts.sum():
-            right, names = counts.trace() / counts.sum(), self._names(len(counts))
-            title = f"{self.part} part: {100 * right:.2f}% of {int(counts.sum()):,} right"
+            many = f"{int(counts.sum()):,}{' pixels' if seen.masks else ''}"
+            title = f"{self.part} part: {100 * counts.trace() / counts.sum():.2f}% of {many} right"
             show(trainer, self.folder / "confusion_matrix.png", lambda: figures.confusion(counts, names, title))
         if worst := seen.worst:
             said = zip(worst["true"].tolist(), worst["guess"].tolist(), worst["p"].tolist(), strict=True)
@@ -106,7 +107,11 @@ class Pictures(Callback):
         if len(pairs := seen.pairs):
             title = f"{self.part} part{share}"
             show(trainer, self.folder / "predicted.png", lambda: figures.predicted(pairs, title))
-        if rows := seen.rows:
+        if masks := dict(seen.masks):
+            of, title = masks.pop("input"), f"first items of the {self.part} part{share}"
+            show(trainer, self.folder / "masks.png", lambda: figures.masks(of, masks, names, title))
+        if rows := dict(seen.rows):
+            rows["output"] = figures.alike(rows["output"], rows["target"])
             title = f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "images.png", lambda: figures.images([*rows.values()], [], title, [*rows]))
 

@@ -16,12 +16,14 @@ class Seen:
 
     counts: (C, C), items by true and by predicted class. worst: of the mistakes with the greatest loss their "loss",
     "image", "true", "guess" and "p", the probability of the guess. rows: "input", "output" and "target" images.
+    masks: the same where output and target are class numbers (N, H, W).
     """
 
     def __init__(self) -> None:
         self.counts: Tensor | None = None
         self.worst: dict[str, Tensor] = {}
         self.rows: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
         self._pairs: list[Tensor] = []  # of every `stride`-th item
         self._stride = 1
 
@@ -32,22 +34,25 @@ class Seen:
         return pairs[pairs.isfinite().all(1)][:: 1 + len(pairs) // _POINTS]
 
     def classes(self, output: Tensor, target: Tensor, images: Tensor | None) -> None:
-        """output: logits (B, C). target: class numbers (B,), below 0 for one that does not count."""
-        if output.dim() != 2 or not 2 <= output.shape[1] <= _MOST_CLASSES or target.shape != output.shape[:1]:
+        """output: logits (B, C) or (B, C, H, W). target: class numbers (B,) or (B, H, W), below 0: does not count."""
+        if output.dim() not in (2, 4) or not 2 <= output.shape[1] <= _MOST_CLASSES or target.is_floating_point():
             return
-        if target.is_floating_point():
+        if target.shape != (len(output), *output.shape[2:]):
             return
         many, images = output.shape[1], images if images is not None and len(images) == len(target) else None
-        known = ((target >= 0) & (target < many)).nonzero().flatten()
-        output, target = output[known].float(), target[known]
-        guess = output.argmax(1)
-        counts = (target * many + guess).bincount(minlength=many**2).view(many, many).cpu()
+        guess, known = output.argmax(1), (target >= 0) & (target < many)
+        counts = (target * many + guess)[known].bincount(minlength=many**2).view(many, many).cpu()
         if self.counts is not None and self.counts.shape == counts.shape:
             counts = counts + self.counts
         self.counts = counts
-        wrong = (guess != target).nonzero().flatten()
+        if output.dim() == 4:
+            if not self.masks and images is not None and images.shape[2:] == target.shape[1:]:
+                rows = {"input": images, "output": guess, "target": target.where(known, -1)}
+                self.masks = {name: row[:_ROWS].detach().cpu() for name, row in rows.items()}
+            return
+        wrong = ((guess != target) & known).nonzero().flatten()
         if images is not None and len(wrong):
-            self._mistakes(output[wrong], target[wrong], guess[wrong], images[known[wrong]])
+            self._mistakes(output[wrong].float(), target[wrong], guess[wrong], images[wrong])
 
     def _mistakes(self, output: Tensor, target: Tensor, guess: Tensor, images: Tensor) -> None:
         loss = functional.cross_entropy(output, target, reduction="none")

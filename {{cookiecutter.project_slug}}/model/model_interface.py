@@ -109,7 +109,9 @@ class MInterface(LightningModule):
             own = any(one.kind is one.VAR_KEYWORD or one.name == "options" for one in takes)  # it hands them on
             model = network(**system | arguments | ({"options": options} if own else {}))
         else:
-            model = cls(network(**arguments), **system, options=options)
+            model = cls(built := network(**arguments), **system, options=options)
+            if not settings.ckpt_path and hasattr(built, "fetch_weights"):  # of others; a checkpoint has its own
+                built.fetch_weights()
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             if monitor not in model.metrics:  # a system logs what it likes
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
@@ -137,7 +139,7 @@ class MInterface(LightningModule):
         """
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
-        if self.classifies and target.is_floating_point() and target.shape != output.shape:
+        if self.classifies and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
             raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)

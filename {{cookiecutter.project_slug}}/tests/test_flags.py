@@ -72,7 +72,7 @@ class MyData(Dataset):
 """
 FILES = {
     "model/my_net.py": NETWORK,
-    "model/other_net.py": NETWORK.replace("MyNet", "OtherNet").replace("hidden_dim", "depth"),
+    "model/other_net.py": NETWORK.replace("MyNet", "OtherNet").replace("hidden_dim", "storeys"),
     "model/two_rates.py": NETWORK.replace("MyNet", "TwoRates").replace("rate: float = 0.1", "rate: float = 0.2"),
     "model/needs_code.py": NETWORK.replace("MyNet", "NeedsCode").replace(
         "act: type[nn.Module] = nn.ReLU,", "*, act: Mode,"
@@ -165,7 +165,7 @@ def test_values(shell, project: Path, argv: str, name: str, value: object) -> No
 MISTAKES = [
     ("--hidden_dims 3", "unknown flag --hidden_dims; did you mean 'hidden_dim'?"),
     ("--zzz 3", "unknown flag --zzz"),
-    ("--depth 3", "--depth is a flag of other_net, and --model_name is my_net"),
+    ("--storeys 3", "--storeys is a flag of other_net, and --model_name is my_net"),
     ("--hidden_dim 3.5", "--hidden_dim '3.5' is not int"),
     ("--hidden_dim", "--hidden_dim: expected one argument"),
     ("--norm maybe", "--norm 'maybe' is not true/false"),

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 import main
-from engine.figures import images
+from engine.figures import alike, images, masks
 from engine.seen import Seen
 from tests import toys
 from tests.test_loggers import ask, tensorboard
@@ -147,7 +147,7 @@ def test_of_many_values_some_are_kept_from_all_over() -> None:
 
 ODD = {
     "no tensor": ("last", (None, torch.zeros(2))),
-    "a class for each pixel": ("classes", (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long())),
+    "a class for each pixel of other images": ("classes", (torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4).long())),
     "shares of classes": ("classes", (torch.zeros(2, 3), torch.ones(2, 3) / 3)),
     "more classes than fit": ("classes", (torch.zeros(2, 5000), torch.zeros(2).long())),
     "one class": ("classes", (torch.zeros(2, 1), torch.zeros(2).long())),
@@ -162,6 +162,24 @@ def test_odd_outputs_are_passed_over(kind: str) -> None:
     seen, (how, (output, target)) = Seen(), ODD[kind]
     getattr(seen, how)(output, target, None)
     assert (seen.counts, seen.worst, seen.rows, len(seen.pairs)) == (None, {}, {}, 0)
+
+
+def test_a_class_for_each_pixel_is_drawn_in_colour_over_the_image() -> None:
+    seen, target = Seen(), torch.tensor([[[0, 1], [2, -100]]])  # (1, 2, 2); the last does not count
+    output = nn.functional.one_hot(torch.tensor([[[0, 1], [1, 1]]]), 3).movedim(-1, 1).float()  # (1, 3, 2, 2)
+    seen.classes(output, target, torch.rand(1, 3, 2, 2))
+    assert seen.counts is not None
+    assert seen.counts.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    figure = masks(seen.masks.pop("input"), seen.masks, ["road", "car", "tree"], "title")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "car", "tree"]
+    _, said, true = (np.asarray(one.get_array()) for one in figure.axes[0].images)
+    alike = (said == true).all(2)
+    assert alike.tolist() == [[True, True], [False, False]]
+
+
+def test_an_output_is_drawn_as_bright_as_what_it_should_be() -> None:
+    target = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 2.0, 2.0]]).view(2, 1, 1, 3)
+    assert alike(target / 2 + 1, target).flatten().tolist() == [191, 255, 255, 0, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 3, 700, 20), (2, 1, 5, 900)])

@@ -1,0 +1,141 @@
+"""ImageFolder: photographs in a folder a class, cut out and mirrored at random in training."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.transforms import v2
+
+_MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
+
+
+class ImageFolder(Dataset):
+    """Images (C, S, S) of about mean 0 and standard deviation 1, and their classes, which are the folders' names.
+
+    The files lie in data_dir/train/CLASS, data_dir/val/CLASS and data_dir/test/CLASS. Where there is no folder `val` or
+    `test` (or no `train` either: data_dir/CLASS), `val_fraction` and `test_fraction` are cut from the others. It makes
+    its parts itself, since only what is learnt from is cut out and mirrored at random.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        data_dir: str = "datasets",
+        img_size: int = 224,
+        grey: bool = False,
+        crop_scale: float = 0.5,
+        flip: bool = True,
+        normalise: Literal["train", "imagenet"] = "train",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """Lists the files; each is opened when it is needed.
+
+        Args:
+            split: "train", "val" or "test".
+            data_dir: folder with the images.
+            img_size: height and width of an image that comes out, S.
+            grey: one channel instead of three.
+            crop_scale: least share of an image that a random cutting keeps, 1 for nearly all of it.
+            flip: mirror half of the training images; not for digits and letters.
+            normalise: by mean and standard deviation of the training images, which are worked out once and kept in
+                data_dir/mean_std.json, or by those of ImageNet, which pretrained weights are used to.
+            val_fraction: share of the items for validation, where there is no folder `val`.
+            test_fraction: share of the items for the test, where there is no folder `test`.
+            seed: the cut follows from it.
+
+        Raises:
+            FileNotFoundError: there is no class, or no image of any.
+            ValueError: a class is in one part alone; a file is no image, or is broken (also when it is fetched).
+        """
+        root = Path(data_dir)
+        pool = root / "train" if (root / "train").is_dir() else root
+        self.classes, self.in_channels, self.img_size = _classes(pool), 1 if grey else 3, img_size
+        self.num_features = self.in_channels * img_size**2
+        parts = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
+        left = _samples(pool, self.classes)
+        order = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed)).tolist()
+        for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+            if name not in parts:
+                taken = max(1, round(len(left) * fraction)) if fraction else 0
+                parts[name], order = [left[place] for place in order[:taken]], order[taken:]
+        parts["train"] = [left[place] for place in sorted(order)]
+        self.paths, self.targets = [path for path, _ in parts[split]], [number for _, number in parts[split]]
+        self._mode = "L" if grey else "RGB"
+        whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]
+        drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
+        if normalise == "imagenet":
+            mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+            mean, std = ([sum(mean) / 3], [sum(std) / 3]) if grey else (mean, std)
+        else:
+            training = [path for path, _ in parts["train"]]
+            mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*whole, *pixels]))
+        self._plain = v2.Compose([*whole, *pixels, v2.Normalize(mean, std)])
+        self.transform = v2.Compose([*drawn, *pixels, v2.Normalize(mean, std)]) if split == "train" else self._plain
+        # input = (pixel - mean) / std, pixel from 0 (black) to `white`, after the short side was made `size` long
+        self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "size": img_size, "white": 1}
+        self.preprocessing |= {"cut": "centre", "mean": mean, "std": std}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self._open(self.paths[index])), self.targets[index]
+
+    def open_image(self, path: str) -> Tensor:
+        """(C, S, S) of an image file, as the validation sees it."""
+        return self._plain(self._open(path))
+
+    def _open(self, path: str) -> Image.Image:
+        try:
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image).convert(self._mode)  # a camera held upright says so in the file
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
+            raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
+
+    def _statistics(self, kept: Path, paths: list[str], transform: Any) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, image after image, or as they were kept."""
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        name = f"{self._mode} {self.img_size}"
+        if name not in known:
+            total, squares = torch.zeros(2, self.in_channels, dtype=torch.float64)
+            some = paths[:: 1 + len(paths) // _MOST]
+            for path in some:
+                pixels = transform(self._open(path)).double()  # (C, S, S)
+                total, squares = total + pixels.mean((1, 2)), squares + pixels.square().mean((1, 2))
+            mean = total / len(some)
+            std = (squares / len(some) - mean.square()).clamp_min(1e-8).sqrt()
+            known[name] = {"mean": mean.tolist(), "std": std.tolist()}
+            part = kept.with_suffix(f".{os.getpid()}.part")
+            if os.access(kept.parent, os.W_OK):  # or each part works them out again
+                part.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+                part.replace(kept)
+        return known[name]["mean"], known[name]["std"]
+
+
+def _classes(folder: Path) -> list[str]:
+    """The folders in a folder, by name, less those of other parts."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    names = [one.name for one in inside if one.is_dir() and one.name[0] != "." and one.name not in ("val", "test")]
+    if not names:
+        raise FileNotFoundError(f"{folder} should have a folder of images for each class; see --data_dir")
+    return sorted(names)
+
+
+def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """The image files below a folder and the number of their class."""
+    if new := [name for name in _classes(folder) if name not in classes]:
+        raise ValueError(f"{folder / new[0]}: the training images have no class {new[0]!r}, but {', '.join(classes)}")
+    numbers = {name: number for number, name in enumerate(classes) if (folder / name).is_dir()}
+    samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
+    if not samples:
+        raise FileNotFoundError(f"{folder} has no image in the folders of its classes, {', '.join(numbers)}")
+    return samples

@@ -1,0 +1,150 @@
+"""PairedImages: an image in and an image or a mask out, for super-resolution, denoising and segmentation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+
+class PairedImages(Dataset):
+    """Inputs (C, S/scale, S/scale) in 0..1, and what should come out: images (C, S, S) in 0..1 or class numbers (S, S).
+
+    The files lie in data_dir/train/images, data_dir/val/images and data_dir/test/images, and targets of the same names
+    (whatever the ending) in the folder beside `images` that `target_folder` names. Where there is no folder `val` or
+    `test` (or no `train` either: data_dir/images), `val_fraction` and `test_fraction` are cut from the others.
+
+    Super-resolution: `--scale 2`. Denoising: `--noise 0.1`. From image to image: `--target_folder sharp`.
+    Segmentation: `--target_folder masks --classes background cat dog`; a pixel of a mask is 0, 1 or 2.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        data_dir: str = "datasets",
+        target_folder: str | None = None,
+        classes: list[str] | None = None,
+        scale: int = 1,
+        noise: float = 0.0,
+        img_size: int = 128,
+        grey: bool = False,
+        flip: bool = True,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        """Lists the files; each is opened when it is needed.
+
+        Args:
+            split: "train", "val" or "test".
+            data_dir: folder with the folders of images.
+            target_folder: name of the folders of targets; none makes the input of the image itself.
+            classes: names of the classes 0, 1 ... where the targets are masks of class numbers.
+            scale: how many times smaller the input is made than the target.
+            noise: standard deviation of the noise that the input gets, whose pixels are 0..1.
+            img_size: side of the square that is cut out, S: anywhere in training, else from the middle.
+            grey: one channel instead of three.
+            flip: mirror half of the training pairs.
+            val_fraction: share of the items for validation, where there is no folder `val`.
+            test_fraction: share of the items for the test, where there is no folder `test`.
+            seed: the cut into parts follows from it.
+
+        Raises:
+            FileNotFoundError: there is no image, or an image has no target.
+            ValueError: the flags do not go together. When an item is fetched: a file is broken, too small or of another
+                size than its target, or a mask has a number that is no class.
+        """
+        if img_size % scale:
+            raise ValueError(f"--img_size {img_size} should be a multiple of --scale {scale}")
+        if classes and (scale > 1 or not target_folder):
+            raise ValueError("--classes goes with masks in a --target_folder, and with --scale 1")
+        self.scale, self.noise, self.img_size, self.in_channels = scale, noise, img_size, 1 if grey else 3
+        self.out_channels = len(classes) if classes else self.in_channels
+        self.masks = bool(classes)
+        if classes:  # a dataset without classes should not have them as an attribute
+            self.classes = classes
+        root, names = Path(data_dir), ("images", target_folder or "images")
+        pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
+        parts = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
+        for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+            if name not in parts:
+                taken = max(1, round(len(pool) * fraction)) if fraction else 0
+                parts[name], order = [pool[place] for place in order[:taken]], order[taken:]
+        self.pairs = parts[split] if split in parts else [pool[place] for place in sorted(order)]
+        self.paths = [str(path) for path, _ in self.pairs]
+        drawn = [v2.RandomCrop(img_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+        self.cut = v2.Compose(drawn if split == "train" else [v2.CenterCrop(img_size)])
+        # input = pixel / 255, at `scale` times less than the size of what comes out
+        self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "white": 1, "scale": scale}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        path, beside = self.pairs[index]
+        image = target = self._image(path, self.img_size)  # (C, H, W)
+        if beside != path:
+            target = self._mask(beside) if self.masks else self._image(beside, self.img_size)  # (H, W) or (C, H, W)
+        if image.shape[-2:] != target.shape[-2:]:
+            height, width = target.shape[-2:]
+            raise ValueError(f"{path} is {image.shape[-1]}x{image.shape[-2]}, and {beside} is {width}x{height}")
+        image, target = self.cut(image, target)  # both at the same place: (C, S, S); (S, S) or (C, S, S)
+        image, target = image.as_subclass(Tensor), target.as_subclass(Tensor)
+        if self.scale > 1:
+            size = self.img_size // self.scale
+            image = functional.interpolate(image[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        return (image + self.noise * torch.randn_like(image) if self.noise else image), target
+
+    def open_image(self, path: str) -> Tensor:
+        """(C, S/scale, S/scale) from the middle of an image file, which is taken as an input as it is."""
+        size = self.img_size // self.scale
+        return v2.functional.center_crop(self._image(Path(path), size), [size, size]).as_subclass(Tensor)
+
+    def _image(self, path: Path, least: int) -> Tensor:
+        pixels = _read(path, "L" if self.in_channels == 1 else "RGB").float() / 255
+        if min(pixels.shape[1:]) < least:
+            height, width = pixels.shape[1:]
+            raise ValueError(f"{path} is {width}x{height}, less than {least}x{least}: see --img_size")
+        return tv_tensors.Image(pixels)  # (C, H, W)
+
+    def _mask(self, path: Path) -> Tensor:
+        numbers = tv_tensors.Mask(_read(path, None).long())
+        if numbers.dim() != 2 or numbers.max() >= len(self.classes):
+            what = "colours" if numbers.dim() != 2 else f"the number {int(numbers.max())}"
+            raise ValueError(f"{path} has {what}: a mask has one number a pixel, below {len(self.classes)}")
+        return numbers
+
+
+def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
+    """The image files below a folder, each with the file of its target."""
+    found = {
+        name: {
+            path.relative_to(folder / name).with_suffix(""): path
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in IMG_EXTENSIONS
+        }
+        for name in (images, targets)
+    }
+    if not found[images]:
+        raise FileNotFoundError(f"{folder / images} has no image; see --data_dir")
+    if alone := [path for key, path in found[images].items() if key not in found[targets]]:
+        raise FileNotFoundError(f"{alone[0]} has no partner of its name in {folder / targets} ({len(alone)} in all)")
+    return [(path, found[targets][key]) for key, path in found[images].items()]
+
+
+def _read(path: Path, mode: str | None) -> Tensor:
+    """The pixels of a file: (C, H, W), or without a mode (H, W) as they are."""
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert(mode) if mode else image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
+        raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
+    return pixels if mode is None else pixels[None] if mode == "L" else pixels.movedim(-1, 0)
