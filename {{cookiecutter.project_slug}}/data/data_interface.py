@@ -157,7 +157,8 @@ class DInterface(LightningDataModule):
         if "split" in self._takes and self.fold:
             raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation part of its own")
         if "split" in self._takes:
-            self._parts[name] = self.dataset_class(**self.arguments, split=name)
+            share = self.arguments.get(f"{name}_fraction", 1)  # of a dataset that cuts itself
+            self._parts[name] = self.dataset_class(**self.arguments, split=name) if share else None
         elif "train" not in self._takes:
             self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
         elif name == "test":
