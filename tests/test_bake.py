@@ -31,7 +31,7 @@ tests/test_train.py tests/test_trials.py tests/test_tune.py tests/toys.py
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(
     """
-data/csv_table.py data/text_lines.py model/lstm.py tests/gallery.py tests/test_gallery_sequences.py
+data/csv_table.py data/text_lines.py data/video_frames.py model/encoder_decoder.py model/lstm.py tests/gallery.py tests/test_gallery_sequences.py
 tests/test_gallery_tables.py
 """.split()
 )
