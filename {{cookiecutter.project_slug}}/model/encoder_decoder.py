@@ -46,7 +46,7 @@ class EncoderDecoder(MInterface):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         source, target = batch
-        logits = self.network.logits(source, target, self.teacher_forcing if stage == "train" else 0.0)  # type: ignore
+        logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])
         exact = ((logits.argmax(2) == target) | ~counts).all(1).float()  # (B,)
@@ -77,14 +77,12 @@ class Rewriter(nn.Module):
         self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.head = nn.Linear(2 * hidden_dim, vocabulary_size)
 
-    def forward(self, source: Tensor) -> Tensor:
-        """What it writes of texts (B, T): numbers of tokens (B, T), 0 behind the end."""
-        written = self.logits(source).argmax(2)  # (B, T)
-        ends = (written == self.end_id).long().cumsum(1)
-        return written * (ends - (written == self.end_id).long() == 0)
+    def forward(self, source: Tensor, target: Tensor | None = None, teacher_forcing: float = 0.0) -> Tensor:
+        """What it writes of texts (B, T): numbers of tokens (B, T), 0 behind the end.
 
-    def logits(self, source: Tensor, target: Tensor | None = None, teacher_forcing: float = 0.0) -> Tensor:
-        """Logits (B, T, V) of each token, the one before it being the target's, or else the likeliest."""
+        With a target (B, T), the logits of each token (B, T, V); the one before it is the target's for that share of
+        the tokens, and the likeliest for the others.
+        """
         states, _ = self.encoder(self.embedding(source))  # (B, T, H)
         keys = self.key(states)  # (B, T, H)
         read = source != 0  # (B, T)
@@ -100,4 +98,9 @@ class Rewriter(nn.Module):
             if target is not None and teacher_forcing:
                 taught = torch.rand(len(token), device=token.device) < teacher_forcing
                 token = torch.where(taught, target[:, at], token)
-        return torch.stack(found, 1)
+        logits = torch.stack(found, 1)  # (B, T, V)
+        if target is not None:
+            return logits
+        written = logits.argmax(2)  # (B, T)
+        ends = (written == self.end_id).long()
+        return written * (ends.cumsum(1) == ends)  # before the first end, or there

@@ -167,14 +167,14 @@ def test_an_encoder_decoder_goes_on() -> None:
 def test_it_reads_what_it_should() -> None:
     network = pytest.importorskip("model.encoder_decoder").Rewriter(9, 3, 2, 4, 8)
     source, target = torch.tensor([[3, 4, 0], [5, 0, 0]]), torch.tensor([[4, 3, 2], [5, 2, 0]])
-    free, taught = network.logits(source), network.logits(source, target, 1.0)
+    free, taught = network(source, target), network(source, target, 1.0)  # (2, 3, 9)
     torch.testing.assert_close(free[:, 0], taught[:, 0])  # nothing is written yet
-    torch.testing.assert_close(network.logits(source, free.argmax(2), 1.0), free)
-    other = network.logits(source, torch.tensor([[6, 3, 2], [5, 2, 0]]), 1.0)
+    torch.testing.assert_close(network(source, free.argmax(2), 1.0), free)
+    other = network(source, torch.tensor([[6, 3, 2], [5, 2, 0]]), 1.0)
     assert not torch.equal(other[0, 1], taught[0, 1])  # it was told another token
     torch.testing.assert_close(other[1], taught[1])  # and the other text has nothing to do with it
     longer = torch.nn.functional.pad(source, (0, 2))
-    torch.testing.assert_close(network.logits(longer), free)  # padding is not read
+    torch.testing.assert_close(network(longer, target), free)  # padding is not read
 
 
 class Motion(torch.nn.Module):
