@@ -71,7 +71,7 @@ def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, An
         warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
         try:
             return torch.export.export(network, args, named, dynamic_shapes=shapes)
-        except torch._dynamo.exc.UserError:  # nn.LSTM would be fixed to this batch; reading its source, torch finds out
+        except torch._dynamo.exc.UserError:  # `len(x)` fixes the batch, unless torch reads the source
             return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
 
 
@@ -102,7 +102,9 @@ def _write_onnx(program: Any, path: Path) -> Any:
     import onnxruntime
 
     big = sum(one.numel() * one.element_size() for one in program.state_dict.values()) > 1.9e9
-    written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "_check_is_size will be removed")  # torch's own call, for nn.LSTM and nn.GRU
+        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

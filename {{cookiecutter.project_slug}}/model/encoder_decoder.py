@@ -87,7 +87,7 @@ class Rewriter(nn.Module):
         keys = self.key(states)  # (B, T, H)
         read = source != 0  # (B, T)
         last = (read.sum(1) - 1).clamp(min=0)  # (B,)
-        state = states[torch.arange(len(source), device=source.device), last]  # (B, H)
+        state = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)  # (B, H)
         seen, token, found = torch.zeros_like(state), torch.zeros_like(last), []  # (B, H), (B,)
         for at in range(self.max_length):
             state = self.decoder(torch.cat([self.embedding(token), seen], 1), state)
@@ -96,7 +96,7 @@ class Rewriter(nn.Module):
             found.append(self.head(torch.cat([state, seen], 1)))  # (B, V)
             token = found[-1].argmax(1)
             if target is not None and teacher_forcing:
-                taught = torch.rand(len(token), device=token.device) < teacher_forcing
+                taught = torch.rand(token.shape, device=token.device) < teacher_forcing
                 token = torch.where(taught, target[:, at], token)
         logits = torch.stack(found, 1)  # (B, T, V)
         if target is not None:

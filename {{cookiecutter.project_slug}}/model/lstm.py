@@ -1,6 +1,5 @@
 """LSTM: reads a text from its first token to its last, and tells its class."""
 
-import torch
 from torch import Tensor, nn
 
 
@@ -42,5 +41,5 @@ class LSTM(nn.Module):
         """Logits (B, num_classes) of texts (B, T); of one without a token, those after a padding."""
         states, _ = self.lstm(self.dropout(self.embedding(tokens)))  # (B, T) -> (B, T, E) -> (B, T, H)
         last = ((tokens != 0).sum(1) - 1).clamp(min=0)  # (B,)
-        state = states[torch.arange(len(tokens), device=tokens.device), last]  # (B, H)
+        state = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)  # (B, H)
         return self.head(self.dropout(state))
