@@ -112,6 +112,26 @@ def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
     assert set(labels["preprocessing"]["vocabulary"][3:]) == set("abcdef")
 
 
+MORE = ["--precision", "bf16-mixed", "--gradient_clip_val", "1", "--ema_decay", "0.9"]
+
+
+def test_an_lstm_with_all_that_goes_beside() -> None:
+    pytest.importorskip("data.text_lines")
+    pytest.importorskip("model.lstm")
+    write_orders()
+    assert main.main([*gallery.QUICK, *LSTM, *MORE, "--max_epochs", "6"])["test_acc"] > 0.9
+
+
+@pytest.mark.slow
+def test_an_lstm_in_two_processes(shell) -> None:
+    pytest.importorskip("data.text_lines")
+    pytest.importorskip("model.lstm")
+    write_orders()
+    done = shell(*gallery.QUICK, *LSTM, "--max_epochs", "6", "--devices", "2", "--strategy", "ddp")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((RUN / "metrics.json").read_text())["test_acc"] > 0.9
+
+
 def test_its_numbers_are_those_of_a_packed_sequence() -> None:
     network = pytest.importorskip("model.lstm").LSTM(9, 2, num_layers=2).eval()
     tokens = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0], [3, 0, 0, 0]])
@@ -155,6 +175,14 @@ def test_an_encoder_decoder_learns_to_write_backwards() -> None:
     exported = gallery.exports()
     text = torch.tensor([[3, 4, 5, 0, 0, 0, 0]])
     assert exported(text).tolist() == [[5, 4, 3, 2, 0, 0, 0]]
+
+
+def test_an_encoder_decoder_with_all_that_goes_beside() -> None:
+    pytest.importorskip("data.text_lines")
+    pytest.importorskip("model.encoder_decoder")
+    write_backwards()
+    metrics = main.main([*gallery.QUICK, *REWRITER, *MORE, "--max_epochs", "5"])
+    assert metrics["test_exact_match"] > 0.8
 
 
 def test_an_encoder_decoder_goes_on() -> None:
