@@ -146,6 +146,9 @@ WRONG = {
     "'part' says ['elsewhere'], not train, val or test": ["--split_column", "part"],
     "there is no nothing.csv": ["--table", "nothing.csv"],
     "has texts in 'kind'": ["--task", "number"],
+    "--balanced needs a class for each item, which CsvTable does not have": [
+        *["--target", "size", "--split_column", "none", "--table", "numbers.csv", "--loss", "mse_loss", "--balanced"]
+    ],
     "leave nothing to learn": ["--val_fraction", "0.5", "--test_fraction", "0.5"],
 }
 
@@ -153,6 +156,7 @@ WRONG = {
 @pytest.mark.parametrize("said", WRONG)
 def test_mistakes_are_named(said: str, small: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("data.csv_table")
+    Path("numbers.csv").write_text("size,x\n" + "".join(f"{at}.5,{at}\n" for at in range(20)))
     if "elsewhere" in said:
         Path("table.csv").write_text(Path("table.csv").read_text().replace("val", "elsewhere"))
     with pytest.raises(SystemExit, match="2"):
