@@ -49,6 +49,18 @@ def test_texts_become_numbers_of_the_training_part() -> None:
     assert learn.decode([4, 3, 7, 0, 0]) == "to be or"
 
 
+def test_a_word_of_the_test_part_alone_is_unknown() -> None:
+    Path("texts.tsv").write_text("label\ttext\n" + "".join(f"{at % 2}\tsame w{at}\n" for at in range(20)))
+    learn, val, test = (texts(split=split, val_fraction=0.2, test_fraction=0.1) for split in ("train", "val", "test"))
+    assert (len(learn), len(val), len(test)) == (14, 4, 2)
+    assert learn.vocabulary == val.vocabulary == test.vocabulary
+    assert learn.vocabulary_size == 3 + 1 + 14
+    assert val.texts[:, :3].tolist() == [[3, 1, 0]] * 4
+    assert sorted(learn.ids + val.ids + test.ids, key=lambda one: int(one[10:])) == [
+        f"texts.tsv:{line}" for line in range(2, 22)
+    ]
+
+
 def test_characters_rare_ones_and_capitals() -> None:
     Path("texts.csv").write_text('label,text\n1,"Aab, b"\n')
     given = {"file": "texts.csv", "tokens": "characters", "val_fraction": 0, "test_fraction": 0, "max_length": 8}

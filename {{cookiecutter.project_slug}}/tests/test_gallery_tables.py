@@ -24,8 +24,14 @@ f,,red,no
 PARTS = ["train", "train", "train", "train", "val", "test"]
 
 
+def there() -> Any:
+    """The module, where it and the package that it needs are there."""
+    pytest.importorskip("pandas")
+    return pytest.importorskip("data.csv_table")
+
+
 def table(**given: Any) -> Any:
-    return pytest.importorskip("data.csv_table").CsvTable(**{"data_dir": ".", **given})
+    return there().CsvTable(**{"data_dir": ".", **given})
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_the_parts_follow_from_the_seed_and_never_overlap() -> None:
 
 
 def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
-    pytest.importorskip("data.csv_table")
+    there()
     write()
     flags = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
     metrics = gallery.goes_on(*flags, epochs=15)
@@ -98,7 +104,7 @@ def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
 
 
 def test_a_number_is_told() -> None:
-    pytest.importorskip("data.csv_table")
+    there()
     write()
     flags = [*gallery.QUICK, "--dataset", "csv_table", "--data_dir", ".", "--target", "number", "--drop", "kind", *NET]
     more = ["--loss", "mse_loss", "--scale_target", "--metrics", "mae", "r2"]
@@ -108,9 +114,8 @@ def test_a_number_is_told() -> None:
 
 
 def test_parquet_says_the_same_as_csv(small: dict[str, Any]) -> None:
-    pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    pandas.read_csv("table.csv").to_parquet("table.parquet")
+    pytest.importorskip("pandas").read_csv("table.csv").to_parquet("table.parquet")
     one, other = (table(split="train", table=name, **small) for name in ("table.csv", "table.parquet"))
     assert torch.equal(one.features, other.features)
     assert torch.equal(one.targets, other.targets)
@@ -132,7 +137,7 @@ def test_what_kind_of_target_it_is(column: str, task: str | None, kind: torch.dt
 
 
 def test_without_validation() -> None:
-    pytest.importorskip("data.csv_table")
+    there()
     write(100)
     flags = [*gallery.QUICK, "--dataset", "csv_table", "--data_dir", ".", "--target", "kind", *NET]
     metrics = main.main([*flags, "--val_fraction", "0", "--max_epochs", "1"])
@@ -155,7 +160,7 @@ WRONG = {
 
 @pytest.mark.parametrize("said", WRONG)
 def test_mistakes_are_named(said: str, small: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("data.csv_table")
+    there()
     Path("numbers.csv").write_text("size,x\n" + "".join(f"{at}.5,{at}\n" for at in range(20)))
     if "elsewhere" in said:
         Path("table.csv").write_text(Path("table.csv").read_text().replace("val", "elsewhere"))
