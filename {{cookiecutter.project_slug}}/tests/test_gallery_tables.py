@@ -12,12 +12,12 @@ import torch
 import main
 from tests import gallery
 
-NET = ["--model_name", "tests.toys.Net", "--hidden_dim", "16", "--lr", "0.02"]
+NET = ["--model_name", "tests.toys.Net", "--hidden_dim", "16", "--lr", "0.05", "--num_threads", "1"]
 SMALL = """name,size,colour,kind
-a,1.0,red,yes
+a,0.0,red,yes
 b,,blue,no
-c,5.0,,yes
-d,3.0,red,no
+c,8.0,,yes
+d,2.0,red,no
 e,100.0,green,yes
 f,,red,no
 """
@@ -57,17 +57,16 @@ def write(rows: int = 600, target: str = "", seed: int = 0) -> None:
 
 
 def test_only_the_training_part_says_how_to_scale(small: dict[str, Any]) -> None:
-    # Sizes to learn from: 1, missing, 5, 3; median 3, mean of 1 3 5 3 = 3, deviation = root of (4 + 0 + 4 + 0) / 4.
-    root = 2**0.5
+    # Sizes to learn from: 0, missing, 8, 2; median 2, mean of 0 2 8 2 = 3, deviation = root of (9 + 1 + 25 + 1) / 4.
     learn, val, test = (table(split=split, **small) for split in ("train", "val", "test"))
-    assert learn.preprocessing["size"] == pytest.approx({"median": 3, "mean": 3, "std": root, "missing": True})
+    assert learn.preprocessing["size"] == pytest.approx({"median": 2, "mean": 3, "std": 3, "missing": True})
     assert learn.preprocessing["colour"] == {"texts": ["blue", "missing", "red"]}
     assert learn.preprocessing == val.preprocessing == test.preprocessing
     #            size, was it missing, blue, missing, red
-    wanted = [[-2 / root, 0, 0, 0, 1], [0, 1, 1, 0, 0], [2 / root, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    wanted = [[-1, 0, 0, 0, 1], [-1 / 3, 1, 1, 0, 0], [5 / 3, 0, 0, 1, 0], [-1 / 3, 0, 0, 0, 1]]
     torch.testing.assert_close(learn.features, torch.tensor(wanted))
-    torch.testing.assert_close(val.features, torch.tensor([[97 / root, 0, 0, 0, 0]]))  # green is in no training row
-    torch.testing.assert_close(test.features, torch.tensor([[0.0, 1, 0, 0, 1]]))
+    torch.testing.assert_close(val.features, torch.tensor([[97 / 3, 0, 0, 0, 0]]))  # green is in no training row
+    torch.testing.assert_close(test.features, torch.tensor([[-1 / 3, 1, 0, 0, 1]]))
     assert (learn.num_features, learn.classes, learn.num_classes) == (5, ["no", "yes"], 2)
     assert learn.targets.tolist() == [1, 0, 1, 0]
     assert (learn.ids, val.ids, test.ids) == (["a", "b", "c", "d"], ["e"], ["f"])
@@ -91,7 +90,7 @@ def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
     there()
     write()
     flags = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
-    metrics = gallery.goes_on(*flags, epochs=15)
+    metrics = gallery.goes_on(*flags, epochs=8)
     assert metrics["test_acc"] > 0.85  # the most frequent class, middle: 0.52
     predicted = gallery.predicts()
     assert predicted.shape == (60, 3)
