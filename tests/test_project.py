@@ -34,8 +34,8 @@ def test_it_runs_before_it_is_rendered() -> None:
 
 
 NEEDED = """
-__init__ annotations callbacks checkpoints config discovery flags guard help library limits loader loggers losses
-machine metrics optimizers runs schedulers signatures watchdog
+__init__ annotations callbacks checkpoints config discovery flags groups guard help library limits loader loggers losses
+jobs machine metrics optimizers runs schedulers settings signatures watchdog
 """.split()
 
 

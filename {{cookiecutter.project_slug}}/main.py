@@ -3,13 +3,12 @@
 """The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine import config, discovery, flags, runs
+from engine import discovery, flags, runs
 from engine.discovery import UsageError
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
@@ -35,23 +34,12 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
 
     try:
         if settings.arguments["trainer"].get("fast_dev_run"):
-            return rehearse(settings, once)
+            return runs.rehearse(settings, once)
         if settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds"):
             return import_module("engine.folds").train(settings, once)
         return once(settings)
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))
-
-
-def rehearse(settings: flags.Settings, run: Callable[[flags.Settings], dict[str, float]]) -> dict[str, float]:
-    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
-        metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
-    print("--fast_dev_run: it works, and nothing of it was kept")
-    return metrics
 
 
 def run(
@@ -69,10 +57,6 @@ def run(
     log_every_n_steps: int = 20,
     enable_progress_bar: bool = sys.stdout.isatty(),
     default_root_dir: str = ".",
-    num_threads: int | None = None,
-    channels_last: bool = True,
-    keep_memory: bool = True,
-    matmul_precision: Literal["highest", "high", "medium"] = "high",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:
     """Wires everything together and does the action. The arguments behind the `*` are flags.
@@ -89,88 +73,58 @@ def run(
         log_every_n_steps: optimiser steps between two points of train_loss_step.
         enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
         default_root_dir: folder in which lightning_logs lies.
-        num_threads: CPU threads of torch; none leaves it to torch.
-        channels_last: lay images out with the channels last, which convolutions are quicker on, where a network can.
-        keep_memory: let malloc keep what a step frees for the next one (Linux).
-        matmul_precision: of float32 products on a GPU: high is TF32, highest is exact.
         hang_minutes: after so long without a batch every process says where it stands; those that wait for one give up.
     """
-    import logging
-    import warnings
+    from pytorch_lightning import seed_everything
 
-    from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.utilities import rank_zero_only
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
+    from data import DInterface
     from engine import checkpoints, loggers, machine, watchdog
+    from model import MInterface
 
-    for name in ("pytorch_lightning", "lightning_fabric"):  # advertisements, and what the start line says too
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
-    warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
-    if settings.action == "fit":
+    machine.hush()
+    given, fits = dict(settings.arguments["trainer"]), settings.action == "fit"
+    if fits:
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
-    data = load_data(settings)
-    model = load_model(settings, data)
+    data = DInterface.of(settings)
+    model = MInterface.of(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
-    fast = machine.prepare(model, data, num_threads, channels_last, keep_memory, matmul_precision)
-    monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
-    if type(model).__name__ == "MInterface" and monitor not in model.metrics:  # a system logs what it likes
-        raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
-    given = dict(settings.arguments["trainer"])
-    folder = runs.run_of(settings.ckpt_path) if settings.ckpt_path and not given.get("fast_dev_run") else None
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # the others write nothing
-        own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
-        kept = {name: value for name, value in settings.flags.items() if name not in own}
-        config_file = config.dump(kept) if settings.action in ("fit", "tune") else None
-        folder = runs.open_folder(folder, runs.folder(default_root_dir), config_file)
-    folder = folder or runs.folder(default_root_dir)
+    fast = machine.prepare(model, data, **settings.arguments["machine"])
+    folder = runs.of(settings, default_root_dir)
     given["profiler"] = machine.profiler(given.get("profiler"), folder)
     if data.part("val") is None:
         given["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
-    features = [
-        one
-        for name in discovery.features()
-        for one in import_module(f"engine.{name}").callbacks(folder, model, data, **settings.arguments[name])
-    ]
-    features += own_callbacks
-    make_trainer = partial(
-        Trainer,
+    callbacks = load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
+    for name in discovery.features():
+        callbacks += import_module(f"engine.{name}").callbacks(folder, model, data, **settings.arguments[name])
+    trainer = machine.trainer(
+        model,
         **given,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"]) + features,
-        logger=load_loggers(folder, **settings.arguments["loggers"]) if settings.action == "fit" else [],
+        callbacks=[*callbacks, *own_callbacks],
+        logger=load_loggers(folder, **settings.arguments["loggers"]) if fits else [],
         plugins=[checkpoints.DurableCheckpointIO()],
         enable_model_summary=False,  # engine/summary.py has one line instead
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
-    try:
-        trainer = make_trainer()
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
-    machine.hush_ranks(trainer)
     if trainer.is_global_zero:
         source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
         how = ", ".join([trainer.strategy.root_device.type, *fast])
         print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({how})", flush=True)
     with watchdog.watch(trainer, hang_minutes):
-        metrics = act(settings, trainer, model, data, folder)
-    if metrics and trainer.is_global_zero:
-        report(metrics, folder)
-    return metrics
+        act(settings, trainer, model, data, folder)
+    if model.latest and trainer.is_global_zero:
+        runs.report(model.latest, folder)
+    return model.latest
 
 
-def act(
-    settings: flags.Settings, trainer: "Trainer", model: "MInterface", data: "DInterface", folder: Path
-) -> dict[str, float]:
-    """Does the action and returns what it measured."""
+def act(settings: flags.Settings, trainer: "Trainer", model: "MInterface", data: "DInterface", folder: Path) -> None:
+    """Does the action; what it measures is in `model.latest`."""
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     how: dict[str, Any] = {"datamodule": data, "weights_only": True}
     if settings.action == "fit":
@@ -186,52 +140,6 @@ def act(
     else:
         action = import_module(f"engine.{settings.action}")
         action.run(trainer, model, data, path, folder, **settings.arguments["action"])
-    return model.latest
-
-
-def report(metrics: dict[str, float], folder: Path) -> None:
-    """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
-    import json
-
-    path = folder / "metrics.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{folder}")
-
-
-def load_data(settings: flags.Settings) -> "DInterface":
-    """The data, not read yet."""
-    from data import DInterface
-
-    folds = settings.arguments.get("folds")
-    cut = import_module("engine.folds").cutter(**folds) if folds else None
-    return DInterface(settings.dataset.load(), settings.arguments["dataset"], cut, **settings.arguments["data"])
-
-
-def load_model(settings: flags.Settings, data: "DInterface") -> "MInterface":
-    """The network in its interface, with what the data knows (`num_classes` ...) filled in."""
-    import inspect
-
-    from model import MInterface
-
-    arguments = dict(settings.arguments["network"])
-    for name in settings.asks:
-        known = data.knows(name)
-        given = arguments.setdefault(name, known)
-        if given is None:
-            raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
-        if known is not None and known != given:
-            raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
-    options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {"data": data.facts()}
-    network = settings.network.load()
-    if isinstance(network, type) and issubclass(network, MInterface):
-        takes = inspect.signature(network).parameters.values()
-        own = any(one.kind is one.VAR_KEYWORD or one.name == "options" for one in takes)  # it hands them on
-        model = network(**settings.arguments["system"] | arguments | ({"options": options} if own else {}))
-    else:
-        model = MInterface(network(**arguments), **settings.arguments["system"] | {"options": options})
-    model.save_hyperparameters(settings.flags)
-    return model
 
 
 def load_callbacks(

@@ -5,6 +5,7 @@ import os
 from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader
+from engine.settings import Settings
 
 
 class DInterface(LightningDataModule):
@@ -84,6 +86,13 @@ class DInterface(LightningDataModule):
         self._training: OrderedLoader | None = None
         self._loaders: list[OrderedLoader] = []
         self._place: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> "DInterface":
+        """The data that a command line means, not read yet."""
+        folds = settings.arguments.get("folds")
+        cut = import_module("engine.folds").cutter(**folds) if folds else None
+        return cls(settings.dataset.load(), settings.arguments["dataset"], cut, **settings.arguments["data"])
 
     def prepare(self) -> None:
         """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""

@@ -110,7 +110,7 @@ class MNIST(Dataset):
 
 
 def _normalise(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.float().sub_(MNIST.preprocessing["mean"]).div_(MNIST.preprocessing["std"])
+    return pixels.sub(MNIST.preprocessing["mean"]).div_(MNIST.preprocessing["std"])
 
 
 def _wrong(path: Path, thorough: bool = False) -> str:

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from engine import runs
+from engine import jobs
 from engine.discovery import UsageError
 from engine.loader import SIGNALS
 
@@ -174,7 +174,7 @@ class LastCheckpoint(Checkpoint):
     def _end(self, trainer: Trainer) -> NoReturn:
         if trainer.is_global_zero:
             if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # sbatch --signal=SIGUSR1@90
-                print(f"SLURM: {runs.requeue()}")
+                print(f"SLURM: {jobs.requeue()}")
             print(f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}", flush=True)
         raise SystemExit(128 + self.received)
 

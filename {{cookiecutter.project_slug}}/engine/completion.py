@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine import annotations, discovery, flags
+from engine import annotations, discovery, flags, groups
 
 
 def run() -> None:
@@ -21,9 +21,9 @@ def run() -> None:
         if chosen.get(f"--{key}") in discovery.names(folder):
             found[key] = discovery.find(folder, chosen[f"--{key}"])
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("action", nargs="?", choices=list(flags.ACTIONS))
+    parser.add_argument("action", nargs="?", choices=list(discovery.actions()))
     parser.add_argument("--config")
-    for flag in flags.flags_of(flags.groups_of(found)).values():
+    for flag in groups.flags_of(groups.groups_of(found)).values():
         choices = [str(one) for one in annotations.choices(flag.annotation)]
         if flag.name in flags.NAMES:
             choices = discovery.names(flags.NAMES[flag.name])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,21 @@ def names(folder: str) -> list[str]:
     """What `folder` offers: its files, less the interface and those that begin with an underscore."""
     stems = (path.stem for path in (ROOT / folder).glob("*.py"))
     return sorted(stem for stem in stems if not stem.startswith("_") and not stem.endswith("_interface"))
+
+
+def actions() -> dict[str, str]:
+    """What main.py can do, with a line of help each: three that the Trainer does, and the files of engine/ that define
+    `run(trainer, ...)`, or `main(argv)` where they need none. Their first line of text is the help."""
+    found = {
+        "fit": "train, keep the best and the last state, test the best (done where no action is named)",
+        "validate": "measure a checkpoint on the validation part",
+        "test": "measure a checkpoint on the test part",
+    }
+    for path in sorted((ROOT / "engine").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"^def (run\(\s*trainer|main\(argv)\b", text, re.MULTILINE):
+            found[path.stem] = text.partition("\n")[0].partition(": ")[2].strip('."')
+    return found
 
 
 def features() -> list[str]:

@@ -1,4 +1,4 @@
-"""`export`: a checkpoint's network as network.pt2 (torch.export) or network.onnx, which run without this project."""
+"""`export`: a checkpoint's network as network.pt2 or network.onnx, which run without this project."""
 
 import importlib.util
 import json

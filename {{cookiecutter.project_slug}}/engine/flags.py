@@ -1,91 +1,21 @@
 """The command line: signatures -> flags -> plain settings, checked before torch is imported."""
 
 import argparse
-import ast
 import importlib.util
 import os
-import re
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from engine import annotations, config, discovery, help, library, limits, runs, signatures
+from engine import annotations, config, discovery, help, jobs, limits, runs, signatures
 from engine.config import Raw
 from engine.discovery import UsageError
-from engine.signatures import REQUIRED, Parameter, Signature, Source
+from engine.groups import KINDS, Flag, flags_of, groups_of
+from engine.settings import Settings, complete, refuse_changes
+from engine.signatures import Signature
 
-_ACTIONS = {
-    "fit": "train, keep the best and the last state, test the best (done where no action is named)",
-    "validate": "measure a checkpoint on the validation part",
-    "test": "measure a checkpoint on the test part",
-    "predict": "write what a checkpoint says of the test part, or of a folder of images, to predictions.csv",
-    "tune": "try learning rates or batch sizes; print and draw them, change nothing",
-    "export": "write a checkpoint's network as network.pt2 or network.onnx, which runs without this project",
-    "report": "put runs side by side: a table, curves, files for a spreadsheet and MATLAB",
-}
-# An action with a file of its own is gone when the file is deleted.
-ACTIONS = {
-    action: words
-    for action, words in _ACTIONS.items()
-    if action in ("fit", "validate", "test") or (discovery.ROOT / "engine" / f"{action}.py").is_file()
-}
 NAMES = {"model_name": "model", "dataset": "data"}  # flag -> folder
-KINDS = ("loss", "optimizer")  # these bring flags of their own too
-# The Trainer's arguments that main.py fills.
-_OURS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
-_OURS |= {"enable_checkpointing", "enable_model_summary", "barebones"}  # they forbid what main.py gives
-# The dataset's arguments that DInterface fills.
-_FILLED = {"split", "train", "download", "root"}
-# The system's argument that main.py fills.
-_OPTIONS = "options"
-# These decide which item is in which part: changed, a checkpoint would be tested on what it was trained on.
-_PARTS = {"seed", "val_fraction", "test_fraction", "num_folds", "fold"}
-
-
-class Flag(NamedTuple):
-    """One flag, and all that ask for it."""
-
-    name: str
-    asked: list[Parameter]
-
-    @property
-    def annotation(self) -> ast.expr | None:
-        """The type, from the first that states one."""
-        found = next((one.annotation for one in self.asked if one.annotation is not None), None)
-        if found is not None and "None" in self.defaults and not annotations.takes(found, "None"):
-            return ast.BinOp(found, ast.BitOr(), ast.Constant(None))  # `width: int = None`
-        return found
-
-    @property
-    def defaults(self) -> dict[str, Parameter]:
-        """The different defaults, as text."""
-        return {repr(one.default): one for one in reversed(self.asked) if one.default is not REQUIRED}
-
-    @property
-    def default(self) -> Any:
-        """What it is where nobody says; REQUIRED where that is nothing, or not the same for all that ask."""
-        return next(iter(self.defaults.values())).default if len(self.defaults) == 1 else REQUIRED
-
-
-class Settings(NamedTuple):
-    """A command line, understood.
-
-    flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "loss", "optimizer",
-        "schedule", "callbacks", "loggers", "trainer", "action" (where it has a file of its own), and each file of
-        engine/ that brings callbacks.
-    asks: arguments of the network that nobody gave and the dataset knows.
-    ckpt_path: the file that --ckpt_path means.
-    """
-
-    action: str
-    flags: dict[str, Any]
-    arguments: dict[str, dict[str, Any]]
-    dataset: discovery.Found
-    network: discovery.Found
-    asks: list[str]
-    ckpt_path: Path | None
 
 
 def parse(argv: list[str], seeds: tuple[int, ...] = ()) -> Settings:
@@ -129,7 +59,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
             setattr(first, key, given[key].text)
     kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
     if action == "fit" and not first.ckpt_path:
-        first.ckpt_path = runs.requeued(root)
+        first.ckpt_path = jobs.begun(root)
     if first.ckpt_path and action == "tune":
         raise UsageError("tune begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
@@ -143,7 +73,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
                 f"--{key} {chosen[key]}: the checkpoint was made with {kept[key].text}, which cannot change"
             )
     if asks_help and not chosen:
-        help.overview(ACTIONS, {key: discovery.names(folder) for key, folder in NAMES.items()})
+        help.overview(discovery.actions(), {key: discovery.names(folder) for key, folder in NAMES.items()})
     if not (asks_help or first.ckpt_path or action in ("fit", "tune")):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:
@@ -169,10 +99,10 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     if "seed_index" in given:
         _fill_seed(given, convert("seed_index", given["seed_index"]), seeds)
     before, now = ({key: convert(key, raw) for key, raw in part.items()} for part in (kept, given))
-    _refuse_changes(action, before, now, flags, groups)
+    refuse_changes(action, before, now, flags, groups)
     if action != "fit":  # where and how long it was trained does not bind what comes after
         before = {key: value for key, value in before.items() if key not in groups["trainer"].parameters}
-    settings = _settings(action, before | now, groups, flags, found, ckpt_path)
+    settings = complete(action, before | now, groups, flags, found, ckpt_path)
     if first.print_config:
         print(config.dump(settings.flags), end="")
         raise SystemExit(0)
@@ -182,9 +112,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
 def _action(argv: list[str]) -> tuple[str, list[str]]:
     if not argv or argv[0].startswith("-"):
         return "fit", argv
-    if argv[0] not in ACTIONS:
-        near = discovery.nearest(argv[0], ACTIONS)
-        raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(ACTIONS)}")
+    if argv[0] not in (there := discovery.actions()):
+        near = discovery.nearest(argv[0], there)
+        raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(there)}")
     return argv[0], argv[1:]
 
 
@@ -232,102 +162,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_as_text, value)) + "]"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def groups_of(
-    found: dict[str, discovery.Found], action: str = "", kinds: dict[str, str] | None = None
-) -> dict[str, Signature]:
-    """All that asks for flags, in the order of the help. Where main.py names a Trainer argument, its default counts.
-
-    kinds: the names of loss and optimiser, where they are given.
-    """
-    spec = importlib.util.find_spec("pytorch_lightning")
-    if spec is None or spec.origin is None:
-        raise UsageError('pytorch_lightning is not installed here: pip install -e "."')
-    own = discovery.ROOT / "engine" / f"{action}.py"
-    main, data, model = (
-        discovery.ROOT / path for path in ("main.py", "data/data_interface.py", "model/model_interface.py")
-    )
-    groups: dict[str, Any] = {
-        "run": _read(main, "run"),
-        "dataset": _signature(found["dataset"]) if "dataset" in found else None,
-        "data": _read(data, "DInterface"),
-        "network": _signature(found["model_name"]) if "model_name" in found else None,
-        "system": _read(model, "MInterface"),
-        "loss": None,
-        "optimizer": None,
-        "schedule": _read(discovery.ROOT / "engine" / "schedulers.py", "factor"),
-        "callbacks": _read(main, "load_callbacks"),
-        "loggers": _read(main, "load_loggers"),
-        **{name: _read(discovery.ROOT / "engine" / f"{name}.py", "callbacks") for name in discovery.features()},
-        "action": _read(own, "run")
-        if action and (own := discovery.ROOT / "engine" / f"{action}.py").is_file()
-        else None,
-        "trainer": _read(Path(spec.origin).parent / "trainer" / "trainer.py", "Trainer"),
-    }
-    if groups["dataset"]:
-        own = groups["dataset"].parameters
-        groups["dataset"] = groups["dataset"]._replace(parameters={k: v for k, v in own.items() if k not in _FILLED})
-        if "data_dir" in own:  # it is only handed on to the dataset, whose default counts
-            groups["data"].parameters.pop("data_dir")
-        for name, cut in (("split", _PARTS - {"seed"}), ("train", {"test_fraction"})):
-            for fraction in cut if name in own else ():  # what the dataset comes with is not cut
-                groups["data"].parameters.pop(fraction, None)
-    if (system := groups["network"]) and system.fixes is not None:  # a system of its own takes what it does not set
-        rest = {key: one for key, one in groups["system"].parameters.items() if key not in system.fixes}
-        groups["system"] = groups["system"]._replace(parameters=rest)
-    for kind in KINDS:
-        if kind in groups["system"].parameters:
-            name = (kinds or {}).get(kind) or groups["system"].parameters[kind].default
-            groups[kind] = _apart(kind, library.signature(kind, name), groups)
-    groups["system"].parameters.pop(_OPTIONS, None)
-    trainer = groups["trainer"]
-    rest = {key: one for key, one in trainer.parameters.items() if key not in {*_OURS, *groups["run"].parameters}}
-    groups["trainer"] = trainer._replace(parameters=rest)
-    return {key: group for key, group in groups.items() if group is not None}
-
-
-def _apart(kind: str, signature: Signature, groups: dict[str, Any]) -> Signature:
-    """The same, where an argument that somebody else has too, with another default, is `optimizer_NAME`, say."""
-    named = {}
-    for name, one in signature.parameters.items():
-        others = (group.parameters[name] for group in groups.values() if group and name in group.parameters)
-        free = name if all(other.default == one.default for other in others) else f"{kind}_{name}"
-        named[free] = one._replace(name=free)
-    return signature._replace(parameters=named)
-
-
-@cache
-def _parse_file(path: Path, name: str) -> ast.Module:
-    """What a file defines by a name, and what stands above it: reading on to the end would cost as much again."""
-    text = path.read_text(encoding="utf-8")
-    begins = re.search(rf"^(?:def|class) {name}\b", text, re.MULTILINE)
-    after = re.compile(r"^(?=[^\s)\]])|^    (?:def (?!__init__)|@(?!.*\n    def __init__))", re.MULTILINE)  # or methods
-    ends = after.search(text, begins.end() if begins else 0)
-    return ast.parse(text[: ends.start()] if ends else text, str(path))
-
-
-def _read(path: Path, name: str) -> Signature:
-    tree = _parse_file(path, name)
-    node: Any = next(node for node in tree.body if getattr(node, "name", "") == name)
-    signature = signatures.from_source(node, tree, only_named=True)  # what stands before the `*` is main.py's to give
-    assert signature is not None, f"{name} in {path} should name its arguments itself"
-    return signature
-
-
-def _signature(found: discovery.Found) -> Signature:
-    signature = signatures.from_source(found.node, found.tree) if found.node and found.tree else None
-    return signature or signatures.from_object(found.load(), found.name)
-
-
-def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:
-    """One flag a name, fed to all that ask for it; what no command line can say stays with its default."""
-    flags: dict[str, Flag] = {}
-    for group in groups.values():
-        for one in group.parameters.values():
-            if annotations.sayable(one.annotation):
-                flags.setdefault(one.name, Flag(one.name, [])).asked.append(one)
-    return flags
 
 
 def _command_line(
@@ -412,93 +246,3 @@ def _fill_seed(given: dict[str, Raw], number: int | None, seeds: tuple[int, ...]
     if number > len(seeds):
         raise UsageError(f"--seed_index {number}: main.py lists {len(seeds)} seeds (SEEDS)")
     given["seed"] = Raw(str(seeds[number - 1]), index.where)
-
-
-def _refuse_changes(
-    action: str, before: dict[str, Any], now: dict[str, Any], flags: dict[str, Flag], groups: dict[str, Signature]
-) -> None:
-    """Beside a checkpoint a flag may change what was not built into it; the rest is refused by name."""
-    other_data = before.get("dataset") != now.get("dataset", before.get("dataset"))
-    fixed = dict.fromkeys(groups["network"].parameters, "its network")
-    if action == "fit":
-        for key in ("system", "schedule", *KINDS):
-            fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
-    if action == "fit" or not other_data:
-        cuts = (
-            {*groups["dataset"].parameters} - {"data_dir"}
-            if _PARTS & groups["data"].parameters.keys() > {"seed"}
-            else set()
-        )
-        fixed |= dict.fromkeys(_PARTS | cuts, "the parts its data was cut into")
-    for name, what in fixed.items():
-        if name in before and name in now and before[name] != now[name]:
-            raise UsageError(
-                f"--{name} {now[name]}: the checkpoint was made with {before[name]}, and {what} cannot change"
-            )
-
-
-def _settings(
-    action: str,
-    values: dict[str, Any],
-    groups: dict[str, Signature],
-    flags: dict[str, Flag],
-    found: dict[str, discovery.Found],
-    ckpt_path: Path | None,
-) -> Settings:
-    network, dataset = groups["network"], groups["dataset"]
-    asks = [name for name, one in network.parameters.items() if one.default is REQUIRED]
-    given = dict(values)
-    for name, flag in flags.items():
-        if name in asks and _known(name, dataset) and name not in dataset.parameters:
-            data_says = (dataset.knows or {}).get(name, Source(name))
-            if name in values and not isinstance(data_says, Source) and data_says != values[name]:
-                raise UsageError(f"--{name} {values[name]}: {dataset.owner} says that it is {data_says}")
-        elif name not in values and flag.default is not REQUIRED:
-            values[name] = flag.default
-    missing = [
-        flag for name, flag in flags.items() if name not in values and not (name in asks and _known(name, dataset))
-    ]
-    if missing:
-        raise UsageError("; ".join(map(_missing, missing)))
-    for one in (*dataset.parameters.values(), *network.parameters.values()):
-        if one.default is REQUIRED and one.name not in flags and not _known(one.name, dataset):
-            raise UsageError(f"{one.owner} needs {one.name}, which a command line cannot give: give it a default")
-    values = {name: value for name, value in values.items() if not isinstance(value, Source)}
-    arguments = {
-        key: {
-            name: value
-            for name, value in values.items()
-            if name in group.parameters or (group.open and name not in flags)
-        }
-        for key, group in groups.items()
-    }
-    # Of the Trainer's many flags only those that were given are kept; its own defaults stay its own.
-    for kind in KINDS:
-        arguments[kind] = {name.removeprefix(f"{kind}_"): value for name, value in arguments.get(kind, {}).items()}
-    silent = groups["trainer"].parameters.keys() - given.keys()
-    arguments["trainer"] = {key: value for key, value in arguments["trainer"].items() if key not in silent}
-    kept = {key: _plain(value) for key, value in values.items() if key not in silent | {"ckpt_path"}}
-    return Settings(action, kept, arguments, found["dataset"], found["model_name"], asks, ckpt_path)
-
-
-def _known(name: str, dataset: Signature) -> bool:
-    if dataset.knows is None or name in dataset.knows:
-        return True
-    return name == "num_classes" and "classes" in dataset.knows  # torchvision's datasets list their classes
-
-
-def _missing(flag: Flag) -> str:
-    kind = annotations.describe(flag.annotation)
-    if len(flag.defaults) > 1:
-        whose = ", ".join(f"{one.owner} has {text}" for text, one in flag.defaults.items())
-        return f"--{flag.name} ({kind}) must be given, for its defaults differ: {whose}"
-    return f"{flag.asked[0].owner} needs --{flag.name} ({kind})" + (
-        f": {flag.asked[0].help}" if flag.asked[0].help else ""
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, text, lists and dicts only: what YAML and a checkpoint can hold without code."""
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

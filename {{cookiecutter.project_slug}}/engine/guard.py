@@ -29,7 +29,7 @@ class Guard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        if trainer.precision == "16-mixed" or not gradients or _norm(gradients).isfinite():
+        if trainer.precision == "16-mixed" or not gradients or _finite(gradients):
             return
         named = [(name, one) for name, one in module.named_parameters() if one.grad is not None]
         bad = [name for name, one in named if not one.grad.isfinite().all()]  # type: ignore[union-attr]
@@ -55,9 +55,11 @@ class Guard(Callback):
         self.skipped = state_dict["skipped"]
 
 
-def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """A number that is finite where all gradients are, at half the cost of `torch.nn.utils.get_total_norm`."""
-    try:
-        return torch.stack(torch._foreach_norm(gradients)).sum()
+def _finite(gradients: list[torch.Tensor]) -> bool:
+    """Whether all numbers are finite, in a third of the time of `torch.nn.utils.get_total_norm`."""
+    found = torch.zeros((), device=gradients[0].device)
+    try:  # as torch's gradient scaler looks; it multiplies by 1
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+        return not found.item()
     except RuntimeError:  # on several devices, or of several types
-        return torch.nn.utils.get_total_norm(gradients)
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())

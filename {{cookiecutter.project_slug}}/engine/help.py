@@ -18,6 +18,7 @@ _TITLES = {
     "schedule": "learning rate",
     "callbacks": "callbacks",
     "loggers": "loggers",
+    "machine": "machine",
     "action": "{owner}",
     "trainer": "trainer",
 }

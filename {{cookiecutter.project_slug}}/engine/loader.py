@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class OrderedLoader:
     def __len__(self) -> int:
         if self.iterable:
             return len(self.loader)  # TypeError where the dataset has no length, as Lightning expects
-        return len(self.cuts()) - 1
+        return len(self.cuts) - 1
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is asked for when the first batch is, not when Lightning builds its iterator.
@@ -131,6 +132,12 @@ class OrderedLoader:
         """Takes up a place again when the epoch of that number is begun."""
         self._resume = state or self._resume
 
+    def numbers(self, batch: int) -> torch.Tensor:
+        """Where this rank's items of a batch stand in the order; from the dataset's length on, they only fill it up."""
+        begin, end = self.cuts[batch : batch + 2]
+        return torch.arange(begin + self.rank, end, self.world_size)
+
+    @cached_property
     def cuts(self) -> list[int]:
         """Where each global batch begins in the order, and where the last one ends."""
         each, total = self.batch_size * self.world_size, -(-len(self.data) // self.world_size) * self.world_size  # type: ignore[arg-type]
@@ -141,7 +148,7 @@ class OrderedLoader:
 
     def batches(self) -> Iterator[list[int]]:
         """The indices of this rank's batches from the present place on."""
-        epoch, start, cuts = self._places[-1]["epoch"], self._places[-1]["batches"], self.cuts()
+        epoch, start, cuts = self._places[-1]["epoch"], self._places[-1]["batches"], self.cuts
         order = self._order(epoch, len(self.data))  # type: ignore[arg-type]
         if cuts[-1] > len(order):  # filled up from its beginning
             order = order.repeat(-(-cuts[-1] // len(order)))

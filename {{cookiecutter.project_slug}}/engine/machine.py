@@ -1,14 +1,15 @@
 """What makes a run quick on the machine found. The start line names what is on, and a flag turns it off."""
 
 import ctypes
+import logging
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -17,9 +18,16 @@ from pytorch_lightning.profilers import (
     SimpleProfiler,
 )
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from engine.discovery import UsageError
+
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
+_EACH_STEP = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -47,10 +55,32 @@ def profiler(name: str | None, folder: Path) -> Profiler | str:
     return kinds[name](dirpath=folder, filename="profile")
 
 
+def hush() -> None:
+    """Silences advertisements, what the start line says too, and what a resumed run does on purpose."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
+    warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
+
+
 def prepare(
-    model: Any, data: Any, num_threads: int | None, channels_last: bool, keep_memory: bool, matmul_precision: str
+    model: Any,
+    data: Any,
+    *,
+    num_threads: int | None = None,
+    channels_last: bool = True,
+    keep_memory: bool = True,
+    matmul_precision: Literal["highest", "high", "medium"] = "high",
 ) -> list[str]:
-    """Sets what can be set before the Trainer is made, each where it is asked for and can be done; what is on."""
+    """Sets what can be set before the Trainer is made, each where it is asked for and can be done; what is on.
+
+    Args:
+        num_threads: CPU threads of torch; none leaves it to torch.
+        channels_last: lay images out with the channels last, which convolutions are quicker on, where a network can.
+        keep_memory: let malloc keep what a step frees for the next one (Linux).
+        matmul_precision: of float32 products on a GPU: high is TF32, highest is exact.
+    """
     if num_threads:
         torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision(matmul_precision)
@@ -70,6 +100,27 @@ def prepare(
     return done
 
 
+def trainer(module: LightningModule, **arguments: Any) -> Trainer:
+    """Lightning's Trainer, less what costs time at every step and does nothing.
+
+    Raises:
+        UsageError: it finds its arguments wrong.
+    """
+    try:
+        made = Trainer(**arguments)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
+    # Several processes pass a word round at every step, and need not: LastCheckpoint hears of signals.
+    assert callable(made.fit_loop.epoch_loop._broadcast_sigterm_tensor)  # there is no public way
+    made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    # Six hooks of every callback are called at each step, but not those that are None.
+    for one, base in [*((callback, Callback) for callback in made.callbacks), (module, LightningModule)]:  # type: ignore[attr-defined]
+        for name in _EACH_STEP:
+            if getattr(getattr(one, name), "__func__", None) is getattr(base, name):
+                object.__setattr__(one, name, None)
+    return made
+
+
 def _keep_memory() -> bool:
     """Has malloc keep what a step frees for the next one, instead of giving it to the system and asking again.
 
@@ -81,12 +132,6 @@ def _keep_memory() -> bool:
         return False
     wanted = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**29, _TOP_PAD: 2**26}
     return all(malloc(option, size) for option, size in wanted.items())
-
-
-def hush_ranks(trainer: Trainer) -> None:
-    """Spares several processes the word that Lightning passes round at every step: LastCheckpoint hears of signals."""
-    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)  # there is no public way
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -> bool:

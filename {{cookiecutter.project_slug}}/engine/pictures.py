@@ -36,6 +36,7 @@ class Pictures(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         path = self.folder / "first_batch.png"
+        self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # which spares the other calls
         if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
             return
         inputs, target = apart(module, batch)
@@ -55,8 +56,9 @@ class Pictures(Callback):
     def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         output, module.last_output = getattr(module, "last_output", None), None
         inputs, target = apart(module, batch)
-        if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor)):
+        if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
             return
+        inputs, target = [one[: len(output)] for one in inputs], target[: len(output)]  # the rest filled the batch up
         if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() <= 2:
             yes = output.flatten()  # its logit, and that of no is 0
             self.seen.classes(torch.stack([0 * yes, yes], 1), target.flatten().round().long(), image(inputs))

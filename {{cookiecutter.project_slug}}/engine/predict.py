@@ -1,4 +1,4 @@
-"""`predict`: what a checkpoint says of the test part or of a folder of images, for any number of processes, in order.
+"""`predict`: what a checkpoint says of the test part, or of a folder of images, as predictions.csv.
 
 Each process writes what it sees to files of its own; when all are done the first one puts them together. So memory
 holds one batch, whatever the length. All processes must see the same run folder.
@@ -75,7 +75,7 @@ class _Rows(Callback):
         if loader.iterable:  # the ranks of a stream take turns
             numbers = trainer.global_rank + trainer.world_size * np.arange(self.rows, self.rows + len(values))
         else:
-            numbers = loader.cuts()[batch_idx] + trainer.global_rank + trainer.world_size * np.arange(len(values))
+            numbers = loader.numbers(batch_idx).numpy()
         self.rows += len(values)
         keep = np.full(len(values), True) if loader.iterable else numbers < len(loader.data)  # the rest fills up
         if isinstance(getattr(loader, "data", None), Images):

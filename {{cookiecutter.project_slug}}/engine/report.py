@@ -1,4 +1,4 @@
-"""`report`: any set of runs side by side, as a table, report.csv, report.xlsx, report.mat and curves.png."""
+"""`report`: runs side by side: a table, curves, files for a spreadsheet and MATLAB."""
 
 import argparse
 import csv

@@ -1,11 +1,15 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
+import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from engine import config, jobs
 from engine.discovery import UsageError
+from engine.settings import Settings
 
 FOLDER = "lightning_logs"
 _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
@@ -16,6 +20,38 @@ def folder(default_root_dir: str | Path | None) -> Path:
     return Path(default_root_dir or ".") / FOLDER
 
 
+def of(settings: Settings, default_root_dir: str) -> Path:
+    """The folder of a run: where it goes on, or a new one. The first process opens it; the others write nothing."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    rehearses = settings.arguments["trainer"].get("fast_dev_run")
+    run, root = run_of(settings.ckpt_path) if settings.ckpt_path and not rehearses else None, folder(default_root_dir)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return run or root
+    own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
+    kept = {name: value for name, value in settings.flags.items() if name not in own}
+    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None)
+
+
+def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
+    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
+        metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
+    print("--fast_dev_run: it works, and nothing of it was kept")
+    return metrics
+
+
+def report(metrics: dict[str, float], run: Path) -> None:
+    """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    path = run / "metrics.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
+
+
 def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
     """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
 
@@ -23,8 +59,8 @@ def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
     """
     try:
         run = run or claim(root)
-        if job := _job():
-            (run / job).touch()
+        if mark := jobs.mark():
+            (run / mark).touch()
         if config is not None:
             for part in run.rglob("*.part"):
                 part.unlink()
@@ -46,31 +82,6 @@ def claim(root: Path) -> Path:
             return root / f"version_{number}"
         except FileExistsError:
             number += 1
-
-
-def _job() -> str:
-    """A file name for the SLURM job that this process belongs to, or "". It stays the same when the job is requeued."""
-    array = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")).strip("_")
-    number = array or os.environ.get("SLURM_JOB_ID")
-    return f"slurm-{number}" if number else ""
-
-
-def requeued(root: Path) -> str | None:
-    """The run folder that a requeued SLURM job began, if it has saved anything there."""
-    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-        return None
-    begun = [path.parent for path in root.glob(f"version_*/{_job()}") if list(path.parent.glob("checkpoints/*.ckpt"))]
-    return str(max(begun, key=_mtime)) if begun else None
-
-
-def requeue() -> str:
-    """Puts the SLURM job that this process belongs to back into the queue; what it says."""
-    import subprocess
-
-    done = subprocess.run(
-        ["scontrol", "requeue", _job().removeprefix("slurm-")], capture_output=True, text=True, check=False
-    )
-    return done.stderr.strip() or "requeued"
 
 
 def run_of(ckpt_path: Path) -> Path | None:

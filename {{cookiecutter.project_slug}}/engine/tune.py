@@ -1,4 +1,4 @@
-"""`tune`: which learning rate, which batch size? Printed and drawn in the run folder; nothing is changed."""
+"""`tune`: try learning rates or batch sizes; print and draw them, change nothing."""
 
 import time
 from pathlib import Path

@@ -44,15 +44,17 @@ class EncoderDecoder(MInterface):
         for stage in ("train", "val", "test"):
             self.metrics[f"{stage}_exact_match"] = MeanMetric()
 
-    def step(self, batch: Any, stage: str) -> Tensor:
-        source, target = batch
+    def step(self, batch: Any, stage: str, items: int | None = None) -> Tensor:
+        source, target = (one[:items] for one in batch)
+        if not len(target):
+            return torch.zeros((), device=target.device)
         logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])
         exact = ((logits.argmax(2) == target) | ~counts).all(1).float()  # (B,)
         for name, metric in self._of(stage).items():
             if name.endswith("_loss"):
-                metric.update(loss.detach(), int(counts.sum()))
+                metric.add(loss.detach(), int(counts.sum()))  # type: ignore[operator]
             elif name.endswith("_exact_match"):
                 metric.update(exact)
             else:

@@ -15,7 +15,9 @@ from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
 from engine.checkpoints import misfits
 from engine.discovery import UsageError
+from engine.loader import OrderedLoader
 from engine.machine import laid_out
+from engine.settings import Settings
 
 STAGES = ("train", "val", "test")
 SCHEDULE = inspect.getfullargspec(schedulers.factor).kwonlydefaults or {}
@@ -86,6 +88,33 @@ class MInterface(LightningModule):
                 for key, metric in measures.load(metrics, loss, given.get("data", {})).items()
             }
         )
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {stage: [] for stage in STAGES}
+        self._counts = all(measures.counts(one) for name, one in self._of("").items() if not name.endswith("_loss"))
+
+    @classmethod
+    def of(cls, settings: Settings, data: Any) -> "MInterface":
+        """The network that a command line means, in its interface, with what the data knows (`num_classes` ...)."""
+        arguments = dict(settings.arguments["network"])
+        for name in settings.asks:
+            known = data.knows(name)
+            given = arguments.setdefault(name, known)
+            if given is None:
+                raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
+            if known is not None and known != given:
+                raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+        options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {"data": data.facts()}
+        network, system = settings.network.load(), settings.arguments["system"]
+        if isinstance(network, type) and issubclass(network, cls):
+            takes = inspect.signature(network).parameters.values()
+            own = any(one.kind is one.VAR_KEYWORD or one.name == "options" for one in takes)  # it hands them on
+            model = network(**system | arguments | ({"options": options} if own else {}))
+        else:
+            model = cls(network(**arguments), **system, options=options)
+            monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
+            if monitor not in model.metrics:  # a system logs what it likes
+                raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
+        model.save_hyperparameters(settings.flags)
+        return model
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's output."""
@@ -101,8 +130,11 @@ class MInterface(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def step(self, batch: Any, stage: str) -> Tensor:
-        """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
+    def step(self, batch: Any, stage: str, items: int | None = None) -> Tensor:
+        """The loss of a batch; what is measured is gathered for the end of the epoch.
+
+        stage: "train", "val", "test". items: how many of the first ones count; none: all.
+        """
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         if self.classifies and target.is_floating_point() and target.shape != output.shape:
@@ -110,15 +142,41 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
+            output, target = output[:items], target[:items]
             self.last_output = output.detach()
+            if not len(output):
+                return output.sum()
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
         output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
         measured = output.sigmoid() if self.answers_yes_or_no else output
-        for name, metric in self._of(stage).items():
-            metric.update(*((loss.detach(), len(target)) if name == f"{stage}_loss" else (measured, target)))
+        self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
+        self._measure(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
         return loss
+
+    def _items(self, loader: Any, batch_idx: int) -> int | None:
+        """How many items of a batch count: several processes fill up the last one, to take the same number of steps."""
+        if self.trainer.world_size == 1 or not isinstance(loader, OrderedLoader) or loader.iterable:
+            return None
+        return int((loader.numbers(batch_idx) < len(loader.data)).sum())  # type: ignore[arg-type]
+
+    def _measure(self, stage: str, output: Tensor, target: Tensor) -> None:
+        """Hands a batch to the metrics; what only counts gets several at once, since a call is what costs time."""
+        waiting = self._waiting[stage]
+        if waiting and (waiting[0][0].shape[1:], waiting[0][1].shape[1:]) != (output.shape[1:], target.shape[1:]):
+            self._hand_over(stage)
+        waiting.append((output, target))
+        if not self._counts or len(waiting) == 16 or output.numel() > 2**14:
+            self._hand_over(stage)
+
+    def _hand_over(self, stage: str) -> None:
+        if waiting := self._waiting[stage]:
+            output, target = waiting[0] if len(waiting) == 1 else map(torch.cat, zip(*waiting, strict=True))
+            waiting.clear()
+            for name, metric in self._of(stage).items():
+                if name != f"{stage}_loss":
+                    metric.update(output, target)
 
     def _of(self, stage: str) -> dict[str, Metric]:
         return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
@@ -145,10 +203,10 @@ class MInterface(LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "val")
+        self.step(batch, "val", self._items(self.trainer.val_dataloaders, batch_idx))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "test")
+        self.step(batch, "test", self._items(self.trainer.test_dataloaders, batch_idx))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, _ = self.split(batch)
@@ -169,6 +227,7 @@ class MInterface(LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def _log_epoch(self, stage: str) -> None:
+        self._hand_over(stage)
         found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
         values = {name: metric.compute() for name, metric in found.items()}
         for metric in found.values():
@@ -210,6 +269,8 @@ class MInterface(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for stage in STAGES:
+            self._hand_over(stage)
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest

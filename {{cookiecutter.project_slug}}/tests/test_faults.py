@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import main
-from engine import flags
+from engine import discovery
 from tests import toys
 from tests.conftest import PROJECT, TOYS
 
@@ -138,7 +139,7 @@ class Bomb:
         return Path.touch, (Path("pwned"),)
 
 
-@pytest.mark.parametrize("action", [one for one in flags.ACTIONS if one not in ("tune", "report")])
+@pytest.mark.parametrize("action", [one for one in discovery.actions() if one not in ("tune", "report")])
 def test_a_strangers_checkpoint_runs_no_code(train, action, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     train("--max_epochs", 1)
     torch.save({**torch.load(LAST, weights_only=True), "bomb": Bomb()}, LAST)
@@ -294,7 +295,12 @@ def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_and_says_where(shell) -> None:
-    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.1")
+    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.4")
     assert done.returncode == 1
-    where = done.stderr[done.stderr.index("rank 1: nothing has moved for 0.1 minutes (--hang_minutes 0.1)") :]
-    assert "time.sleep(1000)" in where.split("\n\n")[0]
+    said = re.search(
+        r"rank 1: nothing has moved for 0.\d minutes \(--hang_minutes 0.4\); it stands here:\n(.*?)\n\n",
+        done.stderr + "\n\n",
+        re.DOTALL,
+    )
+    assert said
+    assert "time.sleep(1000)" in said[1]
