@@ -288,6 +288,8 @@ def _check_targets(part: Any) -> None:
 def _balance(part: Any) -> torch.Tensor:
     """A weight for each item: one over the size of its class."""
     targets = _targets(part)
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise UsageError(f"--balanced needs a class for each item, which {type(_base(part)).__name__} does not have")
     return 1.0 / torch.bincount(targets)[targets].double()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ def run(
     args, named = _inputs(like, 2)  # a batch of 1 would be taken for fixed
     dim = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
-    program = torch.export.export(network, tuple(args), named, dynamic_shapes=shapes)
+    program = _export(network, tuple(args), named, shapes)
     for one in dict.fromkeys(format):
         path = folder / f"network.{one}"
         exported = _write_onnx(program, path) if one == "onnx" else _write_pt2(program, path)
@@ -63,6 +64,15 @@ def run(
     path = folder / "labels.json"
     path.write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
+
+
+def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any], shapes: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
+        try:
+            return torch.export.export(network, args, named, dynamic_shapes=shapes)
+        except torch._dynamo.exc.UserError:  # `len(x)` fixes the batch, unless torch reads the source
+            return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
 
 
 def _there(package: str) -> bool:
@@ -92,7 +102,9 @@ def _write_onnx(program: Any, path: Path) -> Any:
     import onnxruntime
 
     big = sum(one.numel() * one.element_size() for one in program.state_dict.values()) > 1.9e9
-    written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "_check_is_size will be removed")  # torch's own call, for nn.LSTM and nn.GRU
+        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -32,7 +32,8 @@ def run(
 ) -> None:
     """Writes a row for each item: its number, its path or id where the dataset has such, class and probabilities.
 
-    What is no classification gives its output values. With npy and pt: the probabilities or output values alone, as an
+    What is no classification gives its output values, or the texts that the dataset's `decode` makes of whole numbers.
+    With npy and pt: the probabilities or output values alone, as an
     array (items, ...) of float32, and beside it the paths or ids, one a line.
 
     Args:
@@ -53,6 +54,7 @@ class _Rows(Callback):
     def __init__(self, folder: Path, format: str, data: Any) -> None:
         self.folder, self.format, self.data, self.rows = folder, format, data, 0
         self.shape: tuple[int, ...] = ()
+        self.whole = False  # the outputs are whole numbers
 
     def _part(self, rank: int, what: str) -> Path:
         return self.folder / f"predictions.{what}.{rank}.part"
@@ -64,7 +66,8 @@ class _Rows(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        values = _probabilities(outputs, module).float().cpu()  # (B, ...)
+        values = _probabilities(outputs, module)  # (B, ...)
+        self.whole, values = not values.is_floating_point(), values.float().cpu()
         if self.format == "csv" and values.dim() > 2:
             raise UsageError(f"an output of shape {tuple(values.shape[1:])} fits no table: --format npy or pt")
         self.shape = tuple(values.shape[1:])
@@ -114,7 +117,8 @@ class _Rows(Callback):
         path = self.folder / f"predictions.{self.format}"
         if self.format == "csv":
             names = self.data.knows("classes") if classes else None
-            _write_table(path, rows(), ids, int(np.prod(self.shape)), classes, names)
+            decode = self.data.knows("decode") if self.whole else None
+            _write_table(path, rows(), ids, int(np.prod(self.shape)), classes, names, decode)
         else:
             _write_array(path, rows(), (len(order), *self.shape))
             if ids is not None:
@@ -151,18 +155,22 @@ def _ids(part: Any) -> list[str] | None:
     return None
 
 
-def _write_table(path: Path, rows: Iterator[Any], ids: list[str] | None, width: int, classes: bool, names: Any) -> None:
+def _write_table(
+    path: Path, rows: Iterator[Any], ids: list[str] | None, width: int, classes: bool, names: Any, decode: Any
+) -> None:
     part = path.with_suffix(".csv.part")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         head = ["index", *(["id"] if ids else []), *(["class"] if classes else []), *(["name"] if names else [])]
-        writer.writerow([*head, *(f"{'p' if classes else 'y'}{number}" for number in range(width))])
+        values_head = ["text"] if decode else [f"{'p' if classes else 'y'}{number}" for number in range(width)]
+        writer.writerow([*head, *values_head])
         for number, values in rows:
             row = [number, *([ids[number]] if ids else [])]
             if classes:
                 best = int(values.argmax())
                 row += [best, *([names[best]] if names else [])]
-            writer.writerow([*row, *(f"{value:.6g}" for value in values.tolist())])
+            said = [decode(values.astype(int).tolist())] if decode else [f"{value:.6g}" for value in values.tolist()]
+            writer.writerow([*row, *said])
     part.replace(path)
 
 

@@ -123,7 +123,7 @@ def find(name: str, root: Path, resume: bool) -> Path:
 
 def direction(monitor: str) -> str:
     """Whether less or more of a metric is better, by its name: "max" for accuracies and the like, else "min"."""
-    more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu score"
+    more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
     return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
 
 

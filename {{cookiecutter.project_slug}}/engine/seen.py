@@ -90,8 +90,10 @@ class Seen:
 
 
 def image(inputs: list[Any]) -> Tensor | None:
-    """The first of the inputs that is images (B, 1|3, H, W)."""
+    """The first of the inputs that is images (B, 1|3, H, W); of clips (B, K, 1|3, H, W) the frame in the middle."""
     for one in inputs:
+        if isinstance(one, Tensor) and one.dim() == 5 and one.shape[2] in (1, 3):
+            one = one[:, one.shape[1] // 2]
         if isinstance(one, Tensor) and one.dim() == 4 and one.shape[1] in (1, 3) and one.numel():
             return None if one.is_complex() else one
     return None

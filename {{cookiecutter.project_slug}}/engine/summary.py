@@ -46,8 +46,8 @@ def _flops(module: Any, data: Any) -> float | None:
     from torch.utils.flop_counter import FlopCounterMode
 
     network, sample = getattr(module, "network", None), data.sample()
-    if network is None or sample is None:
-        return None
+    if network is None or sample is None or any(isinstance(layer, nn.LSTM) for layer in network.modules()):
+        return None  # what nn.LSTM does on a CPU is not counted
     was_training, counter = network.training, FlopCounterMode(display=False)
     network.eval()
     try:

@@ -251,13 +251,15 @@ class MInterface(LightningModule):
         return [schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
 
     def configure_optimizers(self) -> Any:
+        # A gradient scaler cannot clip under a fused step, and Lightning clips none under mixed precision.
+        mixed = ("16-mixed", "bf16-mixed") if self.trainer.gradient_clip_val else ("16-mixed",)
         optimizer = optimizers.load(
             self.optimizer_name,
             self,
             self.lr,
             self.weight_decay,
             self.optimizer_options,
-            fused=self.trainer.precision != "16-mixed",  # whose gradient scaler cannot clip under a fused step
+            fused=self.trainer.precision not in mixed,
             no_decay_norm_bias=self.no_decay_norm_bias,
             lr_scale=self.lr_scale,
         )

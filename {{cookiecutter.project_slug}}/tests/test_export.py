@@ -29,6 +29,12 @@ def test_pt2_takes_batches_of_any_size(train, capsys: pytest.CaptureFixture[str]
     assert json.loads((RUN / "labels.json").read_text()) == {"classes": ["a", "b", "c"], "num_classes": 3}
 
 
+def test_a_network_that_asks_for_the_length_of_a_batch(train) -> None:
+    train("--max_epochs", 1, "--model_name", "tests.toys.ConvNet", "--dataset", "tests.toys.ImageBlobs")
+    main.main(["export", "--ckpt_path", "last"])
+    assert torch.export.load(RUN / "network.pt2").module()(torch.zeros(7, 2, 4, 4)).shape == (7, 3)
+
+
 @pytest.fixture
 def lenet() -> None:
     """A network that has learned the digits a little, as two files."""

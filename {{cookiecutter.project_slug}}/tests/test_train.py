@@ -161,7 +161,9 @@ def test_channels_go_last_where_a_network_can(train, capsys, network: str, can: 
     assert "channels last" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["--precision", "bf16-mixed"], ["--gradient_clip_val", 1], ["--balanced"]])
+@pytest.mark.parametrize(
+    "argv", [["--precision", "bf16-mixed", "--gradient_clip_val", 1], ["--gradient_clip_val", 1], ["--balanced"]]
+)
 def test_what_the_front_page_promises_beside(train, argv: list[object]) -> None:
     argv = [*argv, "--accumulate_grad_batches", 2, "--patience", 9, "--lr", 0.02, "--batch_size", 8]
     assert train("--max_epochs", 10, *argv)["val_loss"] < 0.9  # three classes by chance: 1.1

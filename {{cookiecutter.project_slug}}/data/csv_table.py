@@ -1,0 +1,168 @@
+"""CsvTable: a table in a CSV or Parquet file, one row an item, one column the target."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from engine.discovery import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class CsvTable(Dataset):
+    """Rows as features (F,) and a class number, or for a target that is a number, (F,) and that number.
+
+    A column of numbers becomes (x - mean) / std, a missing one its median, and a further 0 or 1 that says whether it
+    was missing where that happens in the training part. Any other column becomes a 0 or 1 for each of its texts,
+    "missing" being one of them; a text that the training part does not have is all 0.
+
+    Medians, means, deviations and texts are those of the training part alone. They follow from the file, the seed and
+    the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        table: str = "table.csv",
+        target: str = "target",
+        task: Literal["classes", "number"] | None = None,
+        scale_target: bool = False,
+        drop: tuple[str, ...] = (),
+        id_column: str | None = None,
+        split_column: str | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        data_dir: str = "datasets",
+    ) -> None:
+        """Reads the file and cuts it.
+
+        Args:
+            split: "train", "val" or "test".
+            table: the file, below data_dir; .parquet is read as Parquet, anything else as CSV.
+            target: the column to be told from the others.
+            task: classes or number; none takes a target with fractions, or of over 20 whole numbers, for a number.
+            scale_target: tell (target - mean) / std of the training part instead of a number as it stands.
+            drop: columns to leave out.
+            id_column: names the rows in predictions, and is left out; none names them by their place from 0.
+            split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
+            val_fraction: share of the rows for validation, 0 for none.
+            test_fraction: share of the rows for the test.
+            seed: the cut follows from it.
+            data_dir: folder in which the file lies.
+
+        Raises:
+            UsageError: the file or a column is not there, or a column has too many texts.
+            ValueError: the file cannot be read, or a value is infinite, or the target is missing.
+        """
+        path = Path(data_dir, table)
+        rows = _read(path)
+        known = ", ".join(map(str, rows.columns))
+        for name in (target, id_column, split_column, *drop):
+            if name is not None and name not in rows:
+                raise UsageError(f"{path} has no column {name!r}. It has: {known}")
+        if (gone := rows.index[rows[target].isna()]).size:
+            raise ValueError(f"{path}: {len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0")
+        if val_fraction + test_fraction >= 1:
+            raise UsageError(
+                f"--val_fraction {val_fraction} --test_fraction {test_fraction} leave nothing to learn from"
+            )
+        cut = rows[split_column].to_numpy() if split_column else _cut(len(rows), val_fraction, test_fraction, seed)
+        if wrong := set(cut) - {"train", "val", "test"}:
+            raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
+        learn, mine = (rows[cut == part] for part in ("train", split))
+        if learn.empty:
+            raise UsageError(f"{path}: no row is left to learn from")
+        self.ids = (mine[id_column] if id_column else mine.index.to_series()).astype(str).tolist()
+        self.preprocessing: dict[str, Any] = {
+            str(name): _fit(learn[name], f"{path}: column {name!r}")
+            for name in rows
+            if name not in (target, id_column, split_column, *drop)
+        }
+        columns = [_apply(mine[name], fitted) for name, fitted in self.preprocessing.items()]
+        self.features = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))  # (N, F)
+        self.num_features = self.features.shape[1]
+        told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
+        whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
+        if task == "classes" or (task is None and whole):
+            kinds = sorted(told.unique())
+            self.classes, self.num_classes = [str(one) for one in kinds], len(kinds)
+            self.targets = torch.tensor([kinds.index(one) for one in told[mine.index]], dtype=torch.long)  # (N,)
+        elif not _is_number(told):
+            raise UsageError(f"--task number: {path} has texts in {target!r}")
+        else:
+            mean, std = (told[learn.index].mean(), told[learn.index].std(ddof=0)) if scale_target else (0.0, 1.0)
+            self.targets = torch.tensor(((told[mine.index] - mean) / (std or 1.0)).to_numpy(np.float32))  # (N,)
+            self.preprocessing[target] = {"mean": float(mean), "std": float(std or 1.0)}
+            self.num_classes = 1  # one output, for the number
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.features[index], self.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A whole batch at once."""
+        return self.features[indices], self.targets[indices]
+
+
+def _read(path: Path) -> "pd.DataFrame":
+    if not path.is_file():
+        there = ", ".join(sorted(one.name for one in path.parent.glob("*") if one.is_file())) or "no file"
+        raise UsageError(f"there is no {path} (--data_dir, --table). {path.parent} has: {there}")
+    try:
+        import pandas as pd
+
+        rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
+    except ImportError:  # pandas, or pyarrow
+        raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    for name in rows:
+        if rows[name].isin([np.inf, -np.inf]).any():
+            raise ValueError(f"{path} has infinite values in {name!r}")
+    return rows
+
+
+def _cut(rows: int, val_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
+    """The part of each row."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+    tested, validated = (max(1, round(rows * share)) if share else 0 for share in (test_fraction, val_fraction))
+    parts = np.full(rows, "train", dtype=object)
+    parts[order[:tested]] = "test"
+    parts[order[tested : tested + validated]] = "val"
+    return parts
+
+
+def _is_number(column: "pd.Series") -> bool:
+    return column.dtype.kind in "biuf"
+
+
+def _fit(column: "pd.Series", said: str) -> dict[str, Any]:
+    """What a column of the training part says of itself."""
+    if column.isna().all():
+        raise UsageError(f"{said} is empty in the training part: --drop {column.name}")
+    if _is_number(column):
+        full = column.astype(float).fillna(median := float(column.median()))
+        std = float(full.std(ddof=0))
+        return {"median": median, "mean": float(full.mean()), "std": std or 1.0, "missing": bool(column.isna().any())}
+    texts = sorted(set(column.astype(object).where(column.notna(), "missing").astype(str)))
+    if len(texts) > 100:
+        raise UsageError(f"{said} has {len(texts)} different texts, too many for categories: --drop {column.name}")
+    return {"texts": texts}
+
+
+def _apply(column: "pd.Series", fitted: dict[str, Any]) -> np.ndarray:
+    """Features of a column (N, columns made of it)."""
+    if "texts" in fitted:
+        texts = column.astype(object).where(column.notna(), "missing").astype(str).to_numpy(dtype=object)
+        return texts[:, None] == np.array(fitted["texts"], dtype=object)
+    gone = column.isna().to_numpy()[:, None]
+    values = column.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
+    scaled = (values - fitted["mean"]) / fitted["std"]
+    return np.concatenate([scaled, gone], axis=1) if fitted["missing"] else scaled

@@ -1,0 +1,130 @@
+"""VideoFrames: clips in a folder for each class, a few frames of each."""
+
+import itertools
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from engine.discovery import UsageError
+
+SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+class VideoFrames(Dataset):
+    """Frames (K, 3, S, S) in 0..1 and the class of each clip data_dir/CLASS/CLIP, cut into parts by the seed.
+
+    Where there is a folder data_dir/train, the parts are data_dir/train/CLASS/CLIP, val/CLASS/CLIP, test/CLASS/CLIP.
+
+    A clip is cut into K segments of equal length. To learn from, each gives a frame drawn at random, which is another
+    one in each epoch, else the one in its middle. A frame is scaled to S at its shorter side, and its centre cut out.
+
+    Source: L. Wang et al., "Temporal segment networks", 2016.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        split: str,
+        num_frames: int = 8,
+        img_size: int = 112,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        data_dir: str = "datasets",
+    ) -> None:
+        """Lists the clips; none is opened yet.
+
+        Args:
+            split: "train", "val" or "test".
+            num_frames: of each clip, K.
+            img_size: height and width that come out, S.
+            val_fraction: share of the clips for validation, 0 for none, where there is no folder train.
+            test_fraction: share of the clips for the test, where there is no folder train.
+            seed: the cut follows from it.
+            data_dir: folder of the classes.
+
+        Raises:
+            UsageError: there is no clip.
+        """
+        if find_spec("av") is None:
+            raise UsageError('--dataset video_frames needs PyAV: pip install -e ".[video]"')
+        if num_frames < 1 or img_size < 1:
+            raise UsageError(f"--num_frames {num_frames} and --img_size {img_size} should be at least 1")
+        whole = not Path(data_dir, "train").is_dir()
+        self.root, learn = Path(data_dir, "" if whole else split), Path(data_dir, "" if whole else "train")
+        clips = sorted(one for one in self.root.glob("*/*") if one.suffix.lower() in SUFFIXES)
+        if not clips:
+            raise UsageError(f"there is no clip {self.root}/CLASS/CLIP, a file of {', '.join(SUFFIXES)} (--data_dir)")
+        self.classes = sorted({one.parent.name for one in learn.glob("*/*") if one.suffix.lower() in SUFFIXES})
+        if strange := {one.parent.name for one in clips} - {*self.classes}:
+            raise UsageError(f"{learn} has no class {sorted(strange)[0]!r}. It has: {', '.join(self.classes)}")
+        mine = _cut(len(clips), val_fraction, test_fraction, seed)[split] if whole else range(len(clips))
+        self.paths = [str(clips[at]) for at in mine]
+        self.targets = torch.tensor([self.classes.index(clips[at].parent.name) for at in mine], dtype=torch.long)
+        self.split, self.num_frames, self.img_size = split, num_frames, img_size
+        self.preprocessing: dict[str, Any] = {"frames": num_frames, "size": img_size, "range": [0, 1]}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = read(Path(self.paths[index]), self.num_frames, self.img_size, draw=self.split == "train")
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, self.targets[index]
+
+
+def places(length: int, segments: int, draw: bool) -> list[int]:
+    """Which of `length` frames to take: one of each segment, drawn or in its middle."""
+    ends = [at * length // segments for at in range(segments + 1)]
+    pairs = itertools.pairwise(ends)
+    return [int(torch.randint(begin, end, ())) if draw else (begin + end) // 2 for begin, end in pairs]
+
+
+def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
+    """Frames (num_frames, size, size, 3) of a clip, bytes.
+
+    Raises:
+        ValueError: it cannot be decoded, breaks off, or has fewer frames.
+    """
+    import av
+
+    found: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as clip:  # the packets are counted, for not every format says how many there are
+            if not clip.streams.video:
+                raise ValueError("it has no video")
+            length = sum(1 for packet in clip.demux(video=0) if packet.size)
+        if length < num_frames:
+            raise ValueError(f"it has {length} frames, and --num_frames is {num_frames}")
+        wanted = places(length, num_frames, draw)
+        with av.open(str(path)) as clip:
+            for number, frame in enumerate(clip.decode(video=0)):
+                if number in wanted:
+                    found.append(_centre(frame, size))
+                if len(found) == num_frames:
+                    return np.stack(found)
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    raise ValueError(f"{path}: it breaks off before frame {wanted[len(found)]} of {length}")
+
+
+def _centre(frame: Any, size: int) -> np.ndarray:
+    scale = size / min(frame.width, frame.height)
+    width, height = (max(size, round(side * scale)) for side in (frame.width, frame.height))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)  # (height, width, 3)
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def _cut(items: int, val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[int]]:
+    """The items of each part."""
+    order = torch.randperm(items, generator=torch.Generator().manual_seed(seed)).tolist()
+    tested, validated = (max(1, round(items * share)) if share else 0 for share in (test_fraction, val_fraction))
+    if tested + validated >= items:
+        raise UsageError(f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn")
+    ends = tested + validated
+    return {"test": order[:tested], "val": order[tested:ends], "train": order[ends:]}

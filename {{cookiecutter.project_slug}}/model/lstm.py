@@ -1,0 +1,45 @@
+"""LSTM: reads a text from its first token to its last, and tells its class."""
+
+from torch import Tensor, nn
+
+
+class LSTM(nn.Module):
+    """Logits (B, num_classes) of texts (B, T), numbers of tokens that 0 fills up behind the last one.
+
+    The state after the last token counts. It is picked out of all states: what is read after it cannot change it, so
+    that the numbers are those of a packed sequence, which cannot be exported.
+
+    Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", 1997.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_classes: int,
+        embedding_dim: int = 64,
+        hidden_dim: int = 128,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        """Builds the layers.
+
+        Args:
+            vocabulary_size: numbers that a token can have, padding included.
+            num_classes: logits that come out.
+            embedding_dim: values for each token, E.
+            hidden_dim: values of a state, H.
+            num_layers: LSTMs, each reading the states of the one below.
+            dropout: share of the values that training hides, of the tokens and of the last state.
+        """
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, embedding_dim, padding_idx=0)
+        self.lstm = nn.LSTM(embedding_dim, hidden_dim, num_layers, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, num_classes) of texts (B, T); of one without a token, those after a padding."""
+        states, _ = self.lstm(self.dropout(self.embedding(tokens)))  # (B, T) -> (B, T, E) -> (B, T, H)
+        last = ((tokens != 0).sum(1) - 1).clamp(min=0)  # (B,)
+        state = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)  # (B, H)
+        return self.head(self.dropout(state))
