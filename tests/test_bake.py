@@ -31,7 +31,8 @@ tests/test_train.py tests/test_trials.py tests/test_tune.py tests/toys.py
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(
     """
-tests/gallery.py
+model/gan.py model/vae.py data/streaming.py tests/gallery.py tests/test_gallery_generative.py
+tests/test_gallery_streams.py
 """.split()
 )
 LITTER = {
