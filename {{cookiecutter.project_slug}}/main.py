@@ -109,6 +109,7 @@ def run(
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # what is saved is averaged already
     if settings.action == "fit":
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)

@@ -48,7 +48,7 @@ class VAE(MInterface):
         network = Autoencoder(in_channels, img_size, latent_dim, width, likelihood == "bernoulli")
         super().__init__(network, loss="mse_loss", metrics=(), **kwargs)
         self.likelihood, self.beta = likelihood, beta
-        self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=likelihood == "gaussian")
+        self.spread = nn.Parameter(torch.zeros(()), requires_grad=likelihood == "gaussian")
         self.register_buffer("noise", torch.randn(64, latent_dim))  # what samples.png is drawn from; the seed's
         for name in [f"{stage}_{part}" for stage in ("train", "val", "test") for part in ("recon", "kl")]:
             self.metrics[name] = MeanMetric()
@@ -74,8 +74,8 @@ class VAE(MInterface):
     def surprise(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each pixel, in nats. Raises: ValueError: pixels outside 0..1 under a Bernoulli likelihood."""
         if self.likelihood == "gaussian":
-            squares = (output - images) ** 2 / self.log_variance.exp()
-            return 0.5 * (squares + self.log_variance + math.log(2 * math.pi))
+            log_variance = 10 * self.spread  # so that it moves ten times as fast as a weight: it has further to go
+            return 0.5 * ((output - images) ** 2 * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
         low, high = images.aminmax()
         if low < 0 or high > 1:
             said = f"--likelihood bernoulli takes pixels in 0..1, and these are in {low:.3g}..{high:.3g}"
@@ -88,8 +88,9 @@ class VAE(MInterface):
     def pictures(self, batch: Any) -> dict[str, Any]:
         """Drawn after each validation."""
         _, images = self.split(batch)
-        rows = {"input": images[:8], "output": self(images[:8])}
-        return {"reconstructions": rows, "samples": self.network.decode(self.noise)}
+        low, high = images.aminmax()
+        rows = {"input": images[:8], "output": self(images[:8]).clamp(low, high)}
+        return {"reconstructions": rows, "samples": self.network.decode(self.noise).clamp(low, high)}
 
 
 class Autoencoder(nn.Module):
