@@ -165,7 +165,8 @@ def discriminator(in_channels: int, img_size: int, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for level in range(len(sides) - 1):
         before = in_channels if level == 0 else width * 2 ** (level - 1)
-        layers += [nn.Conv2d(before, width * 2**level, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(before, width * 2**level, 4, 2, 1)]  # (B, before, S, S) -> half of S
+        layers += [nn.LeakyReLU(0.2)] if level == 0 else [nn.BatchNorm2d(width * 2**level), nn.LeakyReLU(0.2)]
     flat = (width * 2 ** (len(sides) - 2) if len(sides) > 1 else in_channels) * sides[-1] ** 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1))
 

@@ -116,7 +116,6 @@ def test_a_gan_draws_the_mean_and_the_spread_of_its_data() -> None:
     before = main.main([*QUICK, *argv, "--max_epochs", "1", "--default_root_dir", "before"])["test_loss"]
     metrics = main.main([*QUICK, *argv, "--max_epochs", "40"])
     samples = predicts()
-    print("HERE", samples.mean(), samples.std(), samples.mean(0).std(), before, metrics)
     assert samples.mean() == pytest.approx(0.7, abs=0.1)
     assert samples.std() == pytest.approx(0.4, abs=0.1)
     assert metrics["test_loss"] < before / 4  # the distance to the data
