@@ -1,5 +1,6 @@
 """Generative adversarial network: a generator of images, and a discriminator that tells them from real ones."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,17 +18,18 @@ class GAN(MInterface):
     """Two networks with an Adam each, for square images (B, C, S, S) of about mean 0 and deviation 1.
 
     Each batch is a step of the discriminator and one of the generator, with the non-saturating loss; Lightning counts
-    both, so that `--max_steps 100` are 50 batches. Their losses, `train_discriminator` and `train_generator`, say
-    little of how good the images are. `loss` does: it is the energy distance between the pixels of a batch and of as
-    many samples, about 0 where both are drawn alike. After each validation engine/pictures.py draws samples.png,
-    always from the same noise. `predict` gives a sample for each item, (B, C, S, S); `export` the generator.
+    both, so that `--every_n_train_steps 100` are 50 batches. Their losses, `train_discriminator` and
+    `train_generator`, say little of how good the images are. `loss` does: it is the energy distance between the pixels
+    of a batch and of as many samples, about 0 where both are drawn alike. engine/pictures.py draws samples.png, always
+    from the same noise. `predict` gives a sample for each item, (B, C, S, S); `export` the generator, noise (B, Z) ->
+    images.
 
     Sources: I. Goodfellow et al., "Generative adversarial nets", 2014; layers and Adam: A. Radford et al.,
-    "Unsupervised representation learning with deep convolutional generative adversarial networks", 2016;
-    G. Szekely, M. Rizzo, "Energy statistics", 2013.
+    "Unsupervised representation learning with deep convolutional generative adversarial networks", 2016; r1:
+    L. Mescheder et al., "Which training methods for GANs do actually converge?", 2018; G. Szekely, M. Rizzo, "Energy
+    statistics", 2013.
     """
 
-    network: "Generator"
     noise: Tensor
 
     def __init__(
@@ -36,8 +38,9 @@ class GAN(MInterface):
         img_size: int,
         latent_dim: int = 64,
         width: int = 32,
-        lr: float = 2e-4,
+        lr: float = 5e-4,
         beta1: float = 0.5,
+        r1: float = 1.0,
         **kwargs: Any,
     ) -> None:
         """Builds both.
@@ -49,12 +52,13 @@ class GAN(MInterface):
             width: channels at half of the size; each further halving has twice as many.
             lr: learning rate of both.
             beta1: of both Adams: how long they remember a gradient's direction.
+            r1: weight of the penalty on a steep discriminator, which otherwise runs away from the generator.
         """
         kwargs["options"] = {**(kwargs.get("options") or {}), "optimizer": {"betas": (beta1, 0.999)}}
-        network = Generator(in_channels, img_size, latent_dim, width)
+        network = generator(in_channels, img_size, latent_dim, width)
         super().__init__(network, loss="mse_loss", metrics=(), optimizer="Adam", lr=lr, **kwargs)
         self.discriminator = discriminator(in_channels, img_size, width)
-        self.automatic_optimization = False
+        self.r1, self.automatic_optimization = r1, False
         self.register_buffer("noise", torch.randn(64, latent_dim))  # what samples.png is drawn from; the seed's
         for name in ("discriminator", "generator"):
             self.metrics[f"train_{name}"] = MeanMetric()
@@ -72,14 +76,17 @@ class GAN(MInterface):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         """A step of the discriminator, and one of the generator against it."""
-        images = self.split(batch)[1]
+        images = self.split(batch)[1].detach().requires_grad_()  # for the slope of the discriminator over the pixels
         fake = self(*self.arguments(batch)[0])
         logs = self.global_step % self.trainer.log_every_n_steps < 2  # type: ignore[attr-defined]
         values = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         for name, optimizer in zip(("discriminator", "generator"), self.optimizers(), strict=True):  # type: ignore[arg-type]
             self.toggle_optimizer(optimizer)
             if name == "discriminator":
-                loss = softplus(-self.discriminator(images)).mean() + softplus(self.discriminator(fake.detach())).mean()
+                real = self.discriminator(images)
+                (slope,) = torch.autograd.grad(real.sum(), images, create_graph=True)
+                loss = (softplus(-real) + softplus(self.discriminator(fake.detach()))).mean()
+                loss = loss + self.r1 / 2 * slope.square().flatten(1).sum(1).mean()
             else:
                 loss = softplus(-self.discriminator(fake)).mean()
             self.manual_backward(loss)
@@ -91,7 +98,7 @@ class GAN(MInterface):
                 values[f"train_{name}_step"] = loss.item()
         for config in self.trainer.lr_scheduler_configs:
             config.scheduler.step()  # type: ignore[call-arg]
-        self._measure(fake.detach(), images, "train")
+        self._measure(fake, images, "train")
         if logs:
             self.record(values)
 
@@ -100,7 +107,7 @@ class GAN(MInterface):
         return self._measure(self(*self.arguments(batch)[0]), self.split(batch)[1], stage)
 
     def _measure(self, fake: Tensor, images: Tensor, stage: str) -> Tensor:
-        distance = energy_distance(fake.float().flatten(1), images.flatten(1))
+        distance = energy_distance(fake.detach().float().flatten(1), images.detach().flatten(1))
         self.metrics[f"{stage}_loss"].update(distance, len(images))  # type: ignore[operator]
         return distance
 
@@ -112,22 +119,23 @@ class GAN(MInterface):
         return {"samples": self(self.noise).clamp(*self.split(batch)[1].aminmax())}
 
     def configure_optimizers(self) -> Any:
-        """MInterface's, with its schedule, for each of the two; no step of the one sees the other's weights."""
+        """MInterface's, with its schedule, for the weights of the discriminator and for those of the generator."""
         made = []
         for other in (self.network, self.discriminator):
-            other.requires_grad_(False)
+            other.requires_grad_(False)  # type: ignore[union-attr]
             made.append(super().configure_optimizers())
-            other.requires_grad_(True)
+            other.requires_grad_(True)  # type: ignore[union-attr]
         return made if isinstance(made[0], dict) else (made, [])
 
     def configure_callbacks(self) -> list[Callback]:
         """None; what does not go with two optimisers is refused here, before Lightning does it less clearly."""
-        trainer, schedule = self.trainer, self.schedule["lr_scheduler"]
+        trainer, name = self.trainer, self.schedule["lr_scheduler"]
+        ends_early = trainer.max_steps > 0 and not getattr(trainer, "fast_dev_run", False)
         wrong = {
-            f"--gradient_clip_val {trainer.gradient_clip_val}": bool(trainer.gradient_clip_val),
+            f"--gradient_clip_val {trainer.gradient_clip_val}": trainer.gradient_clip_val,
             f"--accumulate_grad_batches {trainer.accumulate_grad_batches}": trainer.accumulate_grad_batches > 1,
-            "--lr_scheduler plateau": schedule == "plateau",
-            f"--max_steps with --lr_scheduler {schedule}": trainer.max_steps > 0 and schedule != "constant",
+            "--lr_scheduler plateau": name == "plateau",
+            f"--max_steps with --lr_scheduler {name}": ends_early and name != "constant",  # planned in batches
         }
         if refused := [flag for flag, given in wrong.items() if given]:
             raise UsageError(f"{refused[0]} does not go with the two optimisers of a GAN")
@@ -138,42 +146,31 @@ class GAN(MInterface):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)  # there is no public way
 
 
-class Generator(nn.Module):
-    """A linear layer, and transposed convolutions that double the image up to its size."""
+def pyramid(channels: int, side: int, width: int) -> tuple[list[int], int]:
+    """Channels of an image that is halved while its side is even and above 4, from full size down; the last side."""
+    found = [channels]
+    while side % 2 == 0 and side > 4:
+        found, side = [*found, width * 2 ** (len(found) - 1)], side // 2
+    return found, side
 
-    def __init__(self, in_channels: int, img_size: int, latent_dim: int, width: int) -> None:
-        super().__init__()
-        sides = halvings(img_size)
-        channels = [in_channels, *(width * 2**level for level in range(len(sides)))][: len(sides)]
-        layers: list[nn.Module] = []
-        for level in reversed(range(1, len(sides))):
-            layers += [nn.BatchNorm2d(channels[level]), nn.ReLU()]
-            layers += [nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1)]  # (B, C, S, S) -> twice S
-        shape = (channels[-1], sides[-1], sides[-1])
-        self.layers = nn.Sequential(
-            nn.Linear(latent_dim, shape[0] * shape[1] * shape[2]), nn.Unflatten(1, shape), *layers
-        )
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """Images (B, C, S, S) of noise (B, Z)."""
-        return self.layers(noise)
+def generator(in_channels: int, img_size: int, latent_dim: int, width: int) -> nn.Sequential:
+    """Noise (B, Z) -> images (B, C, S, S)."""
+    channels, side = pyramid(in_channels, img_size, width)
+    first = nn.Linear(latent_dim, channels[-1] * side**2)
+    layers: list[nn.Module] = []
+    for more, less in pairwise(reversed(channels)):
+        layers += [nn.BatchNorm2d(more), nn.ReLU(), nn.ConvTranspose2d(more, less, 4, 2, 1)]  # (B, less, 2S, 2S)
+    return nn.Sequential(first, nn.Unflatten(1, (channels[-1], side, side)), *layers)
 
 
 def discriminator(in_channels: int, img_size: int, width: int) -> nn.Sequential:
     """Images (B, C, S, S) -> how real they look, logits (B, 1)."""
-    sides = halvings(img_size)
+    channels, side = pyramid(in_channels, img_size, width)
     layers: list[nn.Module] = []
-    for level in range(len(sides) - 1):
-        before = in_channels if level == 0 else width * 2 ** (level - 1)
-        layers += [nn.Conv2d(before, width * 2**level, 4, 2, 1)]  # (B, before, S, S) -> half of S
-        layers += [nn.LeakyReLU(0.2)] if level == 0 else [nn.BatchNorm2d(width * 2**level), nn.LeakyReLU(0.2)]
-    flat = (width * 2 ** (len(sides) - 2) if len(sides) > 1 else in_channels) * sides[-1] ** 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 1))
-
-
-def halvings(side: int) -> list[int]:
-    """The sides of an image that is halved while its side is even and above 4: 28 -> 28, 14, 7."""
-    return [side, *halvings(side // 2)] if side % 2 == 0 and side > 4 else [side]
+    for less, more in pairwise(channels):
+        layers += [nn.Conv2d(less, more, 4, 2, 1), nn.LeakyReLU(0.2)]  # (B, more, S/2, S/2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 1))
 
 
 def energy_distance(left: Tensor, right: Tensor) -> Tensor:
