@@ -18,7 +18,7 @@ class Streaming(Dataset):
     """The rows of the *.parquet files in the folder of a part, in the order of their names.
 
     A chunk is a row group. An epoch takes the chunks in a new order and mixes the items of `window` of them at a time,
-    so that each is read once an epoch, by one process (each worker of `--num_workers` reads for itself, too). In
+    so that each is read once an epoch, by one rank (and by each of its workers, where --num_workers asks for such). In
     memory are `window` chunks a process. An item is its row: every column a tensor, the last one the target; images of
     bytes (C, H, W) come as floats in 0..1. Such files are written, from any dataset, by
 

@@ -117,7 +117,7 @@ def test_a_gan_draws_the_mean_and_the_spread_of_its_data() -> None:
     metrics = main.main([*QUICK, *argv, "--max_epochs", "40"])
     samples = predicts()
     assert samples.mean() == pytest.approx(0.7, abs=0.1)
-    assert samples.std() == pytest.approx(0.4, abs=0.1)
+    assert samples.std() == pytest.approx(0.4, abs=0.15)
     assert metrics["test_loss"] < before / 4  # the distance to the data
 
 
