@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader
+from engine.loader import base as _base
 
 
 class DInterface(LightningDataModule):
@@ -245,11 +246,6 @@ class DInterface(LightningDataModule):
 def _numbers(indices: torch.Tensor) -> "array[int]":
     """Indices, (items,), that read as Python numbers, in a fifth of the memory that a list of them takes."""
     return array("q", indices.numpy().tobytes())
-
-
-def _base(part: Any) -> Any:
-    """The dataset that a part was cut from."""
-    return _base(part.dataset) if isinstance(part, Subset) else part
 
 
 def _check_targets(part: Any) -> None:

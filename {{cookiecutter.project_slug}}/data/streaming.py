@@ -106,9 +106,10 @@ class Streaming(Dataset):
             path, number = self.chunks[chunk]
             try:
                 table = _opened(self._store, path, self._about[path]).read_row_group(number)
-            except (OSError, ArrowException) as error:
+                columns = [_tensor(table, name) for name in table.column_names]
+            except (OSError, ArrowException, ValueError, TypeError) as error:  # the latter two: of what is no number
                 raise ValueError(f"{path}: its row group {number} cannot be read: {error}") from None
-            self._held[chunk] = [_tensor(table, name) for name in table.column_names]
+            self._held[chunk] = columns
             self.reads += 1
         self._held.move_to_end(chunk)
         return self._held[chunk]
@@ -181,6 +182,8 @@ def _table(columns: list[np.ndarray]) -> Any:
 def _tensor(table: Any, name: str) -> Tensor:
     """A column (N, ...): of `write`, of numbers, or of lists of numbers, all of one length."""
     column, about = table[name].combine_chunks(), table.schema.field(name).metadata or {}
+    if column.null_count:
+        raise ValueError(f"{name} has {column.null_count} missing values")
     if b"shape" in about:
         shape = tuple(map(int, about[b"shape"].split(b",")))
         width = column.type.byte_width

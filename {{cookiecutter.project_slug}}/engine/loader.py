@@ -61,8 +61,8 @@ class OrderedLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
-        if weights is not None and hasattr(_whole(dataset), "order"):
-            raise UsageError(f"--balanced: {type(_whole(dataset)).__name__} is read in chunks, not item by item")
+        if weights is not None and hasattr(base(dataset), "order"):
+            raise UsageError(f"--balanced: {type(base(dataset)).__name__} is read in chunks, not item by item")
         self.data, self.batch_size = dataset, batch_size
         self.seed, self.shuffle, self.weights = seed, shuffle, weights
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
@@ -149,7 +149,7 @@ class OrderedLoader:
         order = self._order(epoch, len(self.data))  # type: ignore[arg-type]
         if cuts[-1] > len(order):  # filled up from its beginning
             order = order.repeat(-(-cuts[-1] // len(order)))
-        if self.shuffle and self.world_size > 1 and hasattr(_whole(self.data), "order"):  # a stretch for each rank
+        if self.shuffle and self.world_size > 1 and hasattr(base(self.data), "order"):  # a stretch for each rank
             order = order[: cuts[-1]].view(self.world_size, -1).T.flatten()
         for number in range(start, len(cuts) - 1):
             mine = order[cuts[number] + self.rank : cuts[number + 1] : self.world_size]
@@ -173,9 +173,9 @@ def _send_home(loader: DataLoader[Any]) -> None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _whole(data: Any) -> Any:
+def base(data: Any) -> Any:
     """The dataset that a part was cut from."""
-    return _whole(data.dataset) if isinstance(data, Subset) else data
+    return base(data.dataset) if isinstance(data, Subset) else data
 
 
 def _own_order(data: Any, source: torch.Generator) -> torch.Tensor | None:

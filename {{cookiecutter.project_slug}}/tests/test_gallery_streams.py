@@ -142,6 +142,10 @@ def test_other_files_are_read_too(streaming: Any) -> None:
     size, shape, label = read[1]
     assert (size, shape.tolist(), label) == (2.5, [3.0, 4.0], 4)
     assert read.num_classes == 5
+    for values, wrong in (([1.0, None], "size has 1 missing values"), (["a", "b"], "can't convert")):
+        parquet.write_table(pa.table({"size": values, "label": [0, 4]}), "other/train/a.parquet")
+        with pytest.raises(ValueError, match=f"other/train/a.parquet: its row group 0 cannot be read: {wrong}"):
+            streaming("train", "other")
 
 
 def spoil(path: Path) -> None:
