@@ -122,6 +122,16 @@ def test_ranks_share_the_items_and_the_chunks(streaming: Any) -> None:
     assert reads <= 13  # the 10, those of the window in which the cut is, and that of the item that fills up
 
 
+def test_a_rank_goes_on_within_an_epoch(streaming: Any) -> None:
+    def loader() -> OrderedLoader:
+        return OrderedLoader(streaming("train", "rows"), 8, seed=0, shuffle=True, rank=1, world_size=2)
+
+    first, again = loader(), loader()
+    seen = numbers(first)
+    again.load_state_dict(first.place(5) | {"batches": 2})
+    assert numbers(again) == seen[16:]
+
+
 def test_a_part_of_it_keeps_its_order(streaming: Any) -> None:
     read = streaming("train", "rows", window=2)
     read._held.clear()
