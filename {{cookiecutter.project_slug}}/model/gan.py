@@ -8,6 +8,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
 from engine.discovery import UsageError
@@ -101,6 +102,10 @@ class GAN(MInterface):
         self._measure(fake, images, "train")
         if logs:
             self.record(values)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if isinstance(model := self.trainer.strategy.model, DistributedDataParallel):
+            model.require_forward_param_sync = True  # else batch norm's means would go apart, which a kill would show
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The energy distance of validation and test."""
