@@ -32,10 +32,10 @@ tests/test_toolbox.py tests/test_train.py tests/test_trials.py tests/test_tune.p
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(
     """
-data/csv_table.py data/image_folder.py data/paired_images.py data/text_lines.py data/video_frames.py
-model/encoder_decoder.py model/lstm.py model/mlp.py model/resnet.py model/super_resolution.py model/unet.py
-model/vit_small.py tests/gallery.py tests/test_gallery_images.py tests/test_gallery_sequences.py
-tests/test_gallery_tables.py
+data/csv_table.py data/image_folder.py data/paired_images.py data/streaming.py data/text_lines.py data/video_frames.py
+model/encoder_decoder.py model/gan.py model/lstm.py model/mlp.py model/resnet.py model/super_resolution.py
+model/unet.py model/vae.py model/vit_small.py tests/gallery.py tests/test_gallery_generative.py
+tests/test_gallery_images.py tests/test_gallery_sequences.py tests/test_gallery_streams.py tests/test_gallery_tables.py
 """.split()
 )
 LITTER = {

@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader
+from engine.loader import OrderedLoader, base
 from engine.settings import Settings
 
 
@@ -136,7 +136,7 @@ class DInterface(LightningDataModule):
         """A batch of two items to learn from, fetched in this process; None where that would move a stream on."""
         part: Any = self.part("train")
         if self._sample is None and not isinstance(part, IterableDataset):
-            collate = getattr(_base(part), "collate_fn", default_collate)
+            collate = getattr(base(part), "collate_fn", default_collate)
             self._sample = next(iter(OrderedLoader(part, 2, seed=self.seed, collate_fn=collate)))
         return self._sample
 
@@ -154,7 +154,7 @@ class DInterface(LightningDataModule):
         """How many items (of masks: how many pixels) of each class there are to learn from (num_classes,)."""
         part: Any = self.part("train")
         many = self.knows("num_classes") or 0
-        if many and not hasattr(_base(part), "targets"):
+        if many and not hasattr(base(part), "targets"):
             every = (torch.as_tensor(_target(part[index])).flatten() for index in range(len(part)))
             return torch.stack([one[one >= 0].bincount(minlength=many) for one in every]).sum(0)
         return torch.bincount(_targets(part), minlength=many)
@@ -162,7 +162,7 @@ class DInterface(LightningDataModule):
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
         built = [part for part in self._parts.values() if part is not None]
-        part = _base(built[0] if built else self.part("train"))
+        part = base(built[0] if built else self.part("train"))
         if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
             return len(part.classes)
         return getattr(part, name, None)
@@ -233,8 +233,8 @@ class DInterface(LightningDataModule):
         trainer: Any = self.trainer
         if trainer is not None:
             options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        if hasattr(_base(part), "collate_fn"):
-            options["collate_fn"] = _base(part).collate_fn
+        if hasattr(base(part), "collate_fn"):
+            options["collate_fn"] = base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
         self._loaders.append(loader)
         return loader
@@ -252,7 +252,7 @@ class DInterface(LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if hasattr(_base(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
+        if hasattr(base(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
             return 0  # a stream keeps its place only where it is read by this process
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)
@@ -263,14 +263,9 @@ def _numbers(indices: torch.Tensor) -> "array[int]":
     return array("q", indices.numpy().tobytes())
 
 
-def _base(part: Any) -> Any:
-    """The dataset that a part was cut from."""
-    return _base(part.dataset) if isinstance(part, Subset) else part
-
-
 def _check_targets(part: Any) -> None:
     """Finds a class number outside 0 .. num_classes - 1, where the dataset lists its targets."""
-    part = _base(part)
+    part = base(part)
     classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
     if isinstance(classes, int) and targets is not None and len(targets):
         try:
@@ -289,7 +284,7 @@ def _balance(part: Any) -> torch.Tensor:
     """A weight for each item: one over the size of its class."""
     targets = _targets(part)
     if targets.dim() != 1 or targets.is_floating_point():
-        raise UsageError(f"--balanced needs a class for each item, which {type(_base(part)).__name__} does not have")
+        raise UsageError(f"--balanced needs a class for each item, which {type(base(part)).__name__} does not have")
     return 1.0 / torch.bincount(targets)[targets].double()
 
 

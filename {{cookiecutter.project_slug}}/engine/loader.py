@@ -37,7 +37,9 @@ class OrderedLoader:
     A dataset's `__getitems__(indices)` may return a whole batch (anything but a list); a list is collated.
 
     dataset: map-style or iterable. An iterable one splits itself over ranks and workers, and may keep its own state
-        (`state_dict`, `load_state_dict`), which is exact with num_workers=0.
+        (`state_dict`, `load_state_dict`), which is exact with num_workers=0. A map-style one that is read in chunks
+        may have an `order(generator)` of its own, the indices (items,) of a shuffled epoch; each rank then takes a
+        stretch of it, so that it reads few chunks that another one reads.
     batch_size: items a batch and rank. The last batch is smaller; it is a single item only where batches are 1 or 2.
     shuffle: a new order each epoch, from (seed, epoch).
     weights: shape (items,), how often to draw each item, with replacement; overrides `shuffle`.
@@ -60,6 +62,8 @@ class OrderedLoader:
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
+        if weights is not None and hasattr(base(dataset), "order"):
+            raise UsageError(f"--balanced: {type(base(dataset)).__name__} is read in chunks, not item by item")
         self.data, self.batch_size = dataset, batch_size
         self.seed, self.shuffle, self.weights = seed, shuffle, weights
         self.epoch, self.rank, self.world_size = epoch, rank, world_size
@@ -152,6 +156,8 @@ class OrderedLoader:
         order = self._order(epoch, len(self.data))  # type: ignore[arg-type]
         if cuts[-1] > len(order):  # filled up from its beginning
             order = order.repeat(-(-cuts[-1] // len(order)))
+        if self.shuffle and self.world_size > 1 and hasattr(base(self.data), "order"):  # a stretch for each rank
+            order = order[: cuts[-1]].view(self.world_size, -1).T.flatten()
         for number in range(start, len(cuts) - 1):
             mine = order[cuts[number] + self.rank : cuts[number + 1] : self.world_size]
             yield _Indices(mine.tolist(), ("batch", self.seed, epoch, number, self.rank))
@@ -162,7 +168,8 @@ class OrderedLoader:
             return torch.arange(length)
         source = torch.Generator().manual_seed((self.seed << 20) + epoch)
         if self.weights is None:
-            return torch.randperm(length, generator=source)
+            own = _own_order(self.data, source)
+            return torch.randperm(length, generator=source) if own is None else own
         return torch.multinomial(self.weights, length, replacement=True, generator=source)
 
 
@@ -171,6 +178,23 @@ def _send_home(loader: DataLoader[Any]) -> None:
     iterator, loader._iterator = loader._iterator, None  # there is no public way
     if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def base(data: Any) -> Any:
+    """The dataset that a part was cut from."""
+    return base(data.dataset) if isinstance(data, Subset) else data
+
+
+def _own_order(data: Any, source: torch.Generator) -> torch.Tensor | None:
+    """The order of a dataset that has one, or of what is left of it in a part; None where it has none."""
+    if not isinstance(data, Subset):
+        return data.order(source) if hasattr(data, "order") else None
+    order = _own_order(data.dataset, source)
+    if order is None:
+        return None
+    place = torch.full((len(data.dataset),), -1)  # type: ignore[arg-type]
+    place[torch.as_tensor(data.indices)] = torch.arange(len(data.indices))
+    return (found := place[order])[found >= 0]
 
 
 class _Batches:

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ class Pictures(Callback):
     def on_test_start(self, trainer: Trainer, module: Any) -> None:
         self.part, self.seen = "test", Seen()
 
-    def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
+            self._own(trainer, module, batch)
         output, module.last_output = getattr(module, "last_output", None), None
         inputs, target = apart(module, batch)
         if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
@@ -85,6 +90,16 @@ class Pictures(Callback):
         table = self.folder / "metrics.csv"
         if trainer.is_global_zero and trainer.loggers and table.exists():
             show(trainer, self.folder / "curves.png", lambda: curves(table))
+
+    def _own(self, trainer: Trainer, module: Any, batch: Any) -> None:
+        """Draws what a system wants to be seen of itself (with averaged weights, where they are what is validated)."""
+        for name, shown in module.pictures(batch).items() if hasattr(module, "pictures") else ():
+            rows = shown if isinstance(shown, dict) else dict(enumerate(shown.split(8)))
+            if all(image([row]) is not None for row in rows.values()):
+                words = [*rows] if isinstance(shown, dict) else []
+                title = f"{name} after {trainer.global_step:,} steps" if trainer.state.fn == "fit" else name
+                draw = partial(figures.images, [*rows.values()], [], title, words)
+                show(trainer, self.folder / f"{name}.png", draw)
 
     def _draw(self, trainer: Trainer, module: Any) -> None:
         """Draws what was gathered."""

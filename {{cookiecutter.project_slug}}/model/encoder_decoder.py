@@ -44,8 +44,8 @@ class EncoderDecoder(MInterface):
         for stage in ("train", "val", "test"):
             self.metrics[f"{stage}_exact_match"] = MeanMetric()
 
-    def step(self, batch: Any, stage: str, items: int | None = None) -> Tensor:
-        source, target = (one[:items] for one in batch)
+    def step(self, batch: Any, stage: str) -> Tensor:
+        source, target = (one[: self.own_items] for one in batch)
         if not len(target):
             return torch.zeros((), device=target.device)
         logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)

@@ -69,6 +69,7 @@ class MInterface(LightningModule):
         self.network = network
         self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
+        self.own_items: int | None = None  # of the batch that is measured: how many of the first ones count
         self.last_output: Tensor | None = None  # for the last batch outside of training: what pictures are drawn of
         given = options or {}
         self.loss = losses.load(loss, given.get("loss", {}))
@@ -132,10 +133,10 @@ class MInterface(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def step(self, batch: Any, stage: str, items: int | None = None) -> Tensor:
+    def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch; what is measured is gathered for the end of the epoch.
 
-        stage: "train", "val", "test". items: how many of the first ones count; none: all.
+        stage: "train", "val" or "test"; in the latter two only the first `self.own_items` count (None: all).
         """
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
@@ -144,7 +145,7 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
-            output, target = output[:items], target[:items]
+            output, target = output[: self.own_items], target[: self.own_items]
             self.last_output = output.detach()
             if not len(output):
                 return output.sum()
@@ -154,7 +155,7 @@ class MInterface(LightningModule):
         output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
         measured = output.sigmoid() if self.answers_yes_or_no else output
         self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
-        self._measure(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
+        self._gather(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
         return loss
 
     def _items(self, loader: Any, batch_idx: int) -> int | None:
@@ -163,7 +164,7 @@ class MInterface(LightningModule):
             return None
         return int((loader.numbers(batch_idx) < len(loader.data)).sum())  # type: ignore[arg-type]
 
-    def _measure(self, stage: str, output: Tensor, target: Tensor) -> None:
+    def _gather(self, stage: str, output: Tensor, target: Tensor) -> None:
         """Hands a batch to the metrics; what only counts gets several at once, since a call is what costs time."""
         waiting = self._waiting[stage]
         if waiting and (waiting[0][0].shape[1:], waiting[0][1].shape[1:]) != (output.shape[1:], target.shape[1:]):
@@ -205,14 +206,23 @@ class MInterface(LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "val", self._items(self.trainer.val_dataloaders, batch_idx))
+        self.own_items = self._items(self.trainer.val_dataloaders, batch_idx)
+        self.step(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.step(batch, "test", self._items(self.trainer.test_dataloaders, batch_idx))
+        self.own_items = self._items(self.trainer.test_dataloaders, batch_idx)
+        self.step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, _ = self.split(batch)
         return self(**inputs) if isinstance(inputs, dict) else self(*inputs)
+
+    def pictures(self, batch: Any) -> dict[str, Any]:
+        """What a system wants to be seen of itself, by name; engine/pictures.py asks with the first batch measured.
+
+        Images (N, 1|3, H, W), drawn eight in a row, or a dict of such rows by the word that goes before each.
+        """
+        return {}
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -230,6 +240,7 @@ class MInterface(LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         self._hand_over(stage)
+        self.own_items = None
         found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
         values = {name: metric.compute() for name, metric in found.items()}
         for metric in found.values():

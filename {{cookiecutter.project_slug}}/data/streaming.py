@@ -1,0 +1,197 @@
+"""Data too large for memory: Parquet files on disk or in a cloud store, read a chunk at a time."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from engine.discovery import UsageError
+
+
+class Streaming(Dataset):
+    """The rows of the *.parquet files in the folder of a part, in the order of their names.
+
+    A chunk is a row group. An epoch takes the chunks in a new order and mixes the items of `window` of them at a time,
+    so that each is read once an epoch, by one rank (and by each of its workers, where --num_workers asks for such). In
+    memory are `window` chunks a process. An item is its row: every column a tensor, the last one the target; images of
+    bytes (C, H, W) come as floats in 0..1. Such files are written, from any dataset, by
+
+        Streaming.write(dataset, "datasets/train")
+
+    It knows `num_classes`, from the files' statistics, and of the first column `in_channels` and `img_size`, or
+    `num_features`. Sources: https://parquet.apache.org; pyarrow, whose file systems take s3:// and gs:// addresses.
+    """
+
+    def __init__(self, split: str, data_dir: str = "datasets", window: int = 4) -> None:
+        """Reads the end of each file, which says what is in it.
+
+        Args:
+            split: "train", "val" or "test".
+            data_dir: folder, or address such as s3://bucket/folder, with the folders train, val and test.
+            window: chunks whose items are mixed.
+
+        Raises:
+            UsageError: pyarrow is not there; window is below 1.
+            FileNotFoundError: there are no such files.
+            ValueError: a file is broken, or has other columns than the first; the message names it.
+        """
+        if window < 1:
+            raise UsageError(f"--window {window} should be at least 1")
+        self.window, self.reads = window, 0  # chunks read so far, by this process
+        self._store, paths = _files(f"{data_dir}/{split}")
+        self._about: dict[str, Any] = {}  # what the end of each file says
+        self.chunks: list[tuple[str, int]] = []  # file and row group
+        self._held: OrderedDict[int, list[Tensor]] = OrderedDict()  # chunks in memory, the one used last at the end
+        sizes, schema, greatest = list[int](), None, list[Any]()
+        for path in paths:
+            file = _opened(self._store, path)
+            schema, self._about[path] = schema or file.schema_arrow, file.metadata
+            if not file.schema_arrow.equals(schema, check_metadata=True):
+                raise ValueError(f"{path}: its columns are not those of {paths[0]}")
+            for number in range(file.num_row_groups):
+                group = file.metadata.row_group(number)
+                self.chunks.append((path, number))
+                sizes.append(group.num_rows)
+                found = group.column(group.num_columns - 1).statistics
+                greatest.append(found.max if found is not None and found.has_min_max else None)
+        self.starts = [0, *accumulate(sizes)]
+        if sizes and all(isinstance(one, int) for one in greatest):
+            self.num_classes = max(greatest) + 1
+        shape = self[0][0].shape if sizes else ()
+        if len(shape) == 3:
+            self.in_channels, self.img_size = shape[0], shape[2]
+        elif len(shape) == 1:
+            self.num_features = shape[0]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(column[0] for column in self.__getitems__([index]))
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """A whole batch at once: (B, ...) of every column."""
+        where: dict[int, list[int]] = {}  # chunk -> places in the batch
+        for place, index in enumerate(indices):
+            where.setdefault(bisect_right(self.starts, index) - 1, []).append(place)
+        batch: list[Tensor] = []
+        for chunk in sorted(where, key=lambda one: one not in self._held):  # those in memory first: then they may go
+            rows = torch.tensor([indices[place] - self.starts[chunk] for place in where[chunk]])
+            columns = self._chunk(chunk)
+            batch = batch or [column.new_empty(len(indices), *column.shape[1:]) for column in columns]
+            for out, column in zip(batch, columns, strict=True):
+                out[where[chunk]] = column[rows]
+        return tuple(one.float() / 255 if one.dtype == torch.uint8 and one.dim() == 4 else one for one in batch)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Indices (items,) of an epoch: chunks in a new order, and the items of `window` of them mixed."""
+        parts = []
+        for some in torch.randperm(len(self.chunks), generator=generator).split(self.window):
+            items = torch.cat([torch.arange(self.starts[one], self.starts[one + 1]) for one in some.tolist()])
+            parts.append(items[torch.randperm(len(items), generator=generator)])
+        return torch.cat(parts)
+
+    def _chunk(self, chunk: int) -> list[Tensor]:
+        if chunk not in self._held:
+            while len(self._held) >= self.window:
+                self._held.popitem(last=False)
+            from pyarrow import ArrowException
+
+            path, number = self.chunks[chunk]
+            try:
+                table = _opened(self._store, path, self._about[path]).read_row_group(number)
+                columns = [_tensor(table, name) for name in table.column_names]
+            except (OSError, ArrowException, ValueError, TypeError) as error:  # the latter two: of what is no number
+                raise ValueError(f"{path}: its row group {number} cannot be read: {error}") from None
+            self._held[chunk] = columns
+            self.reads += 1
+        self._held.move_to_end(chunk)
+        return self._held[chunk]
+
+    @staticmethod
+    def write(dataset: Any, folder: str, chunk_items: int = 1000, chunks_a_file: int = 64) -> None:
+        """Writes a map-style dataset, whose items are (*inputs, target) of tensors or numbers, to a new folder.
+
+        One chunk is in memory at a time. It is best of some 10 to 100 MB: `window` of them have to fit into memory
+        when they are read, and a far store answers slowly.
+        """
+        from pyarrow import parquet
+
+        Path(folder).mkdir(parents=True)
+        starts = range(0, len(dataset), chunk_items)
+        for number in range(0, len(starts), chunks_a_file):
+            path, writer = Path(folder, f"{number // chunks_a_file:06}.parquet"), None
+            for start in starts[number : number + chunks_a_file]:
+                items = [dataset[index] for index in range(start, min(start + chunk_items, len(dataset)))]
+                table = _table([np.stack(column) for column in zip(*items, strict=True)])
+                writer = writer or parquet.ParquetWriter(
+                    path, table.schema, write_page_checksum=True, use_dictionary=False, write_statistics=["target"]
+                )
+                writer.write_table(table, chunk_items)
+            if writer is not None:
+                writer.close()
+
+
+def _files(folder: str) -> tuple[Any, list[str]]:
+    """The file system of an address, and its *.parquet files by name."""
+    try:
+        from pyarrow import fs
+    except ImportError:
+        raise UsageError('data/streaming.py needs pyarrow: pip install -e ".[streaming]"') from None
+    there = "://" in folder
+    store, inside = fs.FileSystem.from_uri(folder) if there else (fs.LocalFileSystem(), folder)
+    found = store.get_file_info(fs.FileSelector(inside, allow_not_found=True))
+    if not (paths := sorted(one.path for one in found if one.path.endswith(".parquet"))):
+        raise FileNotFoundError(f"{folder} has no files *.parquet; Streaming.write(dataset, folder) makes them")
+    return store, paths
+
+
+def _opened(store: Any, path: str, about: Any = None) -> Any:
+    """A Parquet file; about: its metadata, where they have been read already."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.ParquetFile(store.open_input_file(path), metadata=about, page_checksum_verification=True)
+    except (OSError, ArrowException) as error:
+        raise ValueError(f"{path} is no Parquet file, or is cut short: {error}") from None
+
+
+def _table(columns: list[np.ndarray]) -> Any:
+    """Of arrays (N, ...), the last one the target. Those with a shape are kept as bytes: 40 times as fast as lists."""
+    import pyarrow as pa
+
+    fields, arrays = [], []
+    for name, column in zip([*(f"input{at}" for at in range(len(columns) - 1)), "target"], columns, strict=True):
+        if column.ndim == 1:
+            arrays.append(pa.array(column))
+            fields.append(pa.field(name, arrays[-1].type))
+        else:
+            kind, raw = pa.binary(column[0].nbytes), pa.py_buffer(np.ascontiguousarray(column))
+            arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, len(column), [None, raw]))
+            about = {"dtype": str(column.dtype), "shape": ",".join(map(str, column.shape[1:]))}
+            fields.append(pa.field(name, kind, metadata=about))
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _tensor(table: Any, name: str) -> Tensor:
+    """A column (N, ...): of `write`, of numbers, or of lists of numbers, all of one length."""
+    column, about = table[name].combine_chunks(), table.schema.field(name).metadata or {}
+    if column.null_count:
+        raise ValueError(f"{name} has {column.null_count} missing values")
+    if b"shape" in about:
+        shape = tuple(map(int, about[b"shape"].split(b",")))
+        width = column.type.byte_width
+        raw = bytearray(column.buffers()[1][column.offset * width : (column.offset + len(column)) * width])
+        return torch.frombuffer(raw, dtype=getattr(torch, about[b"dtype"].decode())).view(len(column), *shape)
+    if hasattr(column, "to_numpy_ndarray"):
+        return torch.from_numpy(column.to_numpy_ndarray().copy())
+    values = column.to_numpy(zero_copy_only=False)
+    if values.dtype == object:
+        values = np.stack(values)
+    return torch.from_numpy(np.array(values))
