@@ -228,8 +228,6 @@ def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
     Raises:
         UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
     """
-    if not path.is_file():
-        raise UsageError(f"--init_from {path}: there is no such file")
     weights = load(path)["state_dict"]
     wrong = misfits(module, weights)
     if wrong and not partial:

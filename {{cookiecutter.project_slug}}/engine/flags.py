@@ -162,6 +162,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
     if ckpt_path and "init_from" in given:
         raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
+    if "init_from" in given and (name := given["init_from"].text).lower() not in ("none", "null"):
+        found_weights = runs.find(name, root, resume=False, flag="init_from")
+        given["init_from"] = given["init_from"]._replace(text=str(found_weights))
     for key, raw in (kept | given).items():
         if key not in flags and not any(group.open for group in groups.values()):
             raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
@@ -356,6 +359,8 @@ def _command_line(
             raws[name] = Raw(text or "true")
         elif name and raws[name].text == "true":
             raws[name] = Raw(word)
+        elif name and not any(group.open for group in groups.values()):
+            raise UsageError(_unknown(name, flags, groups, chosen))  # `--hiden_dims 3 4`: not the 4 is wrong
         else:
             raise UsageError(f"{word!r} is no flag" + (f"; did you mean --{word}?" if word in flags else ""))
     return raws
