@@ -30,7 +30,8 @@ def follow(page: Path, project: Path) -> None:
             assert named, f"{page.name}: a block of {language} begins with the name of its file\n{block}"
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
-            done = run("bash", "-e", "-c", block, cwd=project, OMP_NUM_THREADS="1")
+            tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
+            done = run("timeout", "200", "bash", "-e", "-c", tidy + block, cwd=project, OMP_NUM_THREADS="1")
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"
