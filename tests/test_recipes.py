@@ -17,7 +17,7 @@ from cookiecutter.main import cookiecutter
 from tests.conftest import ROOT, run
 
 INDEX = ROOT / "recipes" / "README.md"
-PAGES = {path.stem: path for path in [*sorted(INDEX.parent.glob("[a-z]*.md")), ROOT / "docs" / "cheatsheet.md"]}
+PAGES = {path.stem: path for path in [ROOT / "docs" / "cheatsheet.md", *sorted(INDEX.parent.glob("[a-z]*.md"))]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -31,7 +31,7 @@ def follow(page: Path, project: Path) -> None:
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
             tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
-            done = run("timeout", "200", "bash", "-e", "-c", tidy + block, cwd=project, OMP_NUM_THREADS="1")
+            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, OMP_NUM_THREADS="1")
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"
