@@ -150,7 +150,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         missing = [key for key in NAMES if key not in chosen]
         if missing:
             has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
-            raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
+            typed = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+            near = [f"--{word}{discovery.nearest(word, missing)}" for word in typed if discovery.nearest(word, missing)]
+            raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, has])}. See --help")
     found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
     given |= {key: Raw(text) for key in KINDS if (text := getattr(first, key))}
     groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})

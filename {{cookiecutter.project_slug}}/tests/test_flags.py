@@ -225,6 +225,8 @@ def test_mistakes_before_anything_is_chosen(shell, project: Path) -> None:
     assert "there is no action 'tset'; did you mean 'test'?" in shell("tset", project=project).stderr
     assert "test needs a checkpoint" in shell("test", project=project).stderr
     assert "--model_name missing. model/ has: " in shell("--dataset", "my_data", project=project).stderr
+    told = shell("--dataset", "my_data", "--model", "my_net", project=project).stderr
+    assert "--model_name missing. --model; did you mean 'model_name'? model/ has: " in told
 
 
 def test_a_syntax_error_shows_its_own_line(shell, project: Path) -> None:
