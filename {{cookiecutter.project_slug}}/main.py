@@ -65,7 +65,7 @@ def run(
         model_name: a file of model/, or a dotted path to a class.
         dataset: a file of data/, or a dotted path to a class.
         ckpt_path: last, best, version_N, a run folder or a file, to go on from or to measure.
-        init_from: a checkpoint file whose weights a new run begins with.
+        init_from: the same, or a file of weights, which a new run begins with.
         init_partial: take only those weights of init_from whose name and shape fit.
         seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.
         seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.

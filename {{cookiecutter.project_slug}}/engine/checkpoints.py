@@ -195,7 +195,7 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's plain values and tensors, on the CPU.
+    """A checkpoint's plain values and tensors, on the CPU; of a file of nothing but weights, these as its state_dict.
 
     Raises:
         UsageError: the file holds anything else, which could be code, or is no checkpoint.
@@ -207,6 +207,8 @@ def load(path: Path) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
         raise UsageError(f"{path} is refused: {why}") from None
+    if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
+        return {"state_dict": checkpoint}  # of torch.save(network.state_dict(), path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"{path} is refused: it has no state_dict, as Lightning's checkpoints have")
     return checkpoint
@@ -221,22 +223,21 @@ def flags_of(path: Path) -> dict[str, Any]:
 
 
 def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
-    """Begins with the weights of a checkpoint; everything else is new.
+    """Begins with the weights of a checkpoint, or of a file of the network's weights alone; everything else is new.
 
     partial: leave alone what does not fit, and say so.
 
     Raises:
         UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
     """
-    if not path.is_file():
-        raise UsageError(f"--init_from {path}: there is no such file")
-    weights = load(path)["state_dict"]
+    weights, own = load(path)["state_dict"], module.state_dict()
+    alone = {f"network.{name}": one for name, one in weights.items()}
+    weights = alone if alone.keys() & own.keys() else weights
     wrong = misfits(module, weights)
     if wrong and not partial:
         raise UsageError(f"--init_from {path}: {wrong[0]} ({len(wrong)} in all; --init_partial leaves them alone)")
     for one in wrong:
         print(f"--init_from: {one}")
-    own = module.state_dict()
     module.load_state_dict(own | {name: one for name, one in weights.items() if _fits(own, name, one)})
 
 

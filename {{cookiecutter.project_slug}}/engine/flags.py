@@ -80,7 +80,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         missing = [key for key in NAMES if key not in chosen]
         if missing:
             has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
-            raise UsageError(f"--{' and --'.join(missing)} missing. {has}. See --help")
+            typed = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+            near = [f"--{word}{discovery.nearest(word, missing)}" for word in typed if discovery.nearest(word, missing)]
+            raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, has])}. See --help")
     found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
     given |= {key: Raw(text) for key in KINDS if (text := getattr(first, key))}
     groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})
@@ -92,6 +94,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
     if ckpt_path and "init_from" in given:
         raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
+    if "init_from" in given and (name := given["init_from"].text).lower() not in ("none", "null"):
+        found_weights = runs.find(name, root, resume=False, flag="init_from")
+        given["init_from"] = given["init_from"]._replace(text=str(found_weights))
     for key, raw in (kept | given).items():
         if key not in flags and not any(group.open for group in groups.values()):
             raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
@@ -190,6 +195,8 @@ def _command_line(
             raws[name] = Raw(text or "true")
         elif name and raws[name].text == "true":
             raws[name] = Raw(word)
+        elif name and not any(group.open for group in groups.values()):
+            raise UsageError(_unknown(name, flags, groups, chosen))  # `--hiden_dims 3 4`: not the 4 is wrong
         else:
             raise UsageError(f"{word!r} is no flag" + (f"; did you mean --{word}?" if word in flags else ""))
     return raws

@@ -93,12 +93,13 @@ def run_of(ckpt_path: Path) -> Path | None:
     return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
 
 
-def find(name: str, root: Path, resume: bool) -> Path:
+def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
     """The checkpoint file that `name` means.
 
     name: `last` (the newest of all runs), `best` (by the metric that the newest run monitors), `version_3`, a folder
         or a file.
     resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
+    flag: the one that said so, for the message.
 
     Raises:
         UsageError: there is none; the message says what there is.
@@ -106,19 +107,19 @@ def find(name: str, root: Path, resume: bool) -> Path:
     if name in ("last", "best"):
         found = _newest(root) if name == "last" else _best([*root.glob("version_*/checkpoints/best-*.ckpt")])
         if not found:
-            raise UsageError(f"--ckpt_path {name}: no {name} checkpoint in {root}/ yet")
+            raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
     if path.is_file():
         return path
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(_versions(root))[-5:]) or "no run"
-        raise UsageError(f"--ckpt_path {name}: there is no such file or run folder; {root}/ has {there}")
+        raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")
     last, best = _lasts(path), _best([*path.glob("checkpoints/best-*.ckpt")])
     for files in (last, best) if resume else (best, last):
         if files:
             return files[-1]
-    raise UsageError(f"--ckpt_path {name}: no checkpoint in {path}/checkpoints/")
+    raise UsageError(f"--{flag} {name}: no checkpoint in {path}/checkpoints/")
 
 
 def direction(monitor: str) -> str:

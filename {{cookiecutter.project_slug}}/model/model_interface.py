@@ -75,7 +75,8 @@ class MInterface(LightningModule):
         self.loss = losses.load(loss, given.get("loss", {}))
         kind = measures.kind(loss, given.get("data", {}))
         self.classifies = kind == "classes"  # the output is a logit for each class
-        self.answers_yes_or_no = kind == "questions"  # the output is one logit for each question
+        # The output is one logit for each question; what goes into binary_cross_entropy is a share already.
+        self.answers_yes_or_no = kind == "questions" and loss != "binary_cross_entropy"
         self.loss_name, self.class_weights = loss, class_weights
         self.lr, self.weight_decay = lr, weight_decay
         self.lr_scale, self.no_decay_norm_bias = lr_scale, no_decay_norm_bias

@@ -179,6 +179,11 @@ def test_three_ways_on_from_a_checkpoint(train, capsys: pytest.CaptureFixture[st
     train("--max_epochs", 2, "--lr", 0.05)
     told = train("--init_from", LAST, "--max_epochs", 1, "--lr", 0)
     assert told["val_loss"] == pytest.approx(main.main(["validate", "--ckpt_path", str(LAST)])["val_loss"])
+    named = train("--init_from", "version_0", "--max_epochs", 1, "--lr", 0)
+    assert named["val_loss"] == pytest.approx(main.main(["validate", "--ckpt_path", "version_0"])["val_loss"])
+    whole = torch.load(LAST, weights_only=True)["state_dict"]
+    torch.save({name.removeprefix("network."): one for name, one in whole.items()}, "weights.pt")
+    assert train("--init_from", "weights.pt", "--max_epochs", 1, "--lr", 0) == told
     with pytest.raises(SystemExit, match="2"):
         train("--init_from", LAST, "--hidden_dim", 16)
     assert "network.layers.0.bias is (16,) here and (8,) there (3 in all" in capsys.readouterr().err

@@ -198,12 +198,15 @@ MISTAKES = [
     ("--devices 0", "--devices 0 should be a number of devices"),
     ("--max_time 5", "--max_time 5 should be DD:HH:MM:SS"),
     ("rate 0.1", "'rate' is no flag; did you mean --rate?"),
+    ("--rate 0.1 0.2", "'0.2' is no flag"),
+    ("--raet 0.1 0.2", "unknown flag --raet; did you mean 'rate'?"),
     ("-rate 0.1", "'-rate': a flag begins with two dashes"),
     ("--model_name MyNet", "model/ has no 'MyNet'; did you mean 'my_net'?"),
     ("--model_name my_net.py", "model/ has no 'my_net.py'; did you mean 'my_net'?"),
     ("--model_name torchvision.models", "torchvision.models is no class or function but a module"),
     ("--config nowhere.yaml", "--config nowhere.yaml: No such file or directory"),
     ("--ckpt_path last", "--ckpt_path last: no last checkpoint in lightning_logs/ yet"),
+    ("--init_from version_7", "--init_from version_7: there is no such file or run folder"),
     ("--ckpt_path version_7", "--ckpt_path version_7: there is no such file or run folder"),
 ]
 
@@ -222,6 +225,8 @@ def test_mistakes_before_anything_is_chosen(shell, project: Path) -> None:
     assert "there is no action 'tset'; did you mean 'test'?" in shell("tset", project=project).stderr
     assert "test needs a checkpoint" in shell("test", project=project).stderr
     assert "--model_name missing. model/ has: " in shell("--dataset", "my_data", project=project).stderr
+    told = shell("--dataset", "my_data", "--model", "my_net", project=project).stderr
+    assert "--model_name missing. --model; did you mean 'model_name'? model/ has: " in told
 
 
 def test_a_syntax_error_shows_its_own_line(shell, project: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +184,17 @@ def test_metrics_by_name(train, network: str, dataset: str, loss: str, names: st
     assert main.main(["--ckpt_path", "last", "--max_epochs", "2"])[monitor] is not None
     train(*argv, "--max_epochs", 1, "--monitor", monitor)
     assert list(Path("lightning_logs/version_1/checkpoints").glob(f"best-epoch=0-{monitor}=*.ckpt"))
+
+
+def test_shares_and_logits_of_an_answer_are_measured_alike(train) -> None:
+    argv = ["--dataset", "tests.toys.YesNo", "--metrics", "acc", "auroc", "--lr", 0, "--max_epochs", 1]
+    logits = train("--model_name", "tests.toys.Line", "--loss", "binary_cross_entropy_with_logits", *argv)
+    assert 0 < logits["train_acc"] < 1
+    assert train("--model_name", "tests.toys.Share", "--loss", "binary_cross_entropy", *argv) == pytest.approx(logits)
+    main.main(["predict", "--ckpt_path", "version_1", "--format", "npy"])
+    shares = np.load("lightning_logs/version_1/predictions.npy")
+    main.main(["predict", "--ckpt_path", "version_0", "--format", "npy"])
+    assert shares == pytest.approx(np.load("lightning_logs/version_0/predictions.npy"))
 
 
 def test_f1_is_what_it_should_be(train) -> None:

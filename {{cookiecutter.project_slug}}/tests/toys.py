@@ -236,6 +236,13 @@ class Line(nn.Module):
         return self.layer(points)
 
 
+class Share(Line):
+    """The chance of an answer."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points).sigmoid()
+
+
 class Tags(Line):
     """The logits of three answers."""
 
