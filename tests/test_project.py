@@ -1,12 +1,15 @@
 """The baked project as its user meets it: its own checks, and the commands of its README as they stand there."""
 
 import re
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import INNER, ROOT, run
+from tests.test_bake import GALLERY
 
 
 def blocks(readme: Path, language: str) -> list[str]:
@@ -54,6 +57,43 @@ def test_what_a_project_does_not_need_can_be_deleted(bake) -> None:
     assert done.returncode == 0, done.stderr
     for gone in ("--pictures", "--freeze", "--num_folds", "--compile"):
         assert gone not in done.stdout
+
+
+STAND_IN = """
+import pytest
+
+import main
+from engine import flags
+
+
+def find_all(argv, callbacks=()):
+    flags.parse(argv, main.SEEDS)  # says so where a file is missing
+    pytest.skip("all that it needs is there")
+
+
+main.main = find_all
+"""
+
+
+def test_any_one_file_of_the_gallery_can_be_deleted(bake, tmp_path: Path) -> None:
+    project = bake(examples="gallery")
+    (project / "stand_in.py").write_text(STAND_IN)
+    for path in [*project.glob("tests/test_gallery*.py"), *project.glob("data/*.py"), *project.glob("model/*.py")]:
+        for other in GALLERY - {"tests/gallery.py"}:
+            name = other.removesuffix(".py").replace("/", ".")
+            assert f"from {name} " not in path.read_text(), f"{path} would not go without {other}"
+
+    def without(file: str) -> str:
+        less = Path(shutil.copytree(project, tmp_path / file / "my_project"))
+        (less / file).unlink()
+        named = [path for path in less.glob("tests/test_gallery*.py") if Path(file).stem in path.read_text()]
+        tests = sorted(path.as_posix() for path in named)
+        done = run(sys.executable, "-m", "pytest", "-p", "stand_in", "-m", "not slow", *tests, cwd=less)
+        return f"without {file}:\n{done.stdout[-3000:]}" if done.returncode else ""
+
+    with ThreadPoolExecutor(2) as pool:
+        said = "".join(pool.map(without, sorted(file for file in GALLERY if not file.startswith("tests/"))))
+    assert not said
 
 
 def test_the_readme_can_be_followed(bake) -> None:

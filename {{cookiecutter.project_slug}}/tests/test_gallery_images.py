@@ -161,6 +161,7 @@ def test_a_folder_of_a_part_is_no_class() -> None:
 
 
 def test_a_fraction_of_0_is_no_part() -> None:
+    pytest.importorskip("data.image_folder")
     write_digits(Path("digits"), 80)
     metrics = main.main([*QUICK, *DIGITS, *network("mlp"), "--max_epochs", "1", "--val_fraction", "0"])
     assert "val_loss" not in metrics
