@@ -49,7 +49,8 @@ def report(metrics: dict[str, float], run: Path) -> None:
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
+    width = max(12, *map(len, metrics))
+    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
 
 def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
