@@ -38,7 +38,7 @@ def test_it_runs_before_it_is_rendered() -> None:
 
 NEEDED = """
 __init__ annotations callbacks checkpoints config discovery flags groups guard help library limits loader loggers losses
-jobs machine metrics optimizers runs schedulers settings signatures watchdog
+jobs machine metrics optimizers runs schedulers settings signatures targets watchdog
 """.split()
 
 
