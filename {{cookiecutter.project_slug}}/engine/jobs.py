@@ -1,39 +1,105 @@
-"""A job that SLURM or torchrun starts again finds the run that it had begun. No torch here."""
+"""Jobs of SLURM and torchrun: where their processes are, and how a job that is started again finds its run.
 
+No torch here.
+"""
+
+import hashlib
 import os
 import re
+import signal
 import socket
+import sys
+import threading
 from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.discovery import UsageError
+
+WARNING = getattr(signal, "SIGUSR1", None)  # sbatch --signal=SIGUSR1@90: the job's time is nearly up
 
 
-def mark() -> str:
-    """A file in the run folder that says whose it is, or "". Its name is the same when the job is started again."""
+def _number() -> str:
+    """The SLURM job's number, or "". That of an array's task stays the same when it is started again."""
     array = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")).strip("_")
-    if number := array or os.environ.get("SLURM_JOB_ID"):
-        return f"slurm-{number}"
+    return array or os.environ.get("SLURM_JOB_ID", "")
+
+
+def mark(argv: list[str]) -> str:
+    """A file in the run folder that says whose it is, or "". Its name is the same when the job is started again.
+
+    argv: of this run; a job's script may well start several.
+    """
+    command = hashlib.blake2b("\0".join(argv).encode(), digest_size=4).hexdigest()
+    if number := _number():
+        return f"slurm-{number}-{command}"
     if (job := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
         return ""
-    if job == "none":  # torchrun was given no --rdzv_id: one machine, and its agent is the parent of all ranks
+    if job == "none" and os.environ.get("GROUP_WORLD_SIZE") == "1":  # no --rdzv_id: the agent is the ranks' parent
         job = f"{socket.gethostname()}-{os.getppid()}"
-    return "torchrun-" + re.sub(r"[^\w.-]", "_", job)
+    return "-".join(["torchrun", re.sub(r"[^\w.-]", "_", job), command])
 
 
-def begun(root: Path) -> str | None:
-    """The run folder that this job began before it was started again, if it has saved anything there."""
-    slurm, torchrun = (int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
-    marks = [*root.glob(f"version_*/{mark()}")] if mark() else []
-    if not (slurm or torchrun):
-        for old in marks if os.environ.get("RANK") == "0" else []:  # of another job by the same name
-            old.unlink(missing_ok=True)
+def begun(root: Path, mark: str) -> str | None:
+    """The run folder that this job began before it was started again, if it has saved anything there.
+
+    torchrun's count of restarts leaves out those for which a machine came or went; but a run that ended has no mark.
+    """
+    again = any(int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
+    if not mark or (mark.startswith("slurm-") and not again):
         return None
-    saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
+    saved = [path.parent for path in root.glob(f"version_*/{mark}") if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
+
+
+def ended(folder: Path, mark: str) -> None:
+    """Takes torchrun's mark from a run that has come to its end: the same command then begins a new one.
+
+    SLURM's stays: a script of several runs that is started again soon passes over those that have ended.
+    """
+    if mark.startswith("torchrun-"):
+        (folder / mark).unlink(missing_ok=True)
+
+
+def places() -> dict[str, Any]:
+    """The Trainer's `num_nodes` and `devices` as SLURM has laid them out; {} where srun did not start this process.
+
+    Raises:
+        UsageError: SLURM expects processes that nobody has started, or more of them on one node than on another.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS") or 0)
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if not tasks or interactive or "TORCHELASTIC_RUN_ID" in os.environ:
+        return {}
+    if "SLURM_STEP_ID" not in os.environ:
+        if tasks > 1:
+            raise UsageError(f"SLURM gave this job {tasks} tasks and python was started once: srun python main.py ...")
+        return {}
+    each = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))  # such as 2(x3),1
+    if not (even := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", each)):
+        raise UsageError(f"SLURM put {each} tasks on the nodes, which should be as many on each: --ntasks-per-node")
+    nodes = even[2] or "1"
+    # Lightning reads these, which are the job's, of which the step may be a part, or which --ntasks alone leaves out.
+    os.environ |= {"SLURM_NTASKS_PER_NODE": even[1], "SLURM_NNODES": nodes}
+    return {"num_nodes": int(nodes), "devices": int(even[1])}
+
+
+def listen() -> None:
+    """A warning that comes while a job is only starting, with nothing to save yet, puts it back into the queue."""
+    if WARNING and _number() and threading.current_thread() is threading.main_thread():
+        signal.signal(WARNING, lambda number, frame: leave(number))
+
+
+def leave(number: int) -> NoReturn:
+    """Ends the process for a signal: exit status 128 + number. A SLURM job that was warned is put into the queue."""
+    if number == WARNING and _number():
+        signal.signal(number, signal.SIG_IGN)
+        print(f"SLURM: {requeue()}", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
 
 
 def requeue() -> str:
     """Puts the SLURM job that this process belongs to back into the queue; what it says."""
     import subprocess
 
-    job = mark().removeprefix("slurm-")
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    done = subprocess.run(["scontrol", "requeue", _number()], capture_output=True, text=True, check=False)
     return done.stderr.strip() or "requeued"

@@ -276,3 +276,12 @@ class ImageNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)
+
+
+class Slow(Blobs):
+    """The same, for which the second of a SLURM job's processes takes its time until the job is started again."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(0.05)
+        return super().__getitem__(index)
