@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+import main
 from tests import hosts
 from tests.conftest import PROJECT, TOYS
 
@@ -166,3 +169,41 @@ def test_a_job_that_has_to_give_way_goes_on_to_the_same_end(slurm: Slurm, whole:
     assert slurm.job(job)["Restarts"] == "1"
     assert "from lightning_logs/version_0/checkpoints/last.ckpt: lightning_logs/version_0 (cpu" in said(job)
     assert same(whole)
+
+
+def test_a_job_whose_node_dies_goes_on_to_the_same_end(slurm: Slurm, whole: dict[str, torch.Tensor]) -> None:
+    job = slurm.submit("sbatch", "--nodes=2", "scripts/train.sbatch", *ARGV)
+    slurm.until(LAST.exists)
+    slurm.network.hosts["host3"].die()
+    slurm.until(lambda: "DUE TO NODE FAILURE" in said(job))
+    assert torch.load(LAST, weights_only=True)["epoch"] < 11
+    slurm.node(3)
+    slurm.ends(job)
+    assert same(whole)
+
+
+def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dict[str, torch.Tensor]) -> None:
+    command = shlex.join(["srun", "python", "main.py", *ARGV])  # a script of one's own, which leaves more to SLURM
+    job = slurm.submit("sbatch", "--nodes=2", "--ntasks=2", f"--wrap={command}")
+    slurm.until(LAST.exists)
+    slurm.ask("scancel", job)
+    slurm.ends(job, "CANCELLED")
+    slurm.until(lambda: "stopped by" in said(job))
+    assert "saved; this goes on:\npython main.py --ckpt_path lightning_logs/version_0\n" in said(job)
+    assert torch.load(LAST, weights_only=True)["epoch"] < 11
+    on = [sys.executable, "main.py", "--ckpt_path", str(RUN), "--devices", "2", "--strategy", "ddp"]
+    subprocess.run(on, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert same(whole)
+
+
+def test_an_array_trains_a_seed_a_task_and_a_warning_before_the_first_step_loses_none(slurm: Slurm) -> None:
+    job = slurm.submit(
+        "sbatch", "--array=1-3", "scripts/train.sbatch", *TOYS, "--dataset", "tests.toys.Late", "--max_epochs", "1"
+    )
+    slurm.until(lambda: len([*Path().glob("late-*")]) == 3)
+    slurm.ask("scancel", "--signal=USR1", job)
+    for task in (1, 2, 3):
+        slurm.ends(f"{job}_{task}")
+        assert slurm.job(f"{job}_{task}")["Restarts"] == "1"
+    configs = [yaml.safe_load(path.read_text()) for path in Path("lightning_logs").glob("version_*/config.yaml")]
+    assert sorted(config["seed"] for config in configs) == list(main.SEEDS[:3])

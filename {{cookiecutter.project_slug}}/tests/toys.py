@@ -285,3 +285,13 @@ class Slow(Blobs):
         if os.environ.get("SLURM_PROCID") == "1" and "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(0.05)
         return super().__getitem__(index)
+
+
+class Late(Blobs):
+    """The same, which a SLURM job waits for in vain until it is started again."""
+
+    def __init__(self, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            Path(f"late-{os.environ['SLURM_JOB_ID']}").touch()
+            time.sleep(1000)
