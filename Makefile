@@ -6,7 +6,7 @@ INNER := {{cookiecutter.project_slug}}
 
 N ?= 105
 
-.PHONY: demo test faults bench bake lint clean
+.PHONY: demo test slurm faults bench bake lint clean
 
 demo: .venv/installed bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
@@ -15,9 +15,12 @@ demo: .venv/installed bake
 	@echo "  $(BIN)/tensorboard --logdir lightning_logs"
 	@echo "  $(BIN)/python main.py --model_name lenet --dataset mnist --max_epochs 5"
 
-test: .venv/installed lint
+test: .venv/installed lint slurm
 	$(BIN)/python -m pytest
 	$(MAKE) faults
+
+slurm:
+	@.ci/slurm
 
 faults: .venv/installed
 	$(BIN)/python tests/kills.py "$(INNER)" $(N)

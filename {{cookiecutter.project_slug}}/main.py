@@ -83,8 +83,7 @@ def run(
     from model import MInterface
 
     machine.hush()
-    places, fits = jobs.places(), settings.action == "fit"
-    given = places | settings.arguments["trainer"]
+    given, fits = jobs.places() | settings.arguments["trainer"], settings.action == "fit"
     if fits:
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
@@ -110,7 +109,7 @@ def run(
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *own_callbacks],
         logger=load_loggers(folder, **settings.arguments["loggers"]) if fits else [],
-        plugins=[checkpoints.DurableCheckpointIO(), *machine.cluster(srun=bool(places))],
+        plugins=[checkpoints.DurableCheckpointIO(), *machine.cluster()],
         enable_model_summary=False,  # engine/summary.py has one line instead
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
@@ -121,7 +120,8 @@ def run(
     with watchdog.watch(trainer, hang_minutes):
         act(settings, trainer, model, data, folder)
     if trainer.is_global_zero:
-        jobs.ended(folder, settings.mark)
+        if settings.mark:
+            (folder / settings.mark).write_text("ended")
         if model.latest:
             runs.report(model.latest, folder)
     return model.latest

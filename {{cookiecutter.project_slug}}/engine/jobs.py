@@ -42,41 +42,35 @@ def mark(argv: list[str]) -> str:
 def begun(root: Path, mark: str) -> str | None:
     """The run folder that this job began before it was started again, if it has saved anything there.
 
-    torchrun's count of restarts leaves out those for which a machine came or went; but a run that ended has no mark.
+    torchrun does not count the restarts for which a machine came or went: there a run that has not ended goes on too.
     """
     again = any(int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
     if not mark or (mark.startswith("slurm-") and not again):
         return None
-    saved = [path.parent for path in root.glob(f"version_*/{mark}") if list(path.parent.glob("checkpoints/*.ckpt"))]
+    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text() != "ended"]
+    saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
 
 
-def ended(folder: Path, mark: str) -> None:
-    """Takes torchrun's mark from a run that has come to its end: the same command then begins a new one.
-
-    SLURM's stays: a script of several runs that is started again soon passes over those that have ended.
-    """
-    if mark.startswith("torchrun-"):
-        (folder / mark).unlink(missing_ok=True)
-
-
 def places() -> dict[str, Any]:
-    """The Trainer's `num_nodes` and `devices` as SLURM has laid them out; {} where srun did not start this process.
+    """The Trainer's `num_nodes` and `devices` as torchrun or srun has laid the processes out; {} where neither has.
 
     Raises:
         UsageError: SLURM expects processes that nobody has started, or more of them on one node than on another.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        each, all_ranks = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return {"num_nodes": all_ranks // each, "devices": each}
     tasks = int(os.environ.get("SLURM_NTASKS") or 0)
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if not tasks or interactive or "TORCHELASTIC_RUN_ID" in os.environ:
+    if not tasks or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return {}
     if "SLURM_STEP_ID" not in os.environ:
         if tasks > 1:
             raise UsageError(f"SLURM gave this job {tasks} tasks and python was started once: srun python main.py ...")
         return {}
-    each = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))  # such as 2(x3),1
-    if not (even := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", each)):
-        raise UsageError(f"SLURM put {each} tasks on the nodes, which should be as many on each: --ntasks-per-node")
+    laid_out = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))  # such as 2(x3),1
+    if not (even := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", laid_out)):
+        raise UsageError(f"SLURM put {laid_out} tasks on the nodes; give each as many, by --ntasks-per-node")
     nodes = even[2] or "1"
     # Lightning reads these, which are the job's, of which the step may be a part, or which --ntasks alone leaves out.
     os.environ |= {"SLURM_NTASKS_PER_NODE": even[1], "SLURM_NNODES": nodes}

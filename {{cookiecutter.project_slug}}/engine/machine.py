@@ -102,16 +102,15 @@ def prepare(
     return done
 
 
-def cluster(srun: bool) -> list[ClusterEnvironment]:
+def cluster() -> list[ClusterEnvironment]:
     """Who starts the processes, where Lightning's own answer is not ours: in a SLURM job.
 
-    srun: it does. Lightning would save and requeue within its signal handler, which hangs as soon as ranks are not in
-        step: LastCheckpoint does it. Without srun the one process there is may start others, as anywhere.
+    With srun, Lightning would save and requeue within its signal handler, which hangs as soon as ranks are not in step;
+    LastCheckpoint does it. Without srun, the one process that there is may start others, as anywhere.
     """
-    if srun:
-        return [SLURMEnvironment(auto_requeue=False)]
-    in_job = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
-    return [LightningEnvironment()] if in_job else []
+    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if "SLURM_STEP_ID" in os.environ else LightningEnvironment()]
 
 
 def trainer(module: LightningModule, **arguments: Any) -> Trainer:

@@ -1,13 +1,16 @@
-"""Several machines, and jobs that are started again: on real parts, as far as one machine has them."""
+"""torchrun, on one machine and on several: ranks, links and machines that fail, and the same end all the same."""
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import hosts
 from tests.conftest import PROJECT, TOYS
 
 ARGV = [*TOYS, "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
@@ -37,3 +40,71 @@ def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same()
     assert all(torch.equal(whole["state_dict"][name], killed["state_dict"][name]) for name in whole["state_dict"])
     rows = [(Path(folder) / LAST.parents[1] / "metrics.csv").read_text() for folder in ("whole", "killed")]
     assert rows[0] == rows[1]
+
+
+# As recipes/several_machines.md has it, but for the network, the data and how long to wait.
+TORCHRUN = "torchrun --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=host2:29500 --rdzv_id=one"
+TORCHRUN = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {TORCHRUN} --max_restarts=5"
+SLOW = [*TOYS, "--dataset", "tests.toys.Slow", "--batch_size", "8", "--max_epochs", "12", "--every_n_train_steps", "1"]
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[hosts.Network]:
+    """Two machines, host2 and host3."""
+    if why := hosts.missing():
+        pytest.skip(f"no two machines here: {why}")
+    made = hosts.Network(tmp_path)
+    try:
+        for number in (1, 2, 3):
+            made.add(number)
+        yield made
+    finally:
+        made.die()
+
+
+def begin(host: hosts.Host) -> subprocess.Popen:
+    """Starts this machine's part of the run."""
+    command = f"exec env {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PATH": path}
+    with Path(f"{host.name}.out").open("ab") as out:
+        return host.start("bash", "-c", command, stdout=out, stderr=out, env=environment)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 180
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("\n".join(f"--- {path.name}\n{path.read_text()[-6000:]}" for path in Path().glob("*.out")))
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_end(network: hosts.Network) -> None:
+    told = [Path("host2.out"), Path("host3.out")]
+
+    def read() -> str:
+        return "".join(path.read_text() for path in told)
+
+    Path("slow").touch()
+    agents = [begin(network.hosts["host2"]), begin(network.hosts["host3"])]
+    until(LAST.exists)
+    network.hosts["host1"].run("ip link set to3 down")
+    until(lambda: all("Timed out waiting" in path.read_text() for path in told))
+    network.hosts["host1"].run("ip link set to3 up")
+    for rank in (0, 1):
+        assert f"rank {rank}: nothing has moved for 0.2 minutes (--hang_minutes 0.3); it stands here" in read()
+        assert f"rank {rank}: Is it waiting for another one?" in read()
+    until(lambda: read().count("from lightning_logs/version_0/checkpoints/last.ckpt") == 1)
+    network.hosts["host3"].die()
+    agents[1] = begin(network.add(3))
+    until(lambda: read().count("from lightning_logs/version_0/checkpoints/last.ckpt") == 2)
+    Path("slow").unlink()
+    for agent in agents:
+        until(lambda agent=agent: agent.poll() is not None)
+    assert [agent.returncode for agent in agents] == [0, 0]
+    command = [sys.executable, str(PROJECT / "main.py"), *SLOW, "--devices", "2", "--strategy", "ddp"]
+    subprocess.run([*command, "--default_root_dir", "whole"], check=True, timeout=300)
+    whole, mended = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path()))
+    assert all(torch.equal(whole["state_dict"][name], mended["state_dict"][name]) for name in whole["state_dict"])
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]

@@ -105,7 +105,7 @@ class Slurm:
         words = self.ask("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, condition: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
         """Waits; when in vain, what SLURM and the jobs have said is shown."""
         end = time.monotonic() + seconds
         while not condition():
@@ -135,6 +135,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def _project() -> None:
     for name in ("main.py", "scripts"):
         Path(name).symlink_to(PROJECT / name)
+    Path("slow").touch()
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,7 @@ def test_a_job_that_has_to_give_way_goes_on_to_the_same_end(slurm: Slurm, whole:
     slurm.until(LAST.exists)
     other = slurm.submit("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
     slurm.ends(other)
+    Path("slow").unlink()
     begun = torch.load(LAST, weights_only=True)
     assert begun["epoch"] < 11
     assert "stopped by a signal and saved; this goes on:\npython main.py --ckpt_path lightning_logs/ver" in said(job)
@@ -177,6 +179,7 @@ def test_a_job_whose_node_dies_goes_on_to_the_same_end(slurm: Slurm, whole: dict
     slurm.network.hosts["host3"].die()
     slurm.until(lambda: "DUE TO NODE FAILURE" in said(job))
     assert torch.load(LAST, weights_only=True)["epoch"] < 11
+    Path("slow").unlink()
     slurm.node(3)
     slurm.ends(job)
     assert same(whole)
@@ -191,6 +194,7 @@ def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dic
     slurm.until(lambda: "stopped by" in said(job))
     assert "saved; this goes on:\npython main.py --ckpt_path lightning_logs/version_0\n" in said(job)
     assert torch.load(LAST, weights_only=True)["epoch"] < 11
+    Path("slow").unlink()
     on = [sys.executable, "main.py", "--ckpt_path", str(RUN), "--devices", "2", "--strategy", "ddp"]
     subprocess.run(on, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert same(whole)
