@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import hosts
+from tests import hosts, toys
 from tests.conftest import PROJECT, TOYS
 
 ARGV = [*TOYS, "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
@@ -42,9 +42,9 @@ def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same()
     assert rows[0] == rows[1]
 
 
-# As recipes/several_machines.md has it, but for the network, the data and how long to wait.
-TORCHRUN = "torchrun --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=host2:29500 --rdzv_id=one"
-TORCHRUN = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {TORCHRUN} --max_restarts=5"
+TORCHRUN = """
+torchrun --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=host2:29500 --rdzv_id=one --max_restarts=5
+""".strip()
 SLOW = [*TOYS, "--dataset", "tests.toys.Slow", "--batch_size", "8", "--max_epochs", "12", "--every_n_train_steps", "1"]
 
 
@@ -64,9 +64,10 @@ def network(tmp_path: Path) -> Iterator[hosts.Network]:
 
 def begin(host: hosts.Host) -> subprocess.Popen:
     """Starts this machine's part of the run."""
-    command = f"exec env {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
+    command = f"exec {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PATH": path}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or no machine may take the place of another
     with Path(f"{host.name}.out").open("ab") as out:
         return host.start("bash", "-c", command, stdout=out, stderr=out, env=environment)
 
@@ -108,3 +109,20 @@ def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_
     whole, mended = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path()))
     assert all(torch.equal(whole["state_dict"][name], mended["state_dict"][name]) for name in whole["state_dict"])
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_the_command_of_a_run_that_was_cut_off_goes_on_and_that_of_one_that_ended_begins_anew(
+    train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = "RANK=0 LOCAL_RANK=0 GROUP_RANK=0 TORCHELASTIC_RESTART_COUNT=0 TORCHELASTIC_RUN_ID=one WORLD_SIZE=1"
+    for name in f"{names} LOCAL_WORLD_SIZE=1 GROUP_WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500".split():
+        monkeypatch.setenv(*name.split("="))
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(toys.Net, "each_forward", lambda self: 1 / (not LAST.exists()))
+        with pytest.raises(ZeroDivisionError):
+            train("--max_epochs", 2)
+    train("--max_epochs", 1)  # another one by the same name
+    train("--max_epochs", 2)
+    assert "from lightning_logs/version_0/checkpoints/last.ckpt: lightning_logs/version_0 (" in capsys.readouterr().out
+    train("--max_epochs", 2)
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1", "version_2"]

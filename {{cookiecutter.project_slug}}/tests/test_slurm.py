@@ -211,3 +211,9 @@ def test_an_array_trains_a_seed_a_task_and_a_warning_before_the_first_step_loses
         assert slurm.job(f"{job}_{task}")["Restarts"] == "1"
     configs = [yaml.safe_load(path.read_text()) for path in Path("lightning_logs").glob("version_*/config.yaml")]
     assert sorted(config["seed"] for config in configs) == list(main.SEEDS[:3])
+
+
+@pytest.mark.parametrize("line", re.findall(r"^# +(sbatch .*)$", (PROJECT / "scripts/train.sbatch").read_text(), re.M))
+def test_slurm_understands_the_commands_of_the_script_as_they_stand_there(slurm: Slurm, line: str) -> None:
+    here = line.replace("sbatch", "sbatch --test-only", 1).replace(" --gpus-per-node=4", "")  # there are none
+    assert "to start at" in slurm.ask(*shlex.split(here))
