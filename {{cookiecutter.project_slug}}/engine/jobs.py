@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from engine.discovery import UsageError
 
-WARNING = getattr(signal, "SIGUSR1", None)  # sbatch --signal=SIGUSR1@90: the job's time is nearly up
+WARNING = getattr(signal, "SIGUSR1", 0)  # sbatch --signal=SIGUSR1@90: the job's time is nearly up
 
 
 def _number() -> str:
@@ -78,22 +78,33 @@ def places() -> dict[str, Any]:
 
 
 def listen() -> None:
-    """A warning that comes while a job is only starting, with nothing to save yet, puts it back into the queue."""
-    if WARNING and _number() and threading.current_thread() is threading.main_thread():
-        signal.signal(WARNING, lambda number, frame: leave(number))
+    """A signal that comes while a job is only starting, with nothing to save yet, is heard too."""
+    if _number() and threading.current_thread() is threading.main_thread():
+        for number in (WARNING, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: leave(number))
 
 
 def leave(number: int) -> NoReturn:
-    """Ends the process for a signal: exit status 128 + number. A SLURM job that was warned is put into the queue."""
-    if number == WARNING and _number():
+    """Ends the process for a signal: exit status 128 + number. A SLURM job that is to come back goes into the queue."""
+    if _number() and number in (WARNING, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-        print(f"SLURM: {requeue()}", file=sys.stderr, flush=True)
+        if number == WARNING or _gives_way():
+            print(f"SLURM: {_scontrol('requeue', _number()) or 'requeued'}", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 
-def requeue() -> str:
-    """Puts the SLURM job that this process belongs to back into the queue; what it says."""
+def _gives_way() -> bool:
+    """Whether the job makes room for another: it gets SIGTERM, as if cancelled, and would not come back."""
+    told = _scontrol("--oneliner", "show", "job", _number()).split()
+    return {"JobState=RUNNING", "Requeue=1"} <= {*told} and "PreemptTime=None" not in told
+
+
+def _scontrol(*words: str) -> str:
+    """What SLURM answers."""
     import subprocess
 
-    done = subprocess.run(["scontrol", "requeue", _number()], capture_output=True, text=True, check=False)
-    return done.stderr.strip() or "requeued"
+    try:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stdout + done.stderr).strip()

@@ -42,6 +42,28 @@ def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same()
     assert rows[0] == rows[1]
 
 
+LAID_OUT = [
+    ("SLURM_NTASKS=4", "SLURM gave this job 4 tasks and python was started once: srun python main.py ..."),
+    (
+        "SLURM_NTASKS=3 SLURM_STEP_ID=0 SLURM_STEP_TASKS_PER_NODE=2,1",
+        "SLURM put 2,1 tasks on the nodes; give",
+    ),
+    ("SLURM_NTASKS=1 SLURM_PROCID=0", ""),
+]
+
+
+@pytest.mark.parametrize(("told", "error"), LAID_OUT)
+def test_a_job_that_would_wait_for_ever_is_refused(train, monkeypatch, capsys, told: str, error: str) -> None:
+    for name in told.split():
+        monkeypatch.setenv(*name.split("="))
+    if not error:
+        assert train("--max_epochs", 1)
+        return
+    with pytest.raises(SystemExit, match="2"):
+        train()
+    assert error in capsys.readouterr().err
+
+
 TORCHRUN = """
 torchrun --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=host2:29500 --rdzv_id=one --max_restarts=5
 """.strip()

@@ -158,8 +158,14 @@ def same(whole: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(whole[name], last["state_dict"][name]) for name in whole)
 
 
-def test_a_job_that_has_to_give_way_goes_on_to_the_same_end(slurm: Slurm, whole: dict[str, torch.Tensor]) -> None:
-    job = slurm.submit("sbatch", "--nodes=2", "scripts/train.sbatch", *ARGV)
+OWN = ["--ntasks=2", "--requeue", "--open-mode=append", "--wrap=" + shlex.join(["srun", "python", "main.py", *ARGV])]
+
+
+@pytest.mark.parametrize("script", [["scripts/train.sbatch", *ARGV], OWN], ids=["warned", "by SIGTERM"])
+def test_a_job_that_has_to_give_way_goes_on_to_the_same_end(
+    slurm: Slurm, whole: dict[str, torch.Tensor], script
+) -> None:
+    job = slurm.submit("sbatch", "--nodes=2", *script)
     slurm.until(LAST.exists)
     other = slurm.submit("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1")
     slurm.ends(other)
@@ -186,8 +192,7 @@ def test_a_job_whose_node_dies_goes_on_to_the_same_end(slurm: Slurm, whole: dict
 
 
 def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dict[str, torch.Tensor]) -> None:
-    command = shlex.join(["srun", "python", "main.py", *ARGV])  # a script of one's own, which leaves more to SLURM
-    job = slurm.submit("sbatch", "--nodes=2", "--ntasks=2", f"--wrap={command}")
+    job = slurm.submit("sbatch", "--nodes=2", "scripts/train.sbatch", *ARGV)
     slurm.until(LAST.exists)
     slurm.ask("scancel", job)
     slurm.ends(job, "CANCELLED")
