@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import config, jobs
+from engine import config
 from engine.discovery import UsageError
 from engine.settings import Settings
 
@@ -30,7 +30,7 @@ def of(settings: Settings, default_root_dir: str) -> Path:
         return run or root
     own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
     kept = {name: value for name, value in settings.flags.items() if name not in own}
-    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None)
+    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None, settings.mark)
 
 
 def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
@@ -53,14 +53,15 @@ def report(metrics: dict[str, float], run: Path) -> None:
     print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
 
-def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
+def open_folder(run: Path | None, root: Path, config: str | None, mark: str = "") -> Path:
     """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
 
     config: what to keep as config.yaml, or None to write nothing.
+    mark: the name of a file by which the job finds its run again, or "".
     """
     try:
         run = run or claim(root)
-        if mark := jobs.mark():
+        if mark:
             (run / mark).touch()
         if config is not None:
             for part in run.rglob("*.part"):

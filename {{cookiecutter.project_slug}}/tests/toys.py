@@ -283,3 +283,22 @@ class ImageNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)
+
+
+class Slow(Blobs):
+    """The same, for which the second of several processes takes its time while there is a file `slow`."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1" and Path("slow").exists():
+            time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+class Late(Blobs):
+    """The same, which a SLURM job waits for in vain until it is started again."""
+
+    def __init__(self, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            Path(f"late-{os.environ['SLURM_JOB_ID']}").touch()
+            time.sleep(1000)
