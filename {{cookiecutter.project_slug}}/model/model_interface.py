@@ -278,7 +278,9 @@ class MInterface(LightningModule):
         total = epoch = math.inf
         if schedulers.plans(self.schedule):  # asking for the steps begins to load
             total = self.trainer.estimated_stepping_batches
-            epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+            self.trainer.fit_loop.setup_data()  # with --max_steps alone the line above does not need it
+            batches = self.trainer.num_training_batches
+            epoch = batches if batches == math.inf else math.ceil(batches / self.trainer.accumulate_grad_batches)
         scheduler = schedulers.load(optimizer, total, epoch, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
