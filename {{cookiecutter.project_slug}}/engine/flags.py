@@ -221,6 +221,8 @@ def _unknown(name: str, flags: dict[str, Flag], groups: dict[str, Signature], ch
 
 
 def _has(folder: str, other: str, name: str) -> bool:
+    if name not in (discovery.ROOT / folder / f"{other}.py").read_text(encoding="utf-8", errors="replace"):
+        return False
     try:
         found = discovery.find(folder, other)
         signature = signatures.from_source(found.node, found.tree) if found.node and found.tree else None

@@ -3,13 +3,12 @@
 No torch here.
 """
 
-import hashlib
 import os
 import re
 import signal
-import socket
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,12 +28,14 @@ def mark(argv: list[str]) -> str:
 
     argv: of this run; a job's script may well start several.
     """
-    command = hashlib.blake2b("\0".join(argv).encode(), digest_size=4).hexdigest()
+    command = f"{zlib.crc32(chr(0).join(argv).encode()):08x}"
     if number := _number():
         return f"slurm-{number}-{command}"
     if (job := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
         return ""
     if job == "none" and os.environ.get("GROUP_WORLD_SIZE") == "1":  # no --rdzv_id: the agent is the ranks' parent
+        import socket  # help need not wait for it
+
         job = f"{socket.gethostname()}-{os.getppid()}"
     return "-".join(["torchrun", re.sub(r"[^\w.-]", "_", job), command])
 

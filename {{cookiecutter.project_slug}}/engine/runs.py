@@ -1,6 +1,5 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
-import json
 import os
 import re
 import sys
@@ -46,6 +45,8 @@ def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) ->
 
 def report(metrics: dict[str, float], run: Path) -> None:
     """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    import json
+
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
