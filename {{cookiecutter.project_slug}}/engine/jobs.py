@@ -1,6 +1,6 @@
 """Jobs of SLURM and torchrun: where their processes are, and how a job that is started again finds its run.
 
-No torch here.
+No torch here, but where processes meet.
 """
 
 import os
@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 import threading
+import time
+import uuid
 import zlib
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,6 +78,39 @@ def places() -> dict[str, Any]:
     # Lightning reads these, which are the job's, of which the step may be a part, or which --ntasks alone leaves out.
     os.environ |= {"SLURM_NTASKS_PER_NODE": even[1], "SLURM_NNODES": nodes}
     return {"num_nodes": int(nodes), "devices": int(even[1])}
+
+
+def meet() -> Any:
+    """Gives the processes of torchrun a store of their own, in which they find each other; None where they need none.
+
+    torchrun keeps one store for all its restarts, and so a process that is started again may find the address that
+    another one had before: it is refused there, or waits for ever. Here each asks the first process by a word that
+    nobody has used before, so that the answer, a new store's port, is of this start.
+
+    Returns the store where it is served: as long as the first process keeps it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed import TCPStore
+
+    rank, size, host = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
+    kept, word, served = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False), uuid.uuid4().hex, None
+    if rank == 0:
+        served = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        port, silent = str(served.port), set(range(1, size))
+        while silent:
+            for other in list(silent):
+                if kept.check([f"{word} {other}"]):
+                    silent.remove(other)
+                elif kept.check([f"asks {other}"]):
+                    kept.set(f"answer {kept.get(f'asks {other}').decode()}", f"{port} {word}")
+            time.sleep(0.02)
+    else:
+        kept.set(f"asks {rank}", word)
+        port, first = kept.get(f"answer {word}").decode().split()
+        kept.set(f"{first} {rank}", "heard")
+    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return served
 
 
 def listen() -> None:

@@ -22,8 +22,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from engine import jobs
 from engine.discovery import UsageError
 
+_served: Any = None  # what the processes of torchrun meet in
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
 _EACH_STEP = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -109,7 +111,11 @@ def cluster() -> list[ClusterEnvironment]:
     With srun, Lightning would save and requeue within its signal handler, which hangs as soon as ranks are not in step;
     LastCheckpoint does it. Without srun, the one process that there is may start others, as anywhere.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ or not SLURMEnvironment.detect():
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        global _served
+        _served = jobs.meet() or _served
+        return []
+    if not SLURMEnvironment.detect():
         return []
     return [SLURMEnvironment(auto_requeue=False) if "SLURM_STEP_ID" in os.environ else LightningEnvironment()]
 
