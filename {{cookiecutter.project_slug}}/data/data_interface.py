@@ -14,6 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine import targets
+from engine.cut import cut
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader, base
 from engine.settings import Settings
@@ -60,13 +61,6 @@ class DInterface(LightningDataModule):
             balanced: draw every class equally often in training.
         """
         super().__init__()
-        for cut, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= share < 1:
-                raise UsageError(f"--{cut} {share} should be at least 0 and less than 1")
-        if val_fraction + test_fraction >= 1:
-            raise UsageError(
-                f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn from"
-            )
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
@@ -92,8 +86,8 @@ class DInterface(LightningDataModule):
     def of(cls, settings: Settings) -> "DInterface":
         """The data that a command line means, not read yet."""
         folds = settings.arguments.get("folds")
-        cut = import_module("engine.folds").cutter(**folds) if folds else None
-        return cls(settings.dataset.load(), settings.arguments["dataset"], cut, **settings.arguments["data"])
+        fold = import_module("engine.folds").cutter(**folds) if folds else None
+        return cls(settings.dataset.load(), settings.arguments["dataset"], fold, **settings.arguments["data"])
 
     def prepare(self) -> None:
         """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""
@@ -129,8 +123,8 @@ class DInterface(LightningDataModule):
                 targets.check(part)
         part = self._parts[name]
         if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
-            cut = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
-            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
+            how = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
+            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({how})")
         return part
 
     def sample(self) -> Any:
@@ -171,26 +165,22 @@ class DInterface(LightningDataModule):
             unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(part) == 0
             self._parts[name] = None if unwanted else part
         elif "train" not in self._takes:
-            self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
+            self._cut(self.dataset_class(**self.arguments), self.test_fraction)
         elif name == "test":
             self._parts[name] = self.dataset_class(**self.arguments, train=False)
         else:
-            self._cut(self.dataset_class(**self.arguments, train=True), {"val": self.val_fraction})
+            self._cut(self.dataset_class(**self.arguments, train=True), None)
 
-    def _cut(self, dataset: Dataset[Any], fractions: dict[str, float]) -> None:
+    def _cut(self, dataset: Dataset[Any], test_fraction: float | None) -> None:
+        """Cuts what comes in one piece. test_fraction: None where the test part is another one."""
         if isinstance(dataset, IterableDataset):
             raise TypeError(f"{self.dataset_class.__name__} cannot be cut: give its constructor an argument `split`")
-        left = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))  # type: ignore[arg-type]
-        for name, fraction in fractions.items():
-            if name == "val" and self.fold:
-                continue
-            taken = max(1, round(len(dataset) * fraction)) if fraction else 0  # type: ignore[arg-type]
-            taken = min(taken, len(left) - 1)  # one item at least is left to learn from
-            self._parts[name] = Subset(dataset, _numbers(left[:taken])) if taken > 0 else None
-            left = left[max(taken, 0) :]
-        self._parts["train"] = Subset(dataset, _numbers(left))
+        found = cut(len(dataset), self.seed, 0.0 if self.fold else self.val_fraction, test_fraction or 0.0)  # type: ignore[arg-type]
+        for name, indices in found.items():
+            if name != "test" or test_fraction is not None:
+                self._parts[name] = Subset(dataset, _numbers(indices)) if len(indices) or name == "train" else None
         if self.fold:
-            parts = zip(("train", "val"), self.fold(dataset, left.tolist(), self.seed), strict=True)
+            parts = zip(("train", "val"), self.fold(dataset, found["train"].tolist(), self.seed), strict=True)
             self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
 
     def train_dataloader(self) -> OrderedLoader:
