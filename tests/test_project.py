@@ -96,9 +96,13 @@ def test_any_one_file_of_the_gallery_can_be_deleted(bake, tmp_path: Path) -> Non
     assert not said
 
 
-def test_the_readme_can_be_followed(bake) -> None:
+def test_the_readme_can_be_followed_and_says_the_same_in_either_language(bake) -> None:
     project = bake()
-    readme = project / "README.md"
+    readme, chinese = project / "README.md", bake(project_slug="chinese", language="中文") / "README.md"
+    assert blocks(readme, "bash") == blocks(chinese, "bash")
+    assert blocks(readme, "python") == blocks(chinese, "python")
+    assert blocks(readme, "yaml") == blocks(chinese, "yaml")
+    assert inline(readme) == inline(chinese)
     for code in blocks(readme, "python"):
         if path := re.match(r"# (\S+)\n", code):
             (project / path[1]).write_text(code)
@@ -109,6 +113,12 @@ def test_the_readme_can_be_followed(bake) -> None:
         done = run("bash", "-c", command, cwd=project)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stderr == "", command
+
+
+def inline(page: Path) -> set[str]:
+    """What a page names as code within its lines: flags, files, commands."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([^`\n]+)`", prose))
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
