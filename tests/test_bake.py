@@ -170,3 +170,9 @@ def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> N
     own.write_text("epoch,step\n")
     assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
     assert files(project) == {*FILES, "lightning_logs/version_5/metrics.csv"}
+
+
+def test_the_newest_change_is_that_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
+    assert headings[0].startswith(f"## {version} (")
