@@ -26,16 +26,19 @@ def test_its_own_checks_are_green(bake, examples: str) -> None:
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         done = run(*command, cwd=project)
         assert done.returncode == 0, done.stdout + done.stderr
-    few = ["-m", "not slow", "tests/test_train.py", "tests/test_flags.py"]
-    which = {"gallery": [], "minimal": ["-m", "not slow", "tests/test_examples.py"], "none": few}[examples]
-    done = run(sys.executable, "-m", "pytest", "-n", "auto", *which, cwd=project, OMP_NUM_THREADS="1")
+    few = ["tests/test_train.py", "tests/test_flags.py"]
+    which = {"gallery": ["-m", ""], "minimal": ["tests/test_examples.py"], "none": few}[examples]
+    done = run(sys.executable, "-m", "pytest", *which, cwd=project)
     assert done.returncode == 0, done.stdout[-5000:]
 
 
 def test_it_runs_before_it_is_rendered() -> None:
     done = run(sys.executable, "main.py", "--model_name", "lenet", "--dataset", "digits", "--print_config", cwd=INNER)
     assert done.returncode == 0, done.stderr
-    for command in (["ruff", "check", "."], [sys.executable, "-m", "pytest", "tests/test_examples.py"]):
+    for command in (
+        ["ruff", "check", "."],
+        [sys.executable, "-m", "pytest", "-n", "0", "-m", "", "tests/test_examples.py"],
+    ):
         done = run(*command, cwd=INNER)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -55,7 +58,7 @@ def test_what_a_project_does_not_need_can_be_deleted(bake) -> None:
     for path in (project / "tests").glob("test_*.py"):
         if path.stem not in ("test_train", "test_faults"):  # the others go with their file, or are as they were
             path.unlink()
-    done = run(sys.executable, "-m", "pytest", "-m", "not slow", cwd=project)
+    done = run(sys.executable, "-m", "pytest", cwd=project)
     assert done.returncode == 0, done.stdout[-5000:]
     done = run(sys.executable, "main.py", "--model_name", "lenet", "--dataset", "digits", "--help", cwd=project)
     assert done.returncode == 0, done.stderr
@@ -92,7 +95,7 @@ def test_any_one_file_of_the_gallery_can_be_deleted(bake, tmp_path: Path) -> Non
         (less / file).unlink()
         named = [path for path in less.glob("tests/test_gallery*.py") if Path(file).stem in path.read_text()]
         tests = sorted(path.as_posix() for path in named)
-        done = run(sys.executable, "-m", "pytest", "-p", "stand_in", "-m", "not slow", *tests, cwd=less)
+        done = run(sys.executable, "-m", "pytest", "-p", "stand_in", "-n", "0", *tests, cwd=less)
         return f"without {file}:\n{done.stdout[-3000:]}" if done.returncode else ""
 
     with ThreadPoolExecutor(2) as pool:

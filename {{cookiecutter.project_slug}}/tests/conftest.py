@@ -10,6 +10,7 @@ import pytest
 
 import main
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores
 PROJECT = Path(main.__file__).parent
 TOYS = ["--model_name", "tests.toys.Net", "--dataset", "tests.toys.Blobs", "--accelerator", "cpu", "--num_workers", "0"]
 
