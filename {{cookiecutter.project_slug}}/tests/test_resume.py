@@ -31,6 +31,7 @@ KINDS = {
     "a stream without a state": ["--dataset", "tests.toys.Forgetful", "--every_n_train_steps", "1"],
     "a stream with a state": ["--dataset", "tests.toys.Stream", "--every_n_train_steps", "1"],
 }
+QUICK = ("mid-epoch checkpoints", "early stopping", "accumulation")
 
 
 def everything(run: Path) -> dict[str, Any]:
@@ -67,7 +68,9 @@ def same(one: Any, other: Any, at: str = "") -> None:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, f"{at}: {one} {other}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_killed_anywhere_it_ends_the_same(kind: str, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shots = tmp_path / "shots"
     monkeypatch.setattr(toys.Net, "each_forward", lambda self: shutil.copytree("lightning_logs", _next(shots)))
