@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ def count(settings: Settings, data: Any, batch: Any, precision: str, kind: str) 
         own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
         layer = max(own, key=lambda name: own[name])
         activations, why = None, ""
-        with torch.autocast(kind, dtype) if mixed else nullcontext():
+        with torch.autocast(kind, dtype) if mixed else hollow.default(dtype):
             try:
                 few, many = (_saved(model, batch, size) for size in (64, 128))
                 activations = (2.0 * few - many, (many - few) / 64)

@@ -1,5 +1,7 @@
 """A network without its weights: as large as a run would have it, on the meta device, where tensors take no memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,3 +57,14 @@ def place(model: nn.Module, kind: str) -> None:
                     learns = isinstance(one, nn.Parameter)
                     made[id(one)] = one, nn.Parameter(fake, one.requires_grad) if learns else fake
                 setattr(module, name, made[id(one)][1])
+
+
+@contextmanager
+def default(dtype: torch.dtype) -> Iterator[None]:
+    """Within it tensors are made in that precision, as Lightning has it under bf16-true and the like."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
