@@ -27,6 +27,14 @@ def devices(given: Any) -> int:
     return found if given in ("auto", "-1") else len(str(given).split(",")) if "," in str(given) else int(given)
 
 
+def items(part: Any) -> int | None:
+    """How many items a part has, None for a stream that does not say."""
+    try:
+        return len(part)
+    except TypeError:
+        return None
+
+
 def stated(text: str) -> float:
     """Bytes that a text means.
 

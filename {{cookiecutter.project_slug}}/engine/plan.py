@@ -50,12 +50,10 @@ def run(
     data.num_workers = 0
     batch = data.sample()
     batch = next(iter(data.train_dataloader())) if batch is None else batch
-    rows = {name: accounts.count(settings, data, batch, name, kind) for name in {*_SHOWN[:3], precision}}
-    rows = {"16-mixed": rows["bf16-mixed"]} | rows  # as many bits
-    rows = {name: rows[name] for name in dict.fromkeys([*_SHOWN, precision])}
+    rows = _rows(settings, data, batch, precision, kind)
     own, size = rows[precision], data.batch_size
-    trained = "" if own.trainable == own.parameters else f", {own.trainable:,} of them trained"
-    print(f"{settings.network.name}: {own.parameters:,} parameters{trained}; the largest layer is {own.layer}")
+    counted = f"{own.parameters:,} parameters, {own.trainable:,} of them trained"
+    print(f"{settings.network.name}: {counted}; the largest layer is {own.layer}")
     _print_table(rows, many, size, room)
     parts = costs.memory(own, precision, strategy, many, size)
     sent = costs.communication(own, precision, strategy, many)
@@ -72,10 +70,21 @@ def run(
     if measure_steps and (needed := sum(costs.memory(own, precision, "ddp", 1, size).values())) > there:
         print(f"no step was timed: {costs.short(needed)} are needed and {costs.short(there)} are here")
     elif measure_steps:
-        part = data.part("train")
-        items = len(part) if hasattr(part, "__len__") else None  # type: ignore[arg-type]
+        items = hardware.items(data.part("train"))
         told |= _times(hardware.measure(settings, measure_steps), sent, strategy, many, size, items, given, link_gbps)
     return told
+
+
+def _rows(settings: Settings, data: Any, batch: Any, precision: str, kind: str) -> dict[str, accounts.Account]:
+    rows = {}
+    for name in dict.fromkeys([*_SHOWN[:3], precision]):
+        try:
+            rows[name] = accounts.count(settings, data, batch, name, kind)
+        except RuntimeError as error:
+            if name == precision:
+                raise
+            print(f"{name} is left out: {str(error).partition(chr(10))[0]}")
+    return rows | ({_SHOWN[3]: rows[_SHOWN[1]]} if _SHOWN[1] in rows else {})  # as many bits
 
 
 def _print_table(rows: dict[str, accounts.Account], many: int, size: int, room: float) -> None:
@@ -96,23 +105,23 @@ def _print_table(rows: dict[str, accounts.Account], many: int, size: int, room: 
 
 
 def _times(
-    batch_seconds: float,
+    seconds: float,
     sent: float,
     strategy: str,
     many: int,
     size: int,
     items: int | None,
     given: dict[str, Any],
-    link_gbps: float | None,
+    link: Any,
 ) -> dict[str, float]:
     """Prints what a step and an epoch take, from what a batch takes on one device here."""
     each = given.get("accumulate_grad_batches", 1)
-    print(f"a batch takes {batch_seconds:.3g} s on one device here, loading, forward and backward pass and step")
-    if many > 1 and link_gbps is None:
+    print(f"a batch takes {seconds:.3g} s on one device here, loading, forward and backward pass and step")
+    if many > 1 and link is None:
         print(f"for the times of {many} devices say how fast they send: --link_gbps")
-        return {"batch_seconds": batch_seconds}
-    least, most = costs.step_seconds(batch_seconds, each, sent, strategy, link_gbps or math.inf)
-    told = {"batch_seconds": batch_seconds, "step_seconds": least, "step_seconds_no_overlap": most}
+        return {"batch_seconds": seconds}
+    least, most = costs.step_seconds(seconds, each, sent, strategy, link or math.inf)
+    told = {"batch_seconds": seconds, "step_seconds": least, "step_seconds_no_overlap": most}
     words = {"a step": (least, most)}
     if items is not None:
         steps = math.ceil(math.ceil(items / (size * many)) / each)

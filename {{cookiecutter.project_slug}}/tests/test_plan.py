@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 import main
 from engine import discovery
 from engine.accounts import bytes_of
-from tests.toys import Net
+from tests.toys import ConvNet, Net
 
 STATES = ("weights", "gradients", "optimizer_state")
 TOYS = {"tests.toys.Net": "tests.toys.Blobs"} | dict.fromkeys(
@@ -87,6 +87,13 @@ class Asks(Net):
 
     def forward(self, points: Tensor) -> Tensor:
         return self.layers(points) if points.sum() > 0 else self.layers(-points)
+
+
+class Full(ConvNet):
+    """One that computes in 32 bits alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.float())
 
 
 class Spy(Callback):
@@ -211,3 +218,5 @@ def test_it_says_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None
         assert why in capsys.readouterr().err
     assert "activations" not in plan("tests.test_plan.Asks", "tests.toys.Blobs")
     assert "the activations are not in it: MInterface" in capsys.readouterr().out
+    plan("tests.test_plan.Full", "tests.toys.ImageBlobs")
+    assert "bf16-true is left out: " in capsys.readouterr().out
