@@ -14,11 +14,7 @@ _SHOWN = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
 def run(
-    settings: Settings,
-    *,
-    device_memory: str | None = None,
-    link_gbps: float | None = None,
-    measure_steps: int = 10,
+    settings: Settings, *, device_memory: str | None = None, link_gbps: float | None = None, measure_steps: int = 10
 ) -> dict[str, float]:
     """Prints the account for --devices, --num_nodes, --strategy, --precision and --batch_size, and keeps nothing.
 
