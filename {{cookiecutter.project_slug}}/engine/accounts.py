@@ -113,7 +113,7 @@ def _saved(model: Any, batch: Any, size: int) -> int:
                 raise
             model.channels_last = False  # as machine.py does where a network cannot take it
             return _saved(model, batch, size)
-    model._waiting["train"].clear()
+    model._waiting["train"].batches.clear()
     fixed = {_store(one) for one in (*model.parameters(), *model.buffers())}
     return bytes_of([*_tensors(batch), *(one for one in held if _store(one) not in fixed)])
 
