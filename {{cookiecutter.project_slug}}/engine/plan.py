@@ -3,24 +3,37 @@
 import math
 from typing import Any
 
-import torch
 from pytorch_lightning import seed_everything
 
-from engine import accounts, costs, hardware, machine
+from engine import machine, plan_costs
 from engine.discovery import UsageError
+from engine.plan_costs import long, short
+from engine.plan_memory import DTYPES, Account, count
 from engine.settings import Settings
 
-_SHOWN = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+_SHOWN = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def run(
-    settings: Settings, *, device_memory: str | None = None, link_gbps: float | None = None, measure_steps: int = 10
+    settings: Settings,
+    *,
+    device_memory: str | None = None,
+    device_tflops: float | None = None,
+    link_gbps: float | None = None,
+    measure_steps: int = 10,
 ) -> dict[str, float]:
     """Prints the account for --devices, --num_nodes, --strategy, --precision and --batch_size, and keeps nothing.
 
+    The rates in the help are published: of Ethernet; of PCIe 4.0 with 16 lanes (PCI-SIG); of NVLink and of products of
+    dense bf16 matrices in NVIDIA's data sheets of A100 and H100, NVLink halved, for they add both directions up. Of
+    the products 52 % were reached in D. Narayanan et al., "Efficient large-scale language model training", 2021.
+
     Args:
         device_memory: of one device, such as 80GB or 40GiB; none asks the device found here.
-        link_gbps: what a device sends in gigabits a second, over the slowest link between two.
+        device_tflops: 10^12 operations a second that a device does in training, to tell the times of one that is not
+            here: at most half of what is published (bf16: A100 312, H100 989).
+        link_gbps: gigabits a second that a device sends over the slowest link between two (10 or 100 Ethernet, 250 PCIe
+            4.0, 2400 NVLink of an A100, 3600 of an H100).
         measure_steps: real steps to time on one device here, from which the times are told; 0 for none.
 
     Returns:
@@ -35,100 +48,130 @@ def run(
     given = settings.arguments["trainer"]
     if given.get("fast_dev_run"):
         raise UsageError("plan takes no --fast_dev_run: it trains nothing")
-    many = hardware.devices(given.get("devices", "auto")) * given.get("num_nodes", 1)
+    kind = plan_costs.kind(given.get("accelerator", "auto"))
+    many = plan_costs.devices(given.get("devices", "auto"), kind) * given.get("num_nodes", 1)
     strategy, precision = _strategy(str(given.get("strategy", "auto"))), _precision(str(given.get("precision", 32)))
-    here = given.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    kind = "cuda" if here else "cpu"
-    there = hardware.memory(kind)
-    room = hardware.stated(device_memory) if device_memory else there
+    room, here = plan_costs.room(device_memory, kind), plan_costs.room(None, kind)
+    each = given.get("accumulate_grad_batches", 1)
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = DInterface.of(settings)
     data.num_workers = 0
-    batch = data.sample()
-    batch = next(iter(data.train_dataloader())) if batch is None else batch
-    rows = _rows(settings, data, batch, precision, kind)
-    own, size = rows[precision], data.batch_size
-    counted = f"{own.parameters:,} parameters, {own.trainable:,} of them trained"
-    print(f"{settings.network.name}: {counted}; the largest layer is {own.layer}")
-    _print_table(rows, many, size, room)
-    parts = costs.memory(own, precision, strategy, many, size)
-    sent = costs.communication(own, precision, strategy, many)
+    rows, size = _rows(settings, data, precision, kind), data.batch_size
+    own = rows[precision]
+    print(f"{settings.network.name}: {own.parameters:,} parameters, {own.trainable:,} of them trained")
+    _print_table(rows, many, size, each, room)
+    parts = plan_costs.memory(own, precision, strategy, many, size)
     told = {"parameters": own.parameters, "trainable": own.trainable, **parts, "memory": sum(parts.values())}
-    told |= {"communication": sent, "largest_batch": costs.largest(own, precision, strategy, many, room)}
-    listed = ", ".join(f"{name.replace('_', ' ')} {costs.short(value)}" for name, value in parts.items())
-    print(f"a device of {many} with {strategy}, {precision}: {costs.short(told['memory'])} ({listed})")
-    print(f"it sends {costs.short(sent)} a step")
-    if strategy == "fsdp":
-        whole = costs.short(costs.gathered(own.parameters, precision))
-        print(f"so it is where an auto_wrap_policy wraps each layer; without one, all weights are gathered: {whole}")
-    if own.why:
-        print(f"the activations are not in it: {own.why}")
-    if measure_steps and (needed := sum(costs.memory(own, precision, "ddp", 1, size).values())) > there:
-        print(f"no step was timed: {costs.short(needed)} are needed and {costs.short(there)} are here")
+    told["communication"] = plan_costs.communication(own, precision, strategy, many, each)
+    told["largest_batch"] = plan_costs.largest(own, precision, strategy, many, room)
+    _print_fit(own, precision, strategy, many, told["memory"], room)
+    needed = sum(plan_costs.memory(own, precision, "ddp", 1, size).values())
+    passes = 3 * own.flops * size  # the backward pass is twice the forward pass
+    if device_tflops and not passes:
+        print("no time is told: the operations could not be counted")
+    elif device_tflops:
+        told["batch_seconds"] = passes / (device_tflops * 1e12)
+        print(f"a batch takes {long(told['batch_seconds'])} at {device_tflops:g} TFLOP/s, once it is loaded")
+    elif measure_steps and needed > here:
+        print(f"no step was timed: {short(needed)} are needed and {short(here)} are here")
     elif measure_steps:
-        items = hardware.items(data.part("train"))
-        told |= _times(hardware.measure(settings, measure_steps), sent, strategy, many, size, items, given, link_gbps)
+        told["batch_seconds"] = plan_costs.measure(settings, measure_steps)
+        does = f", {passes / told['batch_seconds'] / 1e12:.3g} TFLOP/s" if passes else ""
+        print(f"a batch takes {long(told['batch_seconds'])} on one device here, its loading included{does}")
+    if "batch_seconds" in told:
+        told |= _times(told, strategy, many, each, size, plan_costs.items(data.part("train")), settings, link_gbps)
     return told
 
 
-def _rows(settings: Settings, data: Any, batch: Any, precision: str, kind: str) -> dict[str, accounts.Account]:
+def _rows(settings: Settings, data: Any, precision: str, kind: str) -> dict[str, Account]:
+    """An account for each precision of the table, the chosen one first."""
+    batch = data.sample()
+    batch = next(iter(data.train_dataloader())) if batch is None else batch
     rows = {}
-    for name in dict.fromkeys([*_SHOWN[:3], precision]):
+    for name in [*dict.fromkeys([precision, *_SHOWN])][:3]:
         try:
-            rows[name] = accounts.count(settings, data, batch, name, kind)
+            rows[name] = count(settings, data, batch, name, kind)
         except RuntimeError as error:
             if name == precision:
                 raise
             print(f"{name} is left out: {str(error).partition(chr(10))[0]}")
-    return rows | ({_SHOWN[3]: rows[_SHOWN[1]]} if _SHOWN[1] in rows else {})  # as many bits
+    return rows
 
 
-def _print_table(rows: dict[str, accounts.Account], many: int, size: int, room: float) -> None:
+def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room: float) -> None:
+    """A column for each precision and strategy, within 80 characters."""
     kinds = ("ddp", "fsdp") if many > 1 else ("ddp",)
-    print(f"\n--batch_size {size}: memory, and the largest batch that {costs.short(room)} hold, 10 % of it left free")
-    heads = [f"{kind} x {many}" if many > 1 else "in all" for kind in kinds]
-    words = ["weights", "gradients", "optimiser", "activations", *(word for one in heads for word in (one, "batch"))]
-    print(f"{'':<12}" + "".join(f"{word:>13}" for word in words))
+    lines: dict[str, list[str]] = {}
     for name, one in rows.items():
-        alone = costs.memory(one, name, "ddp", 1, size)
-        cells = [*alone.values()]
-        texts = [costs.short(cell) for cell in cells[:3]] + [costs.short(alone.get("activations"))]
         for kind in kinds:
-            texts.append(costs.short(sum(costs.memory(one, name, kind, many, size).values())))
-            texts.append(f"{costs.largest(one, name, kind, many, room):,}")
-        print(f"{name:<12}" + "".join(f"{text:>13}" for text in texts))
+            parts = plan_costs.memory(one, name, kind, many, size)
+            between = parts.get("buckets", parts.get("gathered_layer", 0))
+            column = {
+                f"each of {many} devices" if many > 1 else "on one device": name if kind == "ddp" else "",
+                f"--batch_size {size}": kind if many > 1 else "",
+                "weights": short(parts["weights"]),
+                "gradients": short(parts["gradients"]),
+                "optimiser state": short(parts["optimizer_state"]),
+                "activations": short(parts.get("activations")),
+                **({"buckets, or a layer": short(between)} if many > 1 else {}),
+                "in all": short(sum(parts.values())),
+                "largest batch": f"{plan_costs.largest(one, name, kind, many, room):,}",
+                **({"sends a step": short(plan_costs.communication(one, name, kind, many, each))} if many > 1 else {}),
+            }
+            for label, cell in column.items():
+                lines.setdefault(label, []).append(cell)
+    print()
+    for label, texts in lines.items():
+        cells = "".join(f"{text:>10}" if many > 1 else f"{text:>12}" for text in texts)
+        print(f"{label:<20}{cells}".rstrip())
     print()
 
 
+def _print_fit(own: Account, precision: str, strategy: str, many: int, memory: float, room: float) -> None:
+    fits = "fits" if memory <= (1 - plan_costs.FREE) * room else "does not fit"
+    how = precision if many == 1 else f"{precision} with {strategy}"
+    print(f"{how} {fits}: {short(memory)} of {short(room)} a device, a tenth of which stays free")
+    if strategy == "fsdp" and many > 1:
+        whole = short(plan_costs.gathered(own.parameters, precision))
+        print(f"that is with an auto_wrap_policy that wraps each layer ({own.layer} is the largest);")
+        print(f"without one all weights are gathered at once: {whole}")
+    if own.why:
+        print(f"the activations are not in it: {own.why}")
+
+
 def _times(
-    seconds: float,
-    sent: float,
+    told: dict[str, float],
     strategy: str,
     many: int,
+    each: int,
     size: int,
     items: int | None,
-    given: dict[str, Any],
-    link: Any,
+    settings: Settings,
+    link: float | None,
 ) -> dict[str, float]:
-    """Prints what a step and an epoch take, from what a batch takes on one device here."""
-    each = given.get("accumulate_grad_batches", 1)
-    print(f"a batch takes {seconds:.3g} s on one device here, loading, forward and backward pass and step")
+    """Prints what a step, an epoch and all epochs take, from what a batch takes on one device."""
     if many > 1 and link is None:
         print(f"for the times of {many} devices say how fast they send: --link_gbps")
-        return {"batch_seconds": seconds}
-    least, most = costs.step_seconds(seconds, each, sent, strategy, link or math.inf)
-    told = {"batch_seconds": seconds, "step_seconds": least, "step_seconds_no_overlap": most}
-    words = {"a step": (least, most)}
+        return {}
+    least, most = plan_costs.step_seconds(
+        told["batch_seconds"], each, told["communication"], strategy, link or math.inf
+    )
+    found = {"step_seconds": least, "step_seconds_no_overlap": most}
+    words = {"a step": 1}
     if items is not None:
         steps = math.ceil(math.ceil(items / (size * many)) / each)
-        told |= {"steps": steps, "epoch_seconds": steps * least, "epoch_seconds_no_overlap": steps * most}
-        words[f"an epoch of {steps:,} steps"] = (steps * least, steps * most)
-    for word, (low, high) in words.items():
-        print(f"{word}: {low:.3g} s" + (f", or {high:.3g} s where nothing overlaps" if high > low else ""))
+        found |= {"steps": steps, "epoch_seconds": steps * least, "epoch_seconds_no_overlap": steps * most}
+        words[f"an epoch of {steps:,} steps"] = steps
+        if (epochs := settings.arguments["run"]["max_epochs"] or 0) > 1:
+            words[f"{epochs} epochs"] = steps * epochs
+    for word, times in words.items():
+        print(f"{word}: {long(times * least)}", end="")
+        print(f", or {long(times * most)} where nothing overlaps" if most > least else "")
     if many > 1:
-        behind = "backward pass, two thirds of a batch" if strategy == "ddp" else "forward and backward pass"
-        print(f"the first overlaps communication with the {behind}; both take devices like this one, kept fed")
-    return told
+        behind = "backward pass, two thirds of a batch" if strategy == "ddp" else "forward and backward passes"
+        print(f"the first hides communication behind the {behind};")
+        print("both take for granted that each device is kept fed")
+    return found
 
 
 def _strategy(given: str) -> str:
@@ -143,6 +186,6 @@ def _precision(given: str) -> str:
     """As Lightning names it: 32 is 32-true, bf16 is bf16-mixed."""
     bits, _, how = given.partition("-")
     name = f"{bits}-{how or ('mixed' if '16' in bits else 'true')}"
-    if bits not in accounts.DTYPES:
-        raise UsageError(f"--precision {given}: plan can account for {', '.join(_SHOWN)}, 16-true and 64-true")
+    if bits not in DTYPES:
+        raise UsageError(f"--precision {given}: plan can account for {', '.join(_SHOWN)}, 16-mixed, 16-true, 64-true")
     return name

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import main
 from engine import discovery
-from engine.accounts import bytes_of
+from engine.plan_memory import bytes_of
 from tests.toys import ConvNet, Net
 
 STATES = ("weights", "gradients", "optimizer_state")
