@@ -113,6 +113,7 @@ def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room
                 "gradients": short(parts["gradients"]),
                 "optimiser state": short(parts["optimizer_state"]),
                 "activations": short(parts.get("activations")),
+                "workspace": short(parts.get("workspace")),
                 **({"buckets, or a layer": short(between)} if many > 1 else {}),
                 "in all": short(sum(parts.values())),
                 "largest batch": f"{plan_costs.largest(one, name, kind, many, room):,}",

@@ -13,7 +13,8 @@ from pytorch_lightning import Callback
 
 from engine import machine
 from engine.discovery import UsageError
-from engine.plan_memory import DTYPES, Account, constant
+from engine.plan_memory import DTYPES, Account
+from engine.plan_network import constant
 from engine.settings import Settings
 
 FREE = 0.1  # of the memory, left to the allocator, the kernels' workspaces and the driver
@@ -58,7 +59,7 @@ def room(stated: str | None, kind: str) -> float:
 
 
 def memory(account: Account, precision: str, strategy: str, many: int, size: int) -> dict[str, float]:
-    """Bytes that one of `many` devices holds at the end of a forward pass over `size` items, by what they are for.
+    """Bytes that one of `many` devices holds in a step over `size` items when it holds most, by what they are for.
 
     "ddp" holds everything on each device, and on several its buckets hold the gradients once more (PyTorch's DDP
     without gradient_as_bucket_view). "fsdp" shares weights, gradients and the optimiser's state out, and gathers one
@@ -78,6 +79,7 @@ def memory(account: Account, precision: str, strategy: str, many: int, size: int
     if account.activations:
         fixed, each = account.activations
         parts["activations"] = fixed + each * size
+        parts["workspace"] = account.workspace * size
     return parts
 
 
@@ -88,10 +90,10 @@ def gathered(parameters: int, precision: str) -> float:
 
 def largest(account: Account, precision: str, strategy: str, many: int, room: float) -> int:
     """The largest batch that a device with `room` bytes holds, 0 where not even one item fits or it is not known."""
-    if not account.activations or not account.activations[1] > 0:
+    if not account.activations or not (each := account.activations[1] + account.workspace) > 0:
         return 0
     rest = (1 - FREE) * room - sum(memory(account, precision, strategy, many, 0).values())
-    return max(0, math.floor(rest / account.activations[1]))
+    return max(0, math.floor(rest / each))
 
 
 def communication(account: Account, precision: str, strategy: str, many: int, batches: int = 1) -> float:
