@@ -8,7 +8,7 @@ from pytorch_lightning import seed_everything
 from engine import machine, plan_costs
 from engine.discovery import UsageError
 from engine.plan_costs import long, short
-from engine.plan_memory import DTYPES, Account, count
+from engine.plan_memory import Account, count
 from engine.settings import Settings
 
 _SHOWN = ("32-true", "bf16-mixed", "bf16-true")
@@ -50,8 +50,9 @@ def run(
         raise UsageError("plan takes no --fast_dev_run: it trains nothing")
     kind = plan_costs.kind(given.get("accelerator", "auto"))
     many = plan_costs.devices(given.get("devices", "auto"), kind) * given.get("num_nodes", 1)
-    strategy, precision = _strategy(str(given.get("strategy", "auto"))), _precision(str(given.get("precision", 32)))
-    room, here = plan_costs.room(device_memory, kind), plan_costs.room(None, kind)
+    strategy = plan_costs.strategy_of(str(given.get("strategy", "auto")))
+    precision = plan_costs.precision_of(str(given.get("precision", 32)))
+    room = plan_costs.room(device_memory, kind)
     each = given.get("accumulate_grad_batches", 1)
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = DInterface.of(settings)
@@ -65,20 +66,9 @@ def run(
     told["communication"] = plan_costs.communication(own, precision, strategy, many, each)
     told["largest_batch"] = plan_costs.largest(own, precision, strategy, many, room)
     _print_fit(own, precision, strategy, many, told["memory"], room)
-    needed = sum(plan_costs.memory(own, precision, "ddp", 1, size).values())
-    passes = 3 * own.flops * size  # the backward pass is twice the forward pass
-    if device_tflops and not passes:
-        print("no time is told: the operations could not be counted")
-    elif device_tflops:
-        told["batch_seconds"] = passes / (device_tflops * 1e12)
-        print(f"a batch takes {long(told['batch_seconds'])} at {device_tflops:g} TFLOP/s, once it is loaded")
-    elif measure_steps and needed > here:
-        print(f"no step was timed: {short(needed)} are needed and {short(here)} are here")
-    elif measure_steps:
-        told["batch_seconds"] = plan_costs.measure(settings, measure_steps)
-        does = f", {passes / told['batch_seconds'] / 1e12:.3g} TFLOP/s" if passes else ""
-        print(f"a batch takes {long(told['batch_seconds'])} on one device here, its loading included{does}")
-    if "batch_seconds" in told:
+    seconds = _batch_seconds(settings, own, precision, size, kind, device_tflops, measure_steps)
+    if seconds is not None:
+        told |= {"batch_seconds": seconds}
         told |= _times(told, strategy, many, each, size, plan_costs.items(data.part("train")), settings, link_gbps)
     return told
 
@@ -116,7 +106,7 @@ def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room
                 "workspace": short(parts.get("workspace")),
                 **({"buckets, or a layer": short(between)} if many > 1 else {}),
                 "in all": short(sum(parts.values())),
-                "largest batch": f"{plan_costs.largest(one, name, kind, many, room):,}",
+                "largest batch": "?" if one.why else f"{plan_costs.largest(one, name, kind, many, room):,}",
                 **({"sends a step": short(plan_costs.communication(one, name, kind, many, each))} if many > 1 else {}),
             }
             for label, cell in column.items():
@@ -131,13 +121,35 @@ def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room
 def _print_fit(own: Account, precision: str, strategy: str, many: int, memory: float, room: float) -> None:
     fits = "fits" if memory <= (1 - plan_costs.FREE) * room else "does not fit"
     how = precision if many == 1 else f"{precision} with {strategy}"
-    print(f"{how} {fits}: {short(memory)} of {short(room)} a device, a tenth of which stays free")
+    print(f"{how} {fits}: {short(memory)} of {short(room)} a device, a tenth left free")
+    if own.why:
+        print(f"but the activations are not in it: {own.why}")
     if strategy == "fsdp" and many > 1:
         whole = short(plan_costs.gathered(own.parameters, precision))
-        print(f"that is with an auto_wrap_policy that wraps each layer ({own.layer} is the largest);")
-        print(f"without one all weights are gathered at once: {whole}")
-    if own.why:
-        print(f"the activations are not in it: {own.why}")
+        print(f"fsdp gathers a layer at a time, {own.layer} at the most,")
+        print(f"where an auto_wrap_policy wraps each; without one all weights at once: {whole}")
+
+
+def _batch_seconds(
+    settings: Settings, own: Account, precision: str, size: int, kind: str, tflops: float | None, steps: int
+) -> float | None:
+    """What a batch takes on one device: by its operations, or by real steps. None where neither can be."""
+    passes = 3 * own.flops * size  # the backward pass is twice the forward pass
+    needed, here = sum(plan_costs.memory(own, precision, "ddp", 1, size).values()), plan_costs.room(None, kind)
+    if tflops and passes:
+        seconds = passes / (tflops * 1e12)
+        print(f"a batch takes {long(seconds)} at {tflops:g} TFLOP/s, once it is loaded")
+        return seconds
+    if tflops:
+        print("no time is told: the operations could not be counted")
+    elif steps and needed > here:
+        print(f"no step was timed: {short(needed)} are needed and {short(here)} are here")
+    elif steps:
+        seconds = plan_costs.measure(settings, steps)
+        does = f" at {short(passes / seconds)[:-1]}FLOP/s" if passes else ""
+        print(f"a batch takes {long(seconds)} on one device here{does}, its loading included")
+        return seconds
+    return None
 
 
 def _times(
@@ -162,7 +174,7 @@ def _times(
     if items is not None:
         steps = math.ceil(math.ceil(items / (size * many)) / each)
         found |= {"steps": steps, "epoch_seconds": steps * least, "epoch_seconds_no_overlap": steps * most}
-        words[f"an epoch of {steps:,} steps"] = steps
+        words[f"an epoch of {steps:,} step{'s' * (steps != 1)}"] = steps
         if (epochs := settings.arguments["run"]["max_epochs"] or 0) > 1:
             words[f"{epochs} epochs"] = steps * epochs
     for word, times in words.items():
@@ -173,20 +185,3 @@ def _times(
         print(f"the first hides communication behind the {behind};")
         print("both take for granted that each device is kept fed")
     return found
-
-
-def _strategy(given: str) -> str:
-    if given == "auto" or given.startswith("ddp"):
-        return "ddp"
-    if given == "fsdp":
-        return given
-    raise UsageError(f"--strategy {given}: plan can account for ddp and fsdp")
-
-
-def _precision(given: str) -> str:
-    """As Lightning names it: 32 is 32-true, bf16 is bf16-mixed."""
-    bits, _, how = given.partition("-")
-    name = f"{bits}-{how or ('mixed' if '16' in bits else 'true')}"
-    if bits not in DTYPES:
-        raise UsageError(f"--precision {given}: plan can account for {', '.join(_SHOWN)}, 16-mixed, 16-true, 64-true")
-    return name

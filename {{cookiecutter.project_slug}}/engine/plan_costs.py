@@ -42,6 +42,34 @@ def devices(given: Any, kind: str) -> int:
     return len(parts) if "," in str(given) else int(given)
 
 
+def strategy_of(given: str) -> str:
+    """Which of ddp and fsdp it is.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    if given == "auto" or given.startswith("ddp"):
+        return "ddp"
+    if given == "fsdp":
+        return given
+    raise UsageError(f"--strategy {given}: plan can account for ddp and fsdp")
+
+
+def precision_of(given: str) -> str:
+    """As Lightning names it: 32 is 32-true, bf16 is bf16-mixed.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    bits, _, how = given.partition("-")
+    name = f"{bits}-{how or ('mixed' if '16' in bits else 'true')}"
+    if bits not in DTYPES:
+        raise UsageError(
+            f"--precision {given}: plan can account for 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true"
+        )
+    return name
+
+
 def room(stated: str | None, kind: str) -> float:
     """Bytes that a text means, or else that the first GPU has, or this machine.
 

@@ -32,8 +32,8 @@ class Account(NamedTuple):
     layer, largest: the name of the layer with the most weights, and how many parameters it has.
     activations: of no item and of each further one: the batch and what autograd keeps for the backward pass, each
         storage once, weights aside. None where it cannot be told, for the reason in `why`.
-    workspace: what is there beside all these at the fullest moment, for each item: results that nothing keeps, gradients
-        on their way. What a kernel takes for itself is not seen.
+    workspace: what is there beside all these at the fullest moment, for each item: results that nothing keeps,
+        gradients on their way. What a kernel takes for itself is not seen.
     flops: of the products and convolutions of a forward pass, for each item, a multiplication and an addition being
         two; 0 where it cannot be told.
     """

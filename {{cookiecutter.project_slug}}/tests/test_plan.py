@@ -232,6 +232,30 @@ def test_times_come_from_a_real_batch_and_the_link(capsys: pytest.CaptureFixture
     assert list(Path().iterdir()) == []
 
 
+def test_times_of_another_device_come_from_its_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    told = plan("tests.toys.Net", "tests.toys.Blobs", "--device_tflops", 0.001, "--batch_size", 8, "--max_epochs", 3)
+    assert (
+        told["batch_seconds"] == 3 * 8 * 2 * (2 * 8 + 8 * 3) / 1e9
+    )  # backward is twice forward; times and plus are two
+    assert told["epoch_seconds"] == 9 * told["batch_seconds"]
+    assert "3 epochs: 0.0518 ms" in capsys.readouterr().out
+
+
+def test_a_stream_is_planned_too() -> None:
+    told = plan("tests.toys.Net", "tests.toys.Stream", "--batch_size", 8, measure=1)
+    assert (told["parameters"], told["steps"]) == (51, 4)
+    assert "steps" not in plan("tests.toys.Net", "tests.toys.Endless", measure=1)
+
+
+def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    plan("tests.toys.Net", "tests.toys.Blobs", "--devices", 8, "--strategy", "fsdp", "--link_gbps", 100, measure=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = next(line for line in lines if line.startswith("--batch_size 64"))
+    assert heads.split()[2:] == ["ddp", "fsdp"] * 3
+    assert next(line for line in lines if line.startswith("sends a step")).split()[3:7] == ["357", "B", "536", "B"]
+
+
 def test_it_says_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {
         "--fast_dev_run": "takes no --fast_dev_run",
@@ -246,6 +270,6 @@ def test_it_says_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None
             plan("tests.toys.Net", "tests.toys.Blobs", flag)
         assert why in capsys.readouterr().err
     assert "activations" not in plan("tests.test_plan.Asks", "tests.toys.Blobs")
-    assert "the activations are not in it: MInterface" in capsys.readouterr().out
+    assert "but the activations are not in it: MInterface" in capsys.readouterr().out
     plan("tests.test_plan.Full", "tests.toys.ImageBlobs")
     assert "bf16-true is left out: " in capsys.readouterr().out
