@@ -95,6 +95,7 @@ def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room
     for name, one in rows.items():
         for kind in kinds:
             parts = plan_costs.memory(one, name, kind, many, size)
+            most = plan_costs.largest(one, name, kind, many, room)
             between = parts.get("buckets", parts.get("gathered_layer", 0))
             column = {
                 f"each of {many} devices" if many > 1 else "on one device": name if kind == "ddp" else "",
@@ -106,7 +107,7 @@ def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room
                 "workspace": short(parts.get("workspace")),
                 **({"buckets, or a layer": short(between)} if many > 1 else {}),
                 "in all": short(sum(parts.values())),
-                "largest batch": "?" if one.why else f"{plan_costs.largest(one, name, kind, many, room):,}",
+                "largest batch": "?" if one.why else f"{most:,}" if most < 1e6 else short(most)[:-1],
                 **({"sends a step": short(plan_costs.communication(one, name, kind, many, each))} if many > 1 else {}),
             }
             for label, cell in column.items():
@@ -127,7 +128,7 @@ def _print_fit(own: Account, precision: str, strategy: str, many: int, memory: f
     if strategy == "fsdp" and many > 1:
         whole = short(plan_costs.gathered(own.parameters, precision))
         print(f"fsdp gathers a layer at a time, {own.layer} at the most,")
-        print(f"where an auto_wrap_policy wraps each; without one all weights at once: {whole}")
+        print(f"where an auto_wrap_policy wraps each; without one, all weights: {whole}")
 
 
 def _batch_seconds(
@@ -178,8 +179,8 @@ def _times(
         if (epochs := settings.arguments["run"]["max_epochs"] or 0) > 1:
             words[f"{epochs} epochs"] = steps * epochs
     for word, times in words.items():
-        print(f"{word}: {long(times * least)}", end="")
-        print(f", or {long(times * most)} where nothing overlaps" if most > least else "")
+        low, high = long(times * least), long(times * most)
+        print(f"{word}: {low}" + (f", or {high} where nothing overlaps" if high != low else ""))
     if many > 1:
         behind = "backward pass, two thirds of a batch" if strategy == "ddp" else "forward and backward passes"
         print(f"the first hides communication behind the {behind};")
