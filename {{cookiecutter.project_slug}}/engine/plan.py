@@ -1,4 +1,7 @@
-"""`plan`: what training will cost in memory, communication and time on any number of devices, before it is paid."""
+"""`plan`: what training will cost in memory, communication and time on any number of devices, before it is paid.
+
+It goes with plan_network.py, plan_memory.py, plan_costs.py and tests/test_plan.py.
+"""
 
 import math
 from typing import Any
