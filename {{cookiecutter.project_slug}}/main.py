@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     settings = flags.parse(sys.argv[1:] if argv is None else argv, SEEDS)
 
     def once(settings: flags.Settings) -> dict[str, float]:
+        if discovery.defines(settings.action, "run", "settings"):  # it needs flags but no Trainer
+            return import_module(f"engine.{settings.action}").run(settings, **settings.arguments["action"])
         return run(settings, callbacks, **settings.arguments["run"])
 
     try:

@@ -34,7 +34,8 @@ def names(folder: str) -> list[str]:
 
 def actions() -> dict[str, str]:
     """What main.py can do, with a line of help each: three that the Trainer does, and the files of engine/ that define
-    `run(trainer, ...)`, or `main(argv)` where they need none. Their first line of text is the help."""
+    `run(trainer, ...)`, or where they need none `run(settings, ...)` or `main(argv)`. Their first line of text is the
+    help."""
     found = {
         "fit": "train, keep the best and the last state, test the best (done where no action is named)",
         "validate": "measure a checkpoint on the validation part",
@@ -42,7 +43,7 @@ def actions() -> dict[str, str]:
     }
     for path in sorted((ROOT / "engine").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        if re.search(r"^def (run\(\s*trainer|main\(argv)\b", text, re.MULTILINE):
+        if re.search(r"^def (run\(\s*(trainer|settings)|main\(argv)\b", text, re.MULTILINE):
             found[path.stem] = text.partition("\n")[0].partition(": ")[2].strip('."')
     return found
 
@@ -52,10 +53,10 @@ def features() -> list[str]:
     return [path.stem for path in sorted((ROOT / "engine").glob("*.py")) if defines(path.stem, "callbacks")]
 
 
-def defines(stem: str, function: str) -> bool:
-    """Whether there is a file of engine/ of this name with such a function."""
+def defines(stem: str, function: str, first: str = "") -> bool:
+    """Whether there is a file of engine/ of this name with such a function, whose first argument begins so."""
     path = ROOT / "engine" / f"{stem}.py"
-    return path.is_file() and f"\ndef {function}(" in path.read_text(encoding="utf-8")
+    return path.is_file() and bool(re.search(rf"^def {function}\(\s*{first}", path.read_text("utf-8"), re.MULTILINE))
 
 
 def find(folder: str, name: str) -> Found:

@@ -61,8 +61,8 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     mark = jobs.mark(argv) if action == "fit" else ""
     begun = jobs.begun(root, mark)
     first.ckpt_path = begun or first.ckpt_path
-    if first.ckpt_path and action == "tune":
-        raise UsageError("tune begins with fresh weights and takes no --ckpt_path")
+    if first.ckpt_path and action in ("tune", "plan"):
+        raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
         ckpt_path = runs.find(first.ckpt_path, root, resume=action == "fit")
         kept = _kept_with(ckpt_path)
@@ -75,7 +75,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
             )
     if asks_help and not chosen:
         help.overview(discovery.actions(), {key: discovery.names(folder) for key, folder in NAMES.items()})
-    if not (asks_help or first.ckpt_path or action in ("fit", "tune")):
+    if not (asks_help or first.ckpt_path or action in ("fit", "tune", "plan")):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:
         missing = [key for key in NAMES if key not in chosen]

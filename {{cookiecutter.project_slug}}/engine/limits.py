@@ -6,7 +6,8 @@ from typing import Any
 _AT_LEAST = {
     **dict.fromkeys(("batch_size", "num_threads", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"), 1),
     **dict.fromkeys(("every_n_train_steps", "check_val_every_n_epoch", "swa_epoch"), 1),
-    **{"hang_minutes": 0.01, "fold": 1, "seed_index": 1, "num_folds": 2},
+    **{"hang_minutes": 0.01, "fold": 1, "seed_index": 1, "num_folds": 2, "measure_steps": 0},
+    **dict.fromkeys(("link_gbps", "device_tflops"), 0.001),
     **dict.fromkeys(("num_workers", "seed", "lr", "weight_decay", "momentum", "warmup_steps", "patience"), 0),
     **dict.fromkeys(("val_fraction", "test_fraction", "every_n_minutes", "gradient_clip_val", "overfit_batches"), 0),
     **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"), 0),
