@@ -130,9 +130,9 @@ def act(settings: flags.Settings, trainer: "Trainer", model: "MInterface", data:
     if settings.action == "fit":
         trainer.fit(model, **how, ckpt_path=path)
         if data.part("test") is not None:
-            best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
             trained = model.latest
-            trainer.test(model, **how, ckpt_path=str(best) if best.is_file() else None, verbose=False)
+            trainer.test(model, **how, ckpt_path=best if best and Path(best).exists() else None, verbose=False)
             model.latest = trained | model.latest
     elif settings.action in ("validate", "test"):
         measure = trainer.validate if settings.action == "validate" else trainer.test

@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader, base
+from engine.loader import OrderedLoader, base, seat
 from engine.settings import Settings
 
 
@@ -232,7 +232,7 @@ class DInterface(LightningDataModule):
             raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
         trainer: Any = self.trainer
         if trainer is not None:
-            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            options |= dict(zip(("rank", "world_size"), seat(trainer), strict=True))
         if hasattr(base(part), "collate_fn"):
             options["collate_fn"] = base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)

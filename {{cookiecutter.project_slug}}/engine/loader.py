@@ -20,6 +20,16 @@ from engine.discovery import UsageError
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
+def seat(trainer: Any) -> tuple[int, int]:
+    """The number of this process among those that see data of their own, and how many these are.
+
+    Processes that share each layer of a network (--tensor_parallel_size) see the same.
+    """
+    if (mesh := getattr(trainer.lightning_module, "device_mesh", None)) is None:
+        return trainer.global_rank, trainer.world_size
+    return mesh["data_parallel"].get_local_rank(), mesh["data_parallel"].size()
+
+
 def reseed(*place: int | str) -> None:
     """Makes the random state of Python, NumPy (if in use) and torch follow from `place`, like (seed, epoch, batch)."""
     seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1

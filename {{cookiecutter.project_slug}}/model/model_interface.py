@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
-from engine.checkpoints import misfits
+from engine.checkpoints import refuse_misfits
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader
 from engine.machine import laid_out
@@ -259,6 +259,12 @@ class MInterface(LightningModule):
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss = partial(self.loss, weight=weight.float().to(self.device))
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # of --strategy model_parallel
+            from engine.shards import spread
+
+            spread(self, self.device_mesh)
+
     def configure_callbacks(self) -> list[Callback]:
         return [schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
 
@@ -292,8 +298,8 @@ class MInterface(LightningModule):
         checkpoint["rows"] = loggers.rows(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if wrong := misfits(self, checkpoint["state_dict"]):
-            raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
+            refuse_misfits(self, checkpoint["state_dict"])
         if self.trainer.state.fn == "fit":
             last = self.trainer.max_epochs
             if last is not None and 0 <= last <= checkpoint["epoch"]:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -283,3 +284,24 @@ class ImageNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)
+
+
+class Wide(nn.Module):
+    """Two layers that two devices can share."""
+
+    def __init__(self, num_features: int, num_classes: int, hidden_dim: int = 16) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(num_features, hidden_dim), nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.down(self.up(points).relu())
+
+
+class Shared(Wide):
+    """The same, which says how."""
+
+    def parallelize(self, mesh: Any) -> None:
+        """Each device has half of the hidden units."""
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        parallelize_module(self, mesh["tensor_parallel"], {"up": ColwiseParallel(), "down": RowwiseParallel()})

@@ -1,0 +1,98 @@
+"""Checkpoints that are folders: several processes wrote a part each (torch.distributed.checkpoint). Read whole here."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from engine.discovery import UsageError
+
+# What a list of contents is made of. torch itself would take anything, and run it.
+_MADE_OF = {
+    *(("torch.distributed.checkpoint.metadata", name) for name in (
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata",
+        "TensorProperties", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    *(("torch", str(one).removeprefix("torch.")) for one in vars(torch).values() if isinstance(one, torch.dtype)),
+}  # fmt: skip
+
+
+class _Contents(pickle.Unpickler):
+    """Reads a list of contents and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _MADE_OF:
+            raise UsageError(f"it holds {module}.{name}, and could run code")
+        return super().find_class(module, name)
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        found = contents(Path(self.path))
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+def contents(path: Path) -> Metadata:
+    """What lies in a folder, with the shape of every tensor.
+
+    Raises:
+        UsageError: it holds what could run code, here or in a value that is no tensor; or it is no such folder.
+    """
+    try:
+        with (path / ".metadata").open("rb") as file:
+            found = _Contents(file).load()
+        for index, place in found.storage_data.items():
+            if isinstance(found.state_dict_metadata[index.fqn], BytesStorageMetadata):
+                if os.sep in place.relative_path:
+                    raise UsageError(f"it points to {place.relative_path}")
+                with (path / place.relative_path).open("rb") as file:
+                    file.seek(place.offset)
+                    _plain(file.read(place.length))
+    except (UsageError, OSError, pickle.UnpicklingError, EOFError, AttributeError, RuntimeError) as error:
+        raise UsageError(f"{path} is refused: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _plain(value: bytes) -> Any:
+    import io
+
+    return torch.load(io.BytesIO(value), weights_only=True)
+
+
+def shapes(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a folder, by name, without what is in them."""
+    found = contents(path).state_dict_metadata
+    start = "state_dict."
+    return {
+        name.removeprefix(start): torch.empty(one.size, device="meta")
+        for name, one in found.items()
+        if name.startswith(start) and not isinstance(one, BytesStorageMetadata)
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A folder as the checkpoint that one process would have written, on the CPU, which has to hold it."""
+    checkpoint = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+    parts: dict[str, Any] = {}
+    _load_state_dict(parts, storage_reader=_Reader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    states = [parts.pop(name) for name in sorted(parts, key=len) if name.startswith("optimizer_")]
+    return checkpoint | parts | {"optimizer_states": [_numbered(one) for one in states]}
+
+
+def _numbered(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state by the numbers of its parameters, as one process keeps it, instead of by their names."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: place for place, name in enumerate(names)}
+    groups = [group | {"params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {number[name]: one for name, one in state["state"].items()}, "param_groups": groups}
