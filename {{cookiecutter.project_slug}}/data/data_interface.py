@@ -217,6 +217,8 @@ class DInterface(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
         self._place = state_dict
+        if self._training is not None:  # some strategies restore a checkpoint after the loader was asked
+            self._training.load_state_dict(state_dict)
 
     def val_dataloader(self) -> OrderedLoader:
         return self._loader(self.part("val"))

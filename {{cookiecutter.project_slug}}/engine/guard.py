@@ -29,14 +29,15 @@ class Guard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        if trainer.precision == "16-mixed" or not gradients or _finite(gradients):
+        if trainer.precision == "16-mixed" or not gradients or _everywhere(trainer, _finite(_local(gradients))):
             return
         named = [(name, one) for name, one in module.named_parameters() if one.grad is not None]
-        bad = [name for name, one in named if not one.grad.isfinite().all()]  # type: ignore[union-attr]
+        bad = [name for name, one in named if not _everywhere(trainer, bool(_local([one.grad])[0].isfinite().all()))]
         place = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
         path = self.folder / f"bad_step_{trainer.global_step}.pt"
         if trainer.is_global_zero and not self.skipped:
-            torch.save({"batch": self._batch, "state_dict": module.state_dict()}, path)
+            weights = {} if _sharded(trainer) else module.state_dict()  # no process has them all
+            torch.save({"batch": self._batch, "state_dict": weights}, path)
         said = f"{place}: the gradient is NaN or infinite in {', '.join(bad[:3]) or 'its norm'}"
         said += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         if self.bad_steps == "stop":
@@ -53,6 +54,20 @@ class Guard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def _sharded(trainer: Trainer) -> bool:
+    """Whether each process has a part of every gradient, so that one may see what the others do not."""
+    return getattr(trainer.lightning_module, "device_mesh", None) is not None
+
+
+def _everywhere(trainer: Trainer, good: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(good, all=True) if _sharded(trainer) else good
+
+
+def _local(gradients: list[Any]) -> list[torch.Tensor]:
+    """This process's part of each."""
+    return [one.to_local() if hasattr(one, "to_local") else one for one in gradients]
 
 
 def _finite(gradients: list[torch.Tensor]) -> bool:

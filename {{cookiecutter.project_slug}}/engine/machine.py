@@ -108,6 +108,10 @@ def trainer(module: LightningModule, **arguments: Any) -> Trainer:
     Raises:
         UsageError: it finds its arguments wrong.
     """
+    strategy = str(arguments.get("strategy", ""))
+    on_cpu = arguments.get("accelerator") == "cpu" or not torch.cuda.is_available()
+    if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
+        raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
     try:
         made = Trainer(**arguments)
     except (MisconfigurationException, ValueError, RuntimeError) as error:

@@ -1,5 +1,6 @@
 """Networks that several devices share: two processes train what one does, go on exactly, and leave an ordinary file."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -54,11 +55,42 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_one_device_takes_them_over
     assert str(file) in capsys.readouterr().out
     weights = torch.load(file, weights_only=True)["state_dict"]
     assert all(torch.equal(weights[name], on["state_dict"][name]) for name in weights)
-    argv = ["--num_workers", "0", "--noise", "0"]
-    told = [main.main(["test", "--ckpt_path", str(path), *argv]) for path in (file, LAST)]
+    told = [main.main(["test", "--ckpt_path", str(path), "--num_workers", "0"]) for path in (file, LAST)]
     assert told[0] == told[1]
-    main.main(["predict", "--ckpt_path", str(file), *argv])
-    main.main(["export", "--ckpt_path", str(file), *argv])
+    main.main(["predict", "--ckpt_path", str(file)])
+    main.main(["export", "--ckpt_path", str(file)])
     assert (RUN / "network.pt2").exists()
     assert main.main(["--ckpt_path", str(file), "--max_epochs", "3", "--devices", "1", "--strategy", "auto"])
     assert torch.load(LAST, weights_only=True)["epoch"] == 2  # a file took the folder's place
+
+
+@pytest.mark.slow
+def test_two_devices_share_each_layer_and_learn_what_one_does(train) -> None:
+    argv = ["--noise", "0", "--batch_size", "8", "--max_epochs", "2"]
+    argv += ["--model_name", "tests.toys.Shared", "--gradient_clip_val", "0.5", "--log_every_n_steps", "1"]
+    train(*argv)
+    status, said = shards("two", *TOYS, *SHARDS, "--tensor_parallel_size", "2", *argv)
+    assert status == 0, said
+    assert sorted(line for line in said.splitlines() if line.startswith("rank")) == [
+        "rank 0 has 51 of 99 weights",
+        "rank 1 has 51 of 99 weights",
+    ]
+    one, two = (list(csv.DictReader((Path(folder) / RUN / "metrics.csv").open())) for folder in (".", "two"))
+    assert len(one) == len(two) > 12
+    for row, other in zip(one, two, strict=True):
+        assert {k: float(v) for k, v in other.items() if v} == pytest.approx(
+            {k: float(v) for k, v in row.items() if v}, rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_3"])
+def test_what_needs_a_gpu_says_so(train, capsys: pytest.CaptureFixture[str], strategy: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--strategy", strategy)
+    assert f"--strategy {strategy} needs a GPU; --strategy model_parallel" in capsys.readouterr().err
+
+
+def test_sharing_each_layer_goes_with_the_strategy(train, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--tensor_parallel_size", 2)
+    assert "--tensor_parallel_size goes with --strategy model_parallel" in capsys.readouterr().err

@@ -305,3 +305,5 @@ class Shared(Wide):
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
         parallelize_module(self, mesh["tensor_parallel"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        held = sum(one.to_local().numel() for one in self.parameters())
+        print(f"rank {mesh.get_rank()} has {held} of {sum(one.numel() for one in self.parameters())} weights")
