@@ -83,6 +83,7 @@ def shapes(path: Path) -> dict[str, torch.Tensor]:
 
 def load(path: Path) -> dict[str, Any]:
     """A folder as the checkpoint that one process would have written, on the CPU, which has to hold it."""
+    contents(path)  # torch's loader would hide a refusal within errors of its own
     checkpoint = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
     parts: dict[str, Any] = {}
     _load_state_dict(parts, storage_reader=_Reader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True)

@@ -93,7 +93,9 @@ def spread(model: LightningModule, mesh: Any) -> None:
     if any(isinstance(one, DTensor) for one in model.parameters()):
         return
     if any(isinstance(one, WeightAveraging) for one in model.trainer.callbacks):  # type: ignore[attr-defined]
-        raise UsageError("--strategy model_parallel keeps no average of the weights: leave --ema_decay or --swa out")
+        raise UsageError(
+            "--strategy model_parallel keeps no average of the weights: leave --ema_decay and --swa_epoch out"
+        )
     network = getattr(model, "network", None)
     target: Any = network if network is not None else model
     model.channels_last = False  # type: ignore[assignment]

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import main
+from engine import runs
 from engine.parts import load
 from tests.conftest import PROJECT, TOYS
 
@@ -50,6 +53,9 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_one_device_takes_them_over
     assert Path("whole", RUN, "metrics.csv").read_text() == Path("killed", RUN, "metrics.csv").read_text()
 
     monkeypatch.chdir("killed")
+    LAST.rename(LAST.with_name("last.before.ckpt"))  # as a kill between two renames leaves it
+    assert runs.find("version_0", Path("lightning_logs"), resume=True) == LAST.with_name("last.before.ckpt")
+    LAST.with_name("last.before.ckpt").rename(LAST)
     main.main(["consolidate", "--ckpt_path", str(LAST)])
     file = LAST.with_name("last.whole.ckpt")
     assert str(file) in capsys.readouterr().out
@@ -71,11 +77,13 @@ def test_two_devices_share_each_layer_and_learn_what_one_does(train) -> None:
     train(*argv)
     status, said = shards("two", *TOYS, *SHARDS, "--tensor_parallel_size", "2", *argv)
     assert status == 0, said
-    assert sorted(line for line in said.splitlines() if line.startswith("rank")) == [
+    assert set(re.findall(r"rank \d has \d+ of \d+ weights", said)) == {
         "rank 0 has 51 of 99 weights",
         "rank 1 has 51 of 99 weights",
-    ]
-    one, two = (list(csv.DictReader((Path(folder) / RUN / "metrics.csv").open())) for folder in (".", "two"))
+    }
+    one, two = (
+        list(csv.DictReader((Path(folder) / RUN / "metrics.csv").read_text().splitlines())) for folder in (".", "two")
+    )
     assert len(one) == len(two) > 12
     for row, other in zip(one, two, strict=True):
         assert {k: float(v) for k, v in other.items() if v} == pytest.approx(
@@ -94,3 +102,28 @@ def test_sharing_each_layer_goes_with_the_strategy(train, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         train("--tensor_parallel_size", 2)
     assert "--tensor_parallel_size goes with --strategy model_parallel" in capsys.readouterr().err
+
+
+class Code:
+    """What runs a command when it is read."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch harmed",)
+
+
+def test_a_folder_that_holds_code_is_refused(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1)
+    folder = RUN / "checkpoints" / "other.ckpt"
+    folder.mkdir()
+    torch.save({}, folder / "meta.pt")
+    (folder / ".metadata").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", str(folder)])
+    assert "other.ckpt is refused: it holds posix.system, and could run code" in capsys.readouterr().err
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU for FSDPStrategy")
+def test_fsdp_trains_on_a_gpu(train) -> None:
+    assert "test_acc" in train("--strategy", "fsdp", "--accelerator", "gpu", "--devices", 1, "--max_epochs", 1)
