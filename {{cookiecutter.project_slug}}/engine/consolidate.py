@@ -16,10 +16,11 @@ def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, folder: Path) -
         UsageError: it is a file already, or is not of this network.
     """
     path = Path(ckpt_path)
+    whole = load(path) if trainer.is_global_zero else {}
     if not path.is_dir():
         raise UsageError(f"--ckpt_path {path} is one file already")
     if trainer.is_global_zero:
-        refuse_misfits(model, (whole := load(path))["state_dict"])
+        refuse_misfits(model, whole["state_dict"])
         target = path.with_suffix(".whole.ckpt")
         DurableCheckpointIO().save_checkpoint(whole, target)
         print(target)
