@@ -37,8 +37,8 @@ def test_it_runs_before_it_is_rendered() -> None:
 
 
 NEEDED = """
-__init__ annotations callbacks checkpoints config discovery flags groups guard help library limits loader loggers losses
-jobs machine metrics optimizers runs schedulers settings signatures watchdog
+__init__ annotations callbacks checkpoints config cut discovery flags groups guard help library limits loader loggers
+losses jobs machine metrics optimizers runs schedulers settings signatures targets watchdog
 """.split()
 
 
@@ -124,3 +124,20 @@ def test_the_front_page_tells_the_truth(bake, readme: str) -> None:
         assert run("bash", "-c", command, cwd=project).returncode == 0, command
     tree = re.findall(r"^(\S+) +<- ", blocks(page, "")[0], re.MULTILINE)
     assert {name.rstrip("/") for name in tree} <= {path.name for path in project.rglob("*")}
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_gallery_on_the_front_page_has_the_flags_that_it_names(bake, readme: str) -> None:
+    project, page = bake(examples="gallery"), (ROOT / readme).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, |、)?)+) \| (.*) \|$", page, re.MULTILINE)
+    named = {name: set(re.findall(r"--(\w+)", words)) for names, words in rows for name in re.findall(r"\w+", names)}
+    there = {"data": {}, "model": {}}
+    for folder, flag in (("data", "--dataset"), ("model", "--model_name")):
+        for path in (project / folder).glob("*.py"):
+            if path.stem in named:
+                shown = run(sys.executable, "main.py", flag, path.stem, "--help_all", cwd=project).stdout
+                there[folder][path.stem] = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    found = there["data"] | there["model"]
+    files = {Path(file).stem for file in GALLERY if not file.startswith("tests/")}
+    assert found.keys() == files  # the whole gallery has a row
+    assert {(name, flag) for name in found for flag in named[name] - found[name]} == set()

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine import discovery, flags, runs
+from engine import discovery, flags, jobs, runs
 from engine.discovery import UsageError
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
 
     callbacks: further ones, of a program that calls this.
     """
+    jobs.listen()
     settings = flags.parse(sys.argv[1:] if argv is None else argv, SEEDS)
 
     def once(settings: flags.Settings) -> dict[str, float]:
@@ -82,7 +83,7 @@ def run(
     from model import MInterface
 
     machine.hush()
-    given, fits = dict(settings.arguments["trainer"]), settings.action == "fit"
+    given, fits = jobs.places() | settings.arguments["trainer"], settings.action == "fit"
     if fits:
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
@@ -108,7 +109,7 @@ def run(
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *own_callbacks],
         logger=load_loggers(folder, **settings.arguments["loggers"]) if fits else [],
-        plugins=[checkpoints.DurableCheckpointIO()],
+        plugins=[checkpoints.DurableCheckpointIO(), *machine.cluster()],
         enable_model_summary=False,  # engine/summary.py has one line instead
         use_distributed_sampler=False,  # the loaders of DInterface know their rank
     )
@@ -118,8 +119,11 @@ def run(
         print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({how})", flush=True)
     with watchdog.watch(trainer, hang_minutes):
         act(settings, trainer, model, data, folder)
-    if model.latest and trainer.is_global_zero:
-        runs.report(model.latest, folder)
+    if trainer.is_global_zero:
+        if settings.mark:
+            (folder / settings.mark).write_text("ended")
+        if model.latest:
+            runs.report(model.latest, folder)
     return model.latest
 
 

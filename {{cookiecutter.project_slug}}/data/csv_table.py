@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from engine.cut import cut
 from engine.discovery import UsageError
 
 if TYPE_CHECKING:
@@ -67,14 +68,13 @@ class CsvTable(Dataset):
                 raise UsageError(f"{path} has no column {name!r}. It has: {known}")
         if (gone := rows.index[rows[target].isna()]).size:
             raise ValueError(f"{path}: {len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0")
-        if val_fraction + test_fraction >= 1:
-            raise UsageError(
-                f"--val_fraction {val_fraction} --test_fraction {test_fraction} leave nothing to learn from"
-            )
-        cut = rows[split_column].to_numpy() if split_column else _cut(len(rows), val_fraction, test_fraction, seed)
-        if wrong := set(cut) - {"train", "val", "test"}:
+        part = np.empty(len(rows), dtype=object)
+        for name, indices in cut(len(rows), seed, val_fraction, test_fraction).items():
+            part[indices.numpy()] = name
+        part = rows[split_column].to_numpy() if split_column else part
+        if wrong := set(part) - {"train", "val", "test"}:
             raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
-        learn, mine = (rows[cut == part] for part in ("train", split))
+        learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty:
             raise UsageError(f"{path}: no row is left to learn from")
         self.ids = (mine[id_column] if id_column else mine.index.to_series()).astype(str).tolist()
@@ -127,16 +127,6 @@ def _read(path: Path) -> "pd.DataFrame":
         if rows[name].isin([np.inf, -np.inf]).any():
             raise ValueError(f"{path} has infinite values in {name!r}")
     return rows
-
-
-def _cut(rows: int, val_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
-    """The part of each row."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
-    tested, validated = (max(1, round(rows * share)) if share else 0 for share in (test_fraction, val_fraction))
-    parts = np.full(rows, "train", dtype=object)
-    parts[order[:tested]] = "test"
-    parts[order[tested : tested + validated]] = "val"
-    return parts
 
 
 def _is_number(column: "pd.Series") -> bool:

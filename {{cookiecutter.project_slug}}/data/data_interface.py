@@ -13,6 +13,8 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
+from engine import targets
+from engine.cut import cut
 from engine.discovery import UsageError
 from engine.loader import OrderedLoader, base, seat
 from engine.settings import Settings
@@ -59,13 +61,6 @@ class DInterface(LightningDataModule):
             balanced: draw every class equally often in training.
         """
         super().__init__()
-        for cut, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= share < 1:
-                raise UsageError(f"--{cut} {share} should be at least 0 and less than 1")
-        if val_fraction + test_fraction >= 1:
-            raise UsageError(
-                f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn from"
-            )
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.dataset_class, self.arguments = dataset, dict(dataset_arguments or {})
@@ -91,8 +86,8 @@ class DInterface(LightningDataModule):
     def of(cls, settings: Settings) -> "DInterface":
         """The data that a command line means, not read yet."""
         folds = settings.arguments.get("folds")
-        cut = import_module("engine.folds").cutter(**folds) if folds else None
-        return cls(settings.dataset.load(), settings.arguments["dataset"], cut, **settings.arguments["data"])
+        fold = import_module("engine.folds").cutter(**folds) if folds else None
+        return cls(settings.dataset.load(), settings.arguments["dataset"], fold, **settings.arguments["data"])
 
     def prepare(self) -> None:
         """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""
@@ -125,11 +120,11 @@ class DInterface(LightningDataModule):
             self.prepare()
             self._build(name)
             for part in self._parts.values():
-                _check_targets(part)
+                targets.check(part)
         part = self._parts[name]
         if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
-            cut = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
-            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({cut})")
+            how = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
+            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({how})")
         return part
 
     def sample(self) -> Any:
@@ -146,18 +141,13 @@ class DInterface(LightningDataModule):
         "num_classes"; "target", the shape of one; and "whole_numbers", whether a target is made of them.
         """
         facts = {"num_classes": self.knows("num_classes")}
-        if (sample := self.sample()) is None or not isinstance(target := _target(sample), torch.Tensor):
+        if (sample := self.sample()) is None or not isinstance(target := targets.target(sample), torch.Tensor):
             return facts
         return facts | {"target": tuple(target.shape[1:]), "whole_numbers": not target.is_floating_point()}
 
     def class_counts(self) -> torch.Tensor:
         """How many items (of masks: how many pixels) of each class there are to learn from (num_classes,)."""
-        part: Any = self.part("train")
-        many = self.knows("num_classes") or 0
-        if many and not hasattr(base(part), "targets"):
-            every = (torch.as_tensor(_target(part[index])).flatten() for index in range(len(part)))
-            return torch.stack([one[one >= 0].bincount(minlength=many) for one in every]).sum(0)
-        return torch.bincount(_targets(part), minlength=many)
+        return targets.counts(self.part("train"), self.knows("num_classes") or 0)
 
     def knows(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
@@ -175,31 +165,27 @@ class DInterface(LightningDataModule):
             unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(part) == 0
             self._parts[name] = None if unwanted else part
         elif "train" not in self._takes:
-            self._cut(self.dataset_class(**self.arguments), {"test": self.test_fraction, "val": self.val_fraction})
+            self._cut(self.dataset_class(**self.arguments), self.test_fraction)
         elif name == "test":
             self._parts[name] = self.dataset_class(**self.arguments, train=False)
         else:
-            self._cut(self.dataset_class(**self.arguments, train=True), {"val": self.val_fraction})
+            self._cut(self.dataset_class(**self.arguments, train=True), None)
 
-    def _cut(self, dataset: Dataset[Any], fractions: dict[str, float]) -> None:
+    def _cut(self, dataset: Dataset[Any], test_fraction: float | None) -> None:
+        """Cuts what comes in one piece. test_fraction: None where the test part is another one."""
         if isinstance(dataset, IterableDataset):
             raise TypeError(f"{self.dataset_class.__name__} cannot be cut: give its constructor an argument `split`")
-        left = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))  # type: ignore[arg-type]
-        for name, fraction in fractions.items():
-            if name == "val" and self.fold:
-                continue
-            taken = max(1, round(len(dataset) * fraction)) if fraction else 0  # type: ignore[arg-type]
-            taken = min(taken, len(left) - 1)  # one item at least is left to learn from
-            self._parts[name] = Subset(dataset, _numbers(left[:taken])) if taken > 0 else None
-            left = left[max(taken, 0) :]
-        self._parts["train"] = Subset(dataset, _numbers(left))
+        found = cut(len(dataset), self.seed, 0.0 if self.fold else self.val_fraction, test_fraction or 0.0)  # type: ignore[arg-type]
+        for name, indices in found.items():
+            if name != "test" or test_fraction is not None:
+                self._parts[name] = Subset(dataset, _numbers(indices)) if len(indices) or name == "train" else None
         if self.fold:
-            parts = zip(("train", "val"), self.fold(dataset, left.tolist(), self.seed), strict=True)
+            parts = zip(("train", "val"), self.fold(dataset, found["train"].tolist(), self.seed), strict=True)
             self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
 
     def train_dataloader(self) -> OrderedLoader:
         part = self.part("train")
-        weights = _balance(part) if self.balanced else None
+        weights = targets.balance(part) if self.balanced else None
         trainer: Any = self.trainer
         overfits = trainer is not None and trainer.overfit_batches > 0  # then each epoch sees the same items
         epochs = trainer.fit_loop.epoch_progress.current if trainer is not None else None
@@ -263,48 +249,6 @@ class DInterface(LightningDataModule):
 def _numbers(indices: torch.Tensor) -> "array[int]":
     """Indices, (items,), that read as Python numbers, in a fifth of the memory that a list of them takes."""
     return array("q", indices.numpy().tobytes())
-
-
-def _check_targets(part: Any) -> None:
-    """Finds a class number outside 0 .. num_classes - 1, where the dataset lists its targets."""
-    part = base(part)
-    classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
-    if isinstance(classes, int) and targets is not None and len(targets):
-        try:
-            numbers = torch.as_tensor(targets)
-        except (TypeError, ValueError):
-            return  # no numbers, but names of files, say
-        wrong = ((numbers < 0) & (numbers != -100)) | (numbers >= classes)  # -100: cross_entropy's "ignore this one"
-        if numbers.dim() == 1 and not numbers.is_floating_point() and wrong.any():
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"item {first} of {type(part).__name__} is of class {numbers[first]}, not 0 to {classes - 1}"
-            )
-
-
-def _balance(part: Any) -> torch.Tensor:
-    """A weight for each item: one over the size of its class."""
-    targets = _targets(part)
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise UsageError(f"--balanced needs a class for each item, which {type(base(part)).__name__} does not have")
-    return 1.0 / torch.bincount(targets)[targets].double()
-
-
-def _targets(part: Any) -> torch.Tensor:
-    """The class of each item, from `targets`, or else from the items."""
-    indices: Any = range(len(part))
-    base = part
-    while isinstance(base, Subset):
-        indices, base = [base.indices[index] for index in indices], base.dataset
-    if hasattr(base, "targets"):
-        return torch.as_tensor(base.targets)[torch.as_tensor(indices)]
-    if torch.as_tensor(_target(base[indices[0]])).numel() > 1:
-        raise UsageError(f"--balanced draws items by their class, and one of {type(base).__name__} has several")
-    return torch.as_tensor([int(_target(base[index])) for index in indices])
-
-
-def _target(item: Any) -> Any:
-    return item["target"] if isinstance(item, dict) else item[-1]
 
 
 def _to_tensor() -> Any:

@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
+from engine.cut import cut
+
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
 
 
@@ -61,12 +63,9 @@ class ImageFolder(Dataset):
         self.num_features = self.in_channels * img_size**2
         parts = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
         left = _samples(pool, self.classes)
-        order = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed)).tolist()
-        for name, fraction in (("test", test_fraction), ("val", val_fraction)):
-            if name not in parts:
-                taken = max(1, round(len(left) * fraction)) if fraction else 0
-                parts[name], order = [left[place] for place in order[:taken]], order[taken:]
-        parts["train"] = [left[place] for place in sorted(order)]
+        val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
+        found = cut(len(left), seed, val, test)
+        parts = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | parts
         self.paths, self.targets = [path for path, _ in parts[split]], [number for _, number in parts[split]]
         self._mode = "L" if grey else "RGB"
         whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]

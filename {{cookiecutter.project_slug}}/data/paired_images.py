@@ -13,6 +13,8 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from engine.cut import cut
+
 
 class PairedImages(Dataset):
     """Inputs (C, S/scale, S/scale) in 0..1, and what should come out: images (C, S, S) in 0..1 or class numbers (S, S).
@@ -73,12 +75,10 @@ class PairedImages(Dataset):
         root, names = Path(data_dir), ("images", target_folder or "images")
         pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
         parts = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed)).tolist()
-        for name, fraction in (("test", test_fraction), ("val", val_fraction)):
-            if name not in parts:
-                taken = max(1, round(len(pool) * fraction)) if fraction else 0
-                parts[name], order = [pool[place] for place in order[:taken]], order[taken:]
-        self.pairs = parts[split] if split in parts else [pool[place] for place in sorted(order)]
+        val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
+        found = cut(len(pool), seed, val, test)
+        parts = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | parts
+        self.pairs = parts[split]
         self.paths = [str(path) for path, _ in self.pairs]
         drawn = [v2.RandomCrop(img_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         self.cut = v2.Compose(drawn if split == "train" else [v2.CenterCrop(img_size)])

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from engine.cut import cut
 from engine.discovery import UsageError
 
 UNKNOWN, END = 1, 2
@@ -76,7 +77,7 @@ class TextLines(Dataset):
         if "{split}" in file:
             mine = _read(Path(data_dir, file.replace("{split}", split)), text_column, target_column)
         else:
-            parts = _cut(len(learn), val_fraction, test_fraction, seed)
+            parts = cut(len(learn), seed, val_fraction, test_fraction)
             mine = [learn[at] for at in parts[split]]
             learn = [learn[at] for at in parts["train"]]
         self.ids = [row.where for row in mine]
@@ -143,13 +144,3 @@ def _read(path: Path, *columns: str) -> list[Row]:
                 raise UsageError(f"{path} has no column {name!r}. It has: {', '.join(reader.fieldnames or [])}")
         text, target = columns
         return [Row(row[text] or "", row[target] or "", f"{path.name}:{reader.line_num}") for row in reader]
-
-
-def _cut(rows: int, val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[int]]:
-    """The rows of each part."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
-    tested, validated = (max(1, round(rows * share)) if share else 0 for share in (test_fraction, val_fraction))
-    if tested + validated >= rows:
-        raise UsageError(f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn")
-    ends = tested + validated
-    return {"test": order[:tested], "val": order[tested:ends], "train": order[ends:]}

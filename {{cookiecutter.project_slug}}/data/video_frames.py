@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from engine.cut import cut
 from engine.discovery import UsageError
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -63,7 +64,7 @@ class VideoFrames(Dataset):
         self.classes = sorted({one.parent.name for one in learn.glob("*/*") if one.suffix.lower() in SUFFIXES})
         if strange := {one.parent.name for one in clips} - {*self.classes}:
             raise UsageError(f"{learn} has no class {sorted(strange)[0]!r}. It has: {', '.join(self.classes)}")
-        mine = _cut(len(clips), val_fraction, test_fraction, seed)[split] if whole else range(len(clips))
+        mine = cut(len(clips), seed, val_fraction, test_fraction)[split] if whole else range(len(clips))
         self.paths = [str(clips[at]) for at in mine]
         self.targets = torch.tensor([self.classes.index(clips[at].parent.name) for at in mine], dtype=torch.long)
         self.split, self.num_frames, self.img_size = split, num_frames, img_size
@@ -118,13 +119,3 @@ def _centre(frame: Any, size: int) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height)  # (height, width, 3)
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
-
-
-def _cut(items: int, val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[int]]:
-    """The items of each part."""
-    order = torch.randperm(items, generator=torch.Generator().manual_seed(seed)).tolist()
-    tested, validated = (max(1, round(items * share)) if share else 0 for share in (test_fraction, val_fraction))
-    if tested + validated >= items:
-        raise UsageError(f"--val_fraction {val_fraction} and --test_fraction {test_fraction} leave nothing to learn")
-    ends = tested + validated
-    return {"test": order[:tested], "val": order[tested:ends], "train": order[ends:]}

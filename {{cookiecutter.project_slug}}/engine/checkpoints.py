@@ -137,7 +137,7 @@ class LastCheckpoint(Checkpoint):
 
     def _receive(self, number: int, frame: Any) -> None:
         if self._heard or not self._training:
-            raise SystemExit(128 + number)
+            jobs.leave(number)
         self._heard = number
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -202,11 +202,12 @@ class LastCheckpoint(Checkpoint):
         return bool(self.received)
 
     def _end(self, trainer: Trainer) -> NoReturn:
-        if trainer.is_global_zero:
-            if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:  # sbatch --signal=SIGUSR1@90
-                print(f"SLURM: {jobs.requeue()}")
-            print(f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}", flush=True)
-        raise SystemExit(128 + self.received)
+        if not trainer.is_global_zero:
+            raise SystemExit(128 + self.received)
+        for number in SIGNALS:  # srun ends what is left of a job as soon as one rank is gone: these lines come first
+            signal.signal(number, signal.SIG_IGN)
+        print(f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.folder}", flush=True)
+        jobs.leave(self.received)
 
 
 def _validates_after(trainer: Trainer, batch_idx: int) -> bool:

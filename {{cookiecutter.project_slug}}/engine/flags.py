@@ -58,8 +58,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         if getattr(first, key) is None and key in given:
             setattr(first, key, given[key].text)
     kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
-    if action == "fit" and not first.ckpt_path:
-        first.ckpt_path = jobs.begun(root)
+    mark = jobs.mark(argv) if action == "fit" else ""
+    begun = jobs.begun(root, mark)
+    first.ckpt_path = begun or first.ckpt_path
     if first.ckpt_path and action == "tune":
         raise UsageError("tune begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
@@ -92,7 +93,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     given |= _command_line(argv, flags, groups, chosen)
     if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
         kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
-    if ckpt_path and "init_from" in given:
+    if ckpt_path and "init_from" in given and not begun:
         raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
     if "init_from" in given and (name := given["init_from"].text).lower() not in ("none", "null"):
         found_weights = runs.find(name, root, resume=False, flag="init_from")
@@ -111,7 +112,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     if first.print_config:
         print(config.dump(settings.flags), end="")
         raise SystemExit(0)
-    return settings
+    return settings._replace(mark=mark)
 
 
 def _action(argv: list[str]) -> tuple[str, list[str]]:
@@ -220,6 +221,8 @@ def _unknown(name: str, flags: dict[str, Flag], groups: dict[str, Signature], ch
 
 
 def _has(folder: str, other: str, name: str) -> bool:
+    if name not in (discovery.ROOT / folder / f"{other}.py").read_text(encoding="utf-8", errors="replace"):
+        return False
     try:
         found = discovery.find(folder, other)
         signature = signatures.from_source(found.node, found.tree) if found.node and found.tree else None

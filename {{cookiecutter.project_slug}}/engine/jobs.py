@@ -1,39 +1,146 @@
-"""A job that SLURM or torchrun starts again finds the run that it had begun. No torch here."""
+"""Jobs of SLURM and torchrun: where their processes are, and how a job that is started again finds its run.
+
+No torch here, but where processes meet.
+"""
 
 import os
 import re
-import socket
+import signal
+import sys
+import threading
+import time
+import uuid
+import zlib
 from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.discovery import UsageError
+
+WARNING = getattr(signal, "SIGUSR1", 0)  # sbatch --signal=SIGUSR1@90: the job's time is nearly up
 
 
-def mark() -> str:
-    """A file in the run folder that says whose it is, or "". Its name is the same when the job is started again."""
+def _number() -> str:
+    """The SLURM job's number, or "". That of an array's task stays the same when it is started again."""
     array = "_".join(os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")).strip("_")
-    if number := array or os.environ.get("SLURM_JOB_ID"):
-        return f"slurm-{number}"
+    return array or os.environ.get("SLURM_JOB_ID", "")
+
+
+def mark(argv: list[str]) -> str:
+    """A file in the run folder that says whose it is, or "". Its name is the same when the job is started again.
+
+    argv: of this run; a job's script may well start several.
+    """
+    command = f"{zlib.crc32(chr(0).join(argv).encode()):08x}"
+    if number := _number():
+        return f"slurm-{number}-{command}"
     if (job := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
         return ""
-    if job == "none":  # torchrun was given no --rdzv_id: one machine, and its agent is the parent of all ranks
+    if job == "none" and os.environ.get("GROUP_WORLD_SIZE") == "1":  # no --rdzv_id: the agent is the ranks' parent
+        import socket  # help need not wait for it
+
         job = f"{socket.gethostname()}-{os.getppid()}"
-    return "torchrun-" + re.sub(r"[^\w.-]", "_", job)
+    return "-".join(["torchrun", re.sub(r"[^\w.-]", "_", job), command])
 
 
-def begun(root: Path) -> str | None:
-    """The run folder that this job began before it was started again, if it has saved anything there."""
-    slurm, torchrun = (int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
-    marks = [*root.glob(f"version_*/{mark()}")] if mark() else []
-    if not (slurm or torchrun):
-        for old in marks if os.environ.get("RANK") == "0" else []:  # of another job by the same name
-            old.unlink(missing_ok=True)
+def begun(root: Path, mark: str) -> str | None:
+    """The run folder that this job began before it was started again, if it has saved anything there.
+
+    torchrun does not count the restarts for which a machine came or went: there a run that has not ended goes on too.
+    """
+    again = any(int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
+    if not mark or (mark.startswith("slurm-") and not again):
         return None
+    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text() != "ended"]
     saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
 
 
-def requeue() -> str:
-    """Puts the SLURM job that this process belongs to back into the queue; what it says."""
+def places() -> dict[str, Any]:
+    """The Trainer's `num_nodes` and `devices` as torchrun or srun has laid the processes out; {} where neither has.
+
+    Raises:
+        UsageError: SLURM expects processes that nobody has started, or more of them on one node than on another.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        each, all_ranks = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return {"num_nodes": all_ranks // each, "devices": each}
+    tasks = int(os.environ.get("SLURM_NTASKS") or 0)
+    if not tasks or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return {}
+    if "SLURM_STEP_ID" not in os.environ:
+        if tasks > 1:
+            raise UsageError(f"SLURM gave this job {tasks} tasks and python was started once: srun python main.py ...")
+        return {}
+    laid_out = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))  # such as 2(x3),1
+    if not (even := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", laid_out)):
+        raise UsageError(f"SLURM put {laid_out} tasks on the nodes; give each as many, by --ntasks-per-node")
+    nodes = even[2] or "1"
+    # Lightning reads these, which are the job's, of which the step may be a part, or which --ntasks alone leaves out.
+    os.environ |= {"SLURM_NTASKS_PER_NODE": even[1], "SLURM_NNODES": nodes}
+    return {"num_nodes": int(nodes), "devices": int(even[1])}
+
+
+def meet() -> Any:
+    """Gives the processes of torchrun a store of their own, in which they find each other; None where they need none.
+
+    torchrun keeps one store for all its restarts, and so a process that is started again may find the address that
+    another one had before: it is refused there, or waits for ever. Here each asks the first process by a word that
+    nobody has used before, so that the answer, a new store's port, is of this start.
+
+    Returns the store where it is served: as long as the first process keeps it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed import TCPStore
+
+    rank, size, host = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
+    kept, word, served = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False), uuid.uuid4().hex, None
+    if rank == 0:
+        served = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        port, silent = str(served.port), set(range(1, size))
+        while silent:
+            for other in list(silent):
+                if kept.check([f"{word} {other}"]):
+                    silent.remove(other)
+                elif kept.check([f"asks {other}"]):
+                    kept.set(f"answer {kept.get(f'asks {other}').decode()}", f"{port} {word}")
+            time.sleep(0.02)
+    else:
+        kept.set(f"asks {rank}", word)
+        port, first = kept.get(f"answer {word}").decode().split()
+        kept.set(f"{first} {rank}", "heard")
+    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return served
+
+
+def listen() -> None:
+    """A signal that comes while a job is only starting, with nothing to save yet, is heard too."""
+    if _number() and threading.current_thread() is threading.main_thread():
+        for number in (WARNING, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: leave(number))
+
+
+def leave(number: int) -> NoReturn:
+    """Ends the process for a signal: exit status 128 + number. A SLURM job that is to come back goes into the queue."""
+    if _number() and number in (WARNING, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+        if number == WARNING or _gives_way():
+            print(f"SLURM: {_scontrol('requeue', _number()) or 'requeued'}", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+def _gives_way() -> bool:
+    """Whether the job makes room for another: it gets SIGTERM, as if cancelled, and would not come back."""
+    told = _scontrol("--oneliner", "show", "job", _number()).split()
+    return {"JobState=RUNNING", "Requeue=1"} <= {*told} and "PreemptTime=None" not in told
+
+
+def _scontrol(*words: str) -> str:
+    """What SLURM answers."""
     import subprocess
 
-    job = mark().removeprefix("slurm-")
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    return done.stderr.strip() or "requeued"
+    try:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stdout + done.stderr).strip()

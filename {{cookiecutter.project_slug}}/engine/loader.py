@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from engine.discovery import UsageError
@@ -188,6 +189,20 @@ def _send_home(loader: DataLoader[Any]) -> None:
     iterator, loader._iterator = loader._iterator, None  # there is no public way
     if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def own_part(loader: Any, batch: Any, number: int) -> Any:
+    """A batch of that number less the items that only fill it up, for all ranks to take as many steps; None: no item.
+
+    Every tensor in it that is as long as the batch is cut.
+    """
+    if not isinstance(loader, OrderedLoader) or loader.iterable or loader.world_size == 1:
+        return batch
+    numbers = loader.numbers(number)
+    own = int((numbers < len(loader.data)).sum())  # type: ignore[arg-type]
+    if own in (0, len(numbers)):
+        return batch if own else None
+    return apply_to_collection(batch, torch.Tensor, lambda one: one[:own] if one.shape[:1] == numbers.shape else one)
 
 
 def base(data: Any) -> Any:

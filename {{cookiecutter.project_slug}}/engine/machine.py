@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
     PassThroughProfiler,
@@ -21,8 +22,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from engine import jobs
 from engine.discovery import UsageError
 
+_served: Any = None  # what the processes of torchrun meet in
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
 _EACH_STEP = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -60,9 +63,9 @@ def hush() -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
+    warnings.filterwarnings("ignore", ".*srun. command is available")  # so it is wherever SLURM is installed
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
     warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # a checkpoint holds the mean weights
-    warnings.filterwarnings("ignore", "The `srun` command is available")  # and a run need not be a job
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
 
 
@@ -100,6 +103,21 @@ def prepare(
             model.channels_last = True
             done.append("channels last")
     return done
+
+
+def cluster() -> list[ClusterEnvironment]:
+    """Who starts the processes, where Lightning's own answer is not ours: in a SLURM job.
+
+    With srun, Lightning would save and requeue within its signal handler, which hangs as soon as ranks are not in step;
+    LastCheckpoint does it. Without srun, the one process that there is may start others, as anywhere.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        global _served
+        _served = jobs.meet() or _served
+        return []
+    if not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False) if "SLURM_STEP_ID" in os.environ else LightningEnvironment()]
 
 
 def trainer(module: LightningModule, **arguments: Any) -> Trainer:

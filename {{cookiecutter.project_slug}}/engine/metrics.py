@@ -65,9 +65,32 @@ def load(names: tuple[str, ...] | None, loss: str, data: dict[str, Any]) -> dict
     return found
 
 
-def counts(metric: Metric) -> bool:
-    """Whether a metric holds whole numbers alone, so that it does not matter how many batches it gets at once."""
-    return not any(one.is_floating_point() for one in metric.metric_state.values() if isinstance(one, Tensor))
+class Waiting:
+    """Batches on their way to the metrics of a stage: what only counts gets 16 at once, for a call is what costs time.
+
+    Metrics that hold anything but whole numbers get each batch as it comes: the order of their sums would show.
+    """
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self.metrics, self.batches = metrics, list[tuple[Tensor, Tensor]]()
+        states = [one for metric in metrics for one in metric.metric_state.values() if isinstance(one, Tensor)]
+        self.most = 1 if any(one.is_floating_point() for one in states) else 16
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        """A batch; a large one, such as of masks, is not kept."""
+        if self.batches and [one.shape[1:] for one in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
+            self.hand_over()
+        self.batches.append((output, target))
+        if len(self.batches) == self.most or output.numel() > 2**14:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Gives the metrics what is there."""
+        if batches := self.batches:
+            output, target = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
+            batches.clear()
+            for metric in self.metrics:
+                metric.update(output, target)
 
 
 def kind(loss: str, data: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
-import json
 import os
 import re
 import shutil
@@ -8,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import config, jobs
+from engine import config
 from engine.discovery import UsageError
 from engine.settings import Settings
 
@@ -31,7 +30,7 @@ def of(settings: Settings, default_root_dir: str) -> Path:
         return run or root
     own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
     kept = {name: value for name, value in settings.flags.items() if name not in own}
-    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None)
+    return open_folder(run, root, config.dump(kept) if settings.action in ("fit", "tune") else None, settings.mark)
 
 
 def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
@@ -47,20 +46,24 @@ def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) ->
 
 def report(metrics: dict[str, float], run: Path) -> None:
     """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+    import json
+
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(f"{name:<12} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
+    width = max(12, *map(len, metrics))
+    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
 
-def open_folder(run: Path | None, root: Path, config: str | None) -> Path:
+def open_folder(run: Path | None, root: Path, config: str | None, mark: str = "") -> Path:
     """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
 
     config: what to keep as config.yaml, or None to write nothing.
+    mark: the name of a file by which the job finds its run again, or "".
     """
     try:
         run = run or claim(root)
-        if mark := jobs.mark():
+        if mark:
             (run / mark).touch()
         if config is not None:
             for part in sorted(run.rglob("*.part")):

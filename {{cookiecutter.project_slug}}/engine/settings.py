@@ -18,6 +18,7 @@ class Settings(NamedTuple):
         engine/ that brings callbacks.
     asks: arguments of the network that nobody gave and the dataset knows.
     ckpt_path: the file that --ckpt_path means.
+    mark: the name of a file that tells a job of SLURM or torchrun, when it is started again, which run is its own.
     """
 
     action: str
@@ -27,6 +28,7 @@ class Settings(NamedTuple):
     network: discovery.Found
     asks: list[str]
     ckpt_path: Path | None
+    mark: str = ""
 
 
 def complete(

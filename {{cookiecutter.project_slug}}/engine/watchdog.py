@@ -40,6 +40,9 @@ def _watch(trainer: Trainer, minutes: float, over: threading.Event) -> None:
             stack = "".join(traceback.format_stack(frame)[-8:])
             told = f"rank {trainer.global_rank}: nothing has moved for {still * minutes:.1f} minutes"
             print(f"{told} (--hang_minutes {minutes:g}); it stands here:\n{stack}", file=sys.stderr, flush=True)
+            if trainer.world_size > 1:
+                others = "Is it waiting for another one? See what the others say, and whether their machines answer."
+                print(f"rank {trainer.global_rank}: {others}", file=sys.stderr, flush=True)
             said = True
         elif still > 1.2 and trainer.world_size > 1:  # it hears no signal where it stands
             os._exit(1)

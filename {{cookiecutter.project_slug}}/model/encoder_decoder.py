@@ -45,9 +45,7 @@ class EncoderDecoder(MInterface):
             self.metrics[f"{stage}_exact_match"] = MeanMetric()
 
     def step(self, batch: Any, stage: str) -> Tensor:
-        source, target = (one[: self.own_items] for one in batch)
-        if not len(target):
-            return torch.zeros((), device=target.device)
+        source, target = batch
         logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])

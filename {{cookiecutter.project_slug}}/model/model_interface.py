@@ -15,7 +15,7 @@ from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
 from engine.checkpoints import refuse_misfits
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader
+from engine.loader import own_part
 from engine.machine import laid_out
 from engine.settings import Settings
 
@@ -69,7 +69,6 @@ class MInterface(LightningModule):
         self.network = network
         self.channels_last = False  # the layout in which images go in
         self.latest: dict[str, float] = {}  # what was measured last, by name
-        self.own_items: int | None = None  # of the batch that is measured: how many of the first ones count
         self.last_output: Tensor | None = None  # for the last batch outside of training: what pictures are drawn of
         given = options or {}
         self.loss = losses.load(loss, given.get("loss", {}))
@@ -90,8 +89,10 @@ class MInterface(LightningModule):
                 for key, metric in measures.load(metrics, loss, given.get("data", {})).items()
             }
         )
-        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {stage: [] for stage in STAGES}
-        self._counts = all(measures.counts(one) for name, one in self._of("").items() if not name.endswith("_loss"))
+        self._waiting = {
+            stage: measures.Waiting([one for name, one in self._of(stage).items() if name != f"{stage}_loss"])
+            for stage in STAGES
+        }
 
     @classmethod
     def of(cls, settings: Settings, data: Any) -> "MInterface":
@@ -135,10 +136,7 @@ class MInterface(LightningModule):
             super().__setattr__(name, value)
 
     def step(self, batch: Any, stage: str) -> Tensor:
-        """The loss of a batch; what is measured is gathered for the end of the epoch.
-
-        stage: "train", "val" or "test"; in the latter two only the first `self.own_items` count (None: all).
-        """
+        """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         if self.classifies and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
@@ -146,41 +144,15 @@ class MInterface(LightningModule):
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
-            output, target = output[: self.own_items], target[: self.own_items]
             self.last_output = output.detach()
-            if not len(output):
-                return output.sum()
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
         output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
         measured = output.sigmoid() if self.answers_yes_or_no else output
         self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
-        self._gather(stage, measured.clone() if measured.is_cuda else measured, target)  # a graph may write over it
+        self._waiting[stage].add(measured.clone() if measured.is_cuda else measured, target)  # a graph writes over it
         return loss
-
-    def _items(self, loader: Any, batch_idx: int) -> int | None:
-        """How many items of a batch count: several processes fill up the last one, to take the same number of steps."""
-        if self.trainer.world_size == 1 or not isinstance(loader, OrderedLoader) or loader.iterable:
-            return None
-        return int((loader.numbers(batch_idx) < len(loader.data)).sum())  # type: ignore[arg-type]
-
-    def _gather(self, stage: str, output: Tensor, target: Tensor) -> None:
-        """Hands a batch to the metrics; what only counts gets several at once, since a call is what costs time."""
-        waiting = self._waiting[stage]
-        if waiting and (waiting[0][0].shape[1:], waiting[0][1].shape[1:]) != (output.shape[1:], target.shape[1:]):
-            self._hand_over(stage)
-        waiting.append((output, target))
-        if not self._counts or len(waiting) == 16 or output.numel() > 2**14:
-            self._hand_over(stage)
-
-    def _hand_over(self, stage: str) -> None:
-        if waiting := self._waiting[stage]:
-            output, target = waiting[0] if len(waiting) == 1 else map(torch.cat, zip(*waiting, strict=True))
-            waiting.clear()
-            for name, metric in self._of(stage).items():
-                if name != f"{stage}_loss":
-                    metric.update(output, target)
 
     def _of(self, stage: str) -> dict[str, Metric]:
         return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
@@ -207,12 +179,12 @@ class MInterface(LightningModule):
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.own_items = self._items(self.trainer.val_dataloaders, batch_idx)
-        self.step(batch, "val")
+        if (own := own_part(self.trainer.val_dataloaders, batch, batch_idx)) is not None:
+            self.step(own, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.own_items = self._items(self.trainer.test_dataloaders, batch_idx)
-        self.step(batch, "test")
+        if (own := own_part(self.trainer.test_dataloaders, batch, batch_idx)) is not None:
+            self.step(own, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, _ = self.split(batch)
@@ -240,8 +212,7 @@ class MInterface(LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
 
     def _log_epoch(self, stage: str) -> None:
-        self._hand_over(stage)
-        self.own_items = None
+        self._waiting[stage].hand_over()
         found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
         values = {name: metric.compute() for name, metric in found.items()}
         for metric in found.values():
@@ -284,13 +255,15 @@ class MInterface(LightningModule):
         total = epoch = math.inf
         if schedulers.plans(self.schedule):  # asking for the steps begins to load
             total = self.trainer.estimated_stepping_batches
-            epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+            self.trainer.fit_loop.setup_data()  # with --max_steps alone the line above does not need it
+            batches = self.trainer.num_training_batches
+            epoch = batches if batches == math.inf else math.ceil(batches / self.trainer.accumulate_grad_batches)
         scheduler = schedulers.load(optimizer, total, epoch, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for stage in STAGES:
-            self._hand_over(stage)
+        for waiting in self._waiting.values():
+            waiting.hand_over()
         gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
         checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
         checkpoint["latest"] = self.latest

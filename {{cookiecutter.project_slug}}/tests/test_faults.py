@@ -260,15 +260,16 @@ def test_a_warned_slurm_job_requeues_itself_and_goes_on(start, train, monkeypatc
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent.absolute()}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    run = start()
+    run = start("--max_epochs", "100")
     os.kill(run.pid, signal.SIGUSR1)
     assert run.wait(timeout=60) == 128 + signal.SIGUSR1, Path("err").read_text()[-2000:]
     assert Path("asked").read_text() == "requeue 77\n"
-    step = torch.load(LAST, weights_only=True)["global_step"]
+    assert torch.load(LAST, weights_only=True)["epoch"] < 99
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    train("--max_epochs", 100000, "--max_steps", step + 2)
-    assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
-    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    train("--max_epochs", 1)  # another run of the same job
+    assert "val_loss" in train("--max_epochs", 100000, "--max_epochs", 100)
+    assert torch.load(LAST, weights_only=True)["epoch"] == 99
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1"]
 
 
 @pytest.mark.slow

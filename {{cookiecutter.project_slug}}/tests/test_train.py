@@ -181,3 +181,12 @@ def test_a_run_that_is_over_leaves_no_data_in_memory() -> None:
         del data
     gc.collect()
     assert not alive
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_steps_alone_are_an_end(train, schedule: str) -> None:
+    train("--max_steps", 7, "--batch_size", 16, "--lr_scheduler", schedule)
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["epoch"]) == (7, 1)  # 5 batches an epoch
+    lr = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert lr == pytest.approx(0 if schedule == "cosine" else 2e-3, abs=1e-9)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from model import MInterface
+
 
 class Blobs(Dataset):
     """Points around three centres, with noise that is drawn anew whenever an item is fetched."""
@@ -71,7 +73,14 @@ class BlobsForTraining(Blobs):
 
 
 class Deadly(Blobs):
-    """The same, which kills the process that fetches it, once, as soon as a checkpoint is there."""
+    """The same, which kills the process that fetches it, once, as soon as a checkpoint is there.
+
+    Started again, the second process is late: the first one looks for it before it can be found.
+    """
+
+    def __init__(self, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        time.sleep(2 if Path("dead").exists() and os.environ.get("RANK") == "1" else 0)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if list(Path().rglob("last.ckpt")):
@@ -307,3 +316,35 @@ class Shared(Wide):
         parallelize_module(self, mesh["tensor_parallel"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
         held = sum(one.to_local().numel() for one in self.parameters())
         print(f"rank {mesh.get_rank()} has {held} of {sum(one.numel() for one in self.parameters())} weights")
+
+
+class Slow(Blobs):
+    """The same, for which the second of several processes takes its time while there is a file `slow`."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1" and Path("slow").exists():
+            time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+class Late(Blobs):
+    """The same, which a SLURM job waits for in vain until it is started again."""
+
+    def __init__(self, num_items: int = 90) -> None:
+        super().__init__(num_items)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            Path(f"late-{os.environ['SLURM_JOB_ID']}").touch()
+            time.sleep(1000)
+
+
+class Spread(MInterface):
+    """A system whose loss is its own: how far its answers are from their targets, and no further metric."""
+
+    def __init__(self, num_features: int = 2, **kwargs: Any) -> None:
+        super().__init__(Line(num_features), metrics=(), **kwargs)
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        points, target = batch
+        loss = (self(points).squeeze(-1) - target).abs().mean()
+        self.metrics[f"{stage}_loss"].update(loss.detach(), len(target))
+        return loss

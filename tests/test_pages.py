@@ -1,0 +1,21 @@
+"""What the pages about clusters say is what the project's own tests try on a real SLURM and on two machines."""
+
+import re
+
+from tests.conftest import INNER, ROOT
+
+
+def test_the_job_script_has_every_command_of_its_page() -> None:
+    commands = re.findall(r"^sbatch .*", (ROOT / "recipes/slurm.md").read_text(), re.M)
+    script = (INNER / "scripts/train.sbatch").read_text()
+    assert len(commands) == 4
+    assert re.findall(r"^#   (sbatch .*)", script, re.M) == commands
+
+
+def test_the_command_for_several_machines_is_the_one_that_survives_their_faults() -> None:
+    page = (ROOT / "recipes/several_machines.md").read_text()
+    tried = (INNER / "tests/test_cluster.py").read_text()
+    (command,) = re.findall(r"^(torchrun .*) main\.py --model_name lenet --dataset mnist$", page, re.M)
+    assert f'TORCHRUN = """\n{command}\n"""' in tried
+    (line,) = re.findall(r"^export (\w+)=1$", page, re.M)
+    assert f'environment["{line}"] = "1"' in tried
