@@ -91,7 +91,7 @@ def run(
     model = MInterface.of(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
-    fast = machine.prepare(model, data, **settings.arguments["machine"])
+    fast = machine.prepare(model, data, given.get("strategy"), **settings.arguments["machine"])
     folder = runs.of(settings, default_root_dir)
     given["profiler"] = machine.profiler(given.get("profiler"), folder)
     if data.part("val") is None:

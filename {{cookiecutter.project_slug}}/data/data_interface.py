@@ -220,7 +220,7 @@ class DInterface(LightningDataModule):
             raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
         trainer: Any = self.trainer
         if trainer is not None:
-            options |= dict(zip(("rank", "world_size"), seat(trainer), strict=True))
+            options |= {"rank": seat(trainer).rank, "world_size": seat(trainer).size}
         if hasattr(base(part), "collate_fn"):
             options["collate_fn"] = base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)

@@ -17,16 +17,16 @@ class Reseed(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, seat(trainer)[0])
+        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, seat(trainer).rank)
 
     def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("val", self.seed, batch_idx, seat(trainer)[0])
+        reseed("val", self.seed, batch_idx, seat(trainer).rank)
 
     def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("test", self.seed, batch_idx, seat(trainer)[0])
+        reseed("test", self.seed, batch_idx, seat(trainer).rank)
 
     def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("predict", self.seed, batch_idx, seat(trainer)[0])
+        reseed("predict", self.seed, batch_idx, seat(trainer).rank)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -33,7 +33,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            put_in_place(part, path)
+            if path.is_dir():
+                from engine import parts  # which few need
+
+                parts.put_in_place(part, path)
+            else:
+                os.replace(part, path)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
             part.unlink(missing_ok=True)
             raise cannot_save(path, error) from None
@@ -43,29 +48,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return load(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a file, or a folder: that loses its name first, so that a half of one is never found."""
-        remove(Path(path))
+        """Removes a file, or the folder that several processes wrote."""
+        if (path := Path(path)).is_dir():
+            from engine import parts
 
-
-def put_in_place(part: Path, path: Path) -> None:
-    """Gives what was saved its name. A folder cannot be written over: its name is NAME.before.ckpt meanwhile."""
-    before = path.with_suffix(".before.ckpt")
-    if path.is_dir() or (part.is_dir() and path.exists()):
-        remove(before)
-        os.replace(path, before)
-    os.replace(part, path)
-    remove(before)
-
-
-def remove(path: Path) -> None:
-    """Removes a checkpoint, if it is there."""
-    if path.is_dir():
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        os.replace(path, part)
-        shutil.rmtree(part)
-    else:
-        path.unlink(missing_ok=True)
+            parts.remove(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def cannot_save(path: Path, error: BaseException) -> SystemExit:
@@ -233,7 +222,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
     if path.is_dir():
-        from engine import parts  # which few need
+        from engine import parts
 
         return parts.load(path)
     try:

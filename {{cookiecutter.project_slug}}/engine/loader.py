@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -21,14 +21,20 @@ from engine.discovery import UsageError
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
-def seat(trainer: Any) -> tuple[int, int]:
-    """The number of this process among those that see data of their own, and how many these are.
+class Seat(NamedTuple):
+    """The number of a process among those that see data of their own, how many these are, and how they talk."""
 
-    Processes that share each layer of a network (--tensor_parallel_size) see the same.
-    """
+    rank: int
+    size: int
+    group: Any = None  # all
+
+
+def seat(trainer: Any) -> Seat:
+    """Where this process sits. Those that share each layer of a network (--tensor_parallel_size) see the same data."""
     if (mesh := getattr(trainer.lightning_module, "device_mesh", None)) is None:
-        return trainer.global_rank, trainer.world_size
-    return mesh["data_parallel"].get_local_rank(), mesh["data_parallel"].size()
+        return Seat(trainer.global_rank, trainer.world_size)
+    data = mesh["data_parallel"]
+    return Seat(data.get_local_rank(), data.size(), data.get_group())
 
 
 def reseed(*place: int | str) -> None:

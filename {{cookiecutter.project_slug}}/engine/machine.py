@@ -72,6 +72,7 @@ def hush() -> None:
 def prepare(
     model: Any,
     data: Any,
+    strategy: Any,
     *,
     num_threads: int | None = None,
     channels_last: bool = True,
@@ -97,7 +98,11 @@ def prepare(
     if keep_memory and _keep_memory():
         done.append("malloc keeps memory")
     network = getattr(model, "network", None) or nn.Identity()
-    if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
+    if (
+        channels_last
+        and strategy != "model_parallel"
+        and any(isinstance(layer, nn.Conv2d) for layer in network.modules())
+    ):
         sample = data.sample()
         if sample is not None and _channels_last(network, *model.arguments(sample)):
             model.channels_last = True

@@ -1,15 +1,16 @@
 """Checkpoints that are folders: several processes wrote a part each (torch.distributed.checkpoint). Read whole here."""
 
+import io
 import os
 import pickle
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from lightning_fabric.utilities.load import _load_distributed_checkpoint
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from engine.discovery import UsageError
 
@@ -21,7 +22,7 @@ _MADE_OF = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
-    ("pathlib", "PosixPath"),
+    ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),  # the latter is how Python 3.13 calls it
     *(("torch", str(one).removeprefix("torch.")) for one in vars(torch).values() if isinstance(one, torch.dtype)),
 }  # fmt: skip
 
@@ -33,14 +34,6 @@ class _Contents(pickle.Unpickler):
         if (module, name) not in _MADE_OF:
             raise UsageError(f"it holds {module}.{name}, and could run code")
         return super().find_class(module, name)
-
-
-class _Reader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        found = contents(Path(self.path))
-        found.storage_meta = found.storage_meta or StorageMeta()
-        found.storage_meta.load_id = self.load_id
-        return found
 
 
 def contents(path: Path) -> Metadata:
@@ -59,15 +52,14 @@ def contents(path: Path) -> Metadata:
                 with (path / place.relative_path).open("rb") as file:
                     file.seek(place.offset)
                     _plain(file.read(place.length))
+        _plain((path / "meta.pt").read_bytes())
     except (UsageError, OSError, pickle.UnpicklingError, EOFError, AttributeError, RuntimeError) as error:
         raise UsageError(f"{path} is refused: {str(error).splitlines()[0]}") from None
     return found
 
 
-def _plain(value: bytes) -> Any:
-    import io
-
-    return torch.load(io.BytesIO(value), weights_only=True)
+def _plain(value: bytes) -> None:
+    torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)
 
 
 def shapes(path: Path) -> dict[str, torch.Tensor]:
@@ -83,12 +75,10 @@ def shapes(path: Path) -> dict[str, torch.Tensor]:
 
 def load(path: Path) -> dict[str, Any]:
     """A folder as the checkpoint that one process would have written, on the CPU, which has to hold it."""
-    contents(path)  # torch's loader would hide a refusal within errors of its own
-    checkpoint = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
-    parts: dict[str, Any] = {}
-    _load_state_dict(parts, storage_reader=_Reader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    states = [parts.pop(name) for name in sorted(parts, key=len) if name.startswith("optimizer_")]
-    return checkpoint | parts | {"optimizer_states": [_numbered(one) for one in states]}
+    contents(path)
+    found = _load_distributed_checkpoint(path)
+    states = [found.pop(name) for name in sorted(found, key=len) if re.fullmatch(r"optimizer_\d+", name)]
+    return found | {"optimizer_states": [_numbered(one) for one in states]}
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:
@@ -97,3 +87,24 @@ def _numbered(state: dict[str, Any]) -> dict[str, Any]:
     number = {name: place for place, name in enumerate(names)}
     groups = [group | {"params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
     return {"state": {number[name]: one for name, one in state["state"].items()}, "param_groups": groups}
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Gives what was saved its name. A folder cannot be written over: its name is NAME.before.ckpt meanwhile."""
+    before = path.with_suffix(".before.ckpt")
+    if path.exists():
+        remove(before)
+        os.replace(path, before)
+    os.replace(part, path)
+    remove(before)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, if it is there. A folder loses its name first, so that a half of one is never found."""
+    if path.is_dir():
+        part = path.with_name(path.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        os.replace(path, part)
+        shutil.rmtree(part)
+    else:
+        path.unlink(missing_ok=True)

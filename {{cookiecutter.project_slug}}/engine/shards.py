@@ -6,16 +6,20 @@ A network says how by `def parallelize(self, mesh)`; of one that does not, each 
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torchmetrics import Metric
 
 from engine import checkpoints, parts
 from engine.discovery import UsageError
@@ -47,12 +51,14 @@ class Shards(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=tensor_parallel_size, **options)
 
     def setup_environment(self) -> None:
-        """Opens the process group and lays the processes out."""
+        """Lays the processes out, and has the network cut up as soon as all callbacks are set up."""
+        module: Any = self.lightning_module
         processes, each = self.num_processes * self.num_nodes, int(self._tensor_parallel_size)
-        if each < 1 or processes % each:
-            raise UsageError(f"--tensor_parallel_size {each} does not divide the {processes} devices that there are")
+        refuse(module, processes, each)
         self._data_parallel_size = processes // each
         super().setup_environment()
+        if not is_overridden("configure_model", module):  # a system may do it in its own way
+            module.configure_model = partial(spread, module, self.device_mesh)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Saves beside the target; at every moment a folder whose name ends in .ckpt is whole."""
@@ -66,7 +72,7 @@ class Shards(ModelParallelStrategy):
             if self.is_global_zero:
                 with (part / "meta.pt").open("rb") as file:
                     os.fsync(file.fileno())
-                checkpoints.put_in_place(part, path)
+                parts.put_in_place(part, path)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise checkpoints.cannot_save(path, error) from None
         self.barrier()
@@ -79,40 +85,50 @@ class Shards(ModelParallelStrategy):
         return super().load_checkpoint(path, weights_only=True)
 
 
-def spread(model: LightningModule, mesh: Any) -> None:
-    """Cuts a model's weights up, once, in place: by the network's `parallelize(mesh)`, and over the data-parallel
-    devices block by block where that has not done so.
+def refuse(model: Any, devices: int, each: int) -> None:
+    """Looks whether a network can be shared, before the processes meet.
 
-    mesh: a DeviceMesh with the dimensions "data_parallel" and "tensor_parallel".
+    each: devices that share a layer.
 
     Raises:
-        UsageError: it cannot be done for this network or beside one of the callbacks.
+        UsageError: it cannot, for want of `parallelize` or devices, or beside an average of the weights.
     """
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(one, DTensor) for one in model.parameters()):
-        return
-    if any(isinstance(one, WeightAveraging) for one in model.trainer.callbacks):  # type: ignore[attr-defined]
+    if each < 1 or devices % each:
+        raise UsageError(f"--tensor_parallel_size {each} does not divide the {devices} devices that there are")
+    target, trainer = _target(model), model.trainer
+    if each > 1 and not hasattr(target, "parallelize") and not is_overridden("configure_model", model):
+        raise UsageError(f"--tensor_parallel_size: {type(target).__name__} has no parallelize(self, mesh) to say how")
+    if trainer.state.fn == "fit" and any(isinstance(one, WeightAveraging) for one in trainer.callbacks):
         raise UsageError(
             "--strategy model_parallel keeps no average of the weights: leave --ema_decay and --swa_epoch out"
         )
-    network = getattr(model, "network", None)
-    target: Any = network if network is not None else model
-    model.channels_last = False  # type: ignore[assignment]
-    target.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
-    shared = mesh["tensor_parallel"].size() > 1
+
+
+def spread(model: LightningModule, mesh: DeviceMesh) -> None:
+    """Cuts a model's weights up, once, in place: by the network's `parallelize(mesh)`, and over the data-parallel
+    devices block by block where that has not done so.
+
+    mesh: has the dimensions "data_parallel" and "tensor_parallel".
+    """
+    if any(isinstance(one, DTensor) for one in model.parameters()):
+        return
+    target, data = _target(model), mesh["data_parallel"]
     if hasattr(target, "parallelize"):
         target.parallelize(mesh)
-    elif shared:
-        raise UsageError(
-            f"--tensor_parallel_size: {type(target).__name__} has no parallelize(self, mesh) that says how"
-        )
     done = any(isinstance(one, FSDPModule) for one in target.modules())
-    if not done and not (shared and mesh["data_parallel"].size() == 1):
+    if not done and (data.size() > 1 or mesh["tensor_parallel"].size() == 1):
         for block in _blocks(target):
-            fully_shard(block, mesh=mesh["data_parallel"])
-        if network is not None:
-            fully_shard(network, mesh=mesh["data_parallel"])
+            fully_shard(block, mesh=data)
+        if target is not model:
+            fully_shard(target, mesh=data)
+    for one in model.modules():
+        if isinstance(one, Metric):  # what several processes see of the same data counts once
+            one.process_group = data.get_group()
+
+
+def _target(model: Any) -> Any:
+    """What is cut up: the network, or of a system that has several the system."""
+    return model if getattr(model, "network", None) is None else model.network
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -15,7 +15,7 @@ from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
 from engine.checkpoints import refuse_misfits
 from engine.discovery import UsageError
-from engine.loader import own_part
+from engine.loader import own_part, seat
 from engine.machine import laid_out
 from engine.settings import Settings
 
@@ -230,12 +230,6 @@ class MInterface(LightningModule):
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss = partial(self.loss, weight=weight.float().to(self.device))
 
-    def configure_model(self) -> None:
-        if self.device_mesh is not None:  # of --strategy model_parallel
-            from engine.shards import spread
-
-            spread(self, self.device_mesh)
-
     def configure_callbacks(self) -> list[Callback]:
         return [schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
 
@@ -281,11 +275,13 @@ class MInterface(LightningModule):
             loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics:
-                measures.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
+                here = seat(self.trainer)
+                measures.restore(self._of(name)[name], state, here.rank, here.size)
 
     def _rows(self, value: Tensor) -> Any:
-        rows = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
+        here = seat(self.trainer)
+        rows = [torch.empty_like(value) for _ in range(here.size)]
         if len(rows) == 1:
             return value[None]
-        torch.distributed.all_gather(rows, value.contiguous())
+        torch.distributed.all_gather(rows, value.contiguous(), here.group)
         return torch.stack(rows)

@@ -1,5 +1,6 @@
 """Networks that several devices share: two processes train what one does, go on exactly, and leave an ordinary file."""
 
+import contextlib
 import csv
 import os
 import pickle
@@ -7,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from engine import runs
@@ -70,25 +73,74 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_one_device_takes_them_over
     assert torch.load(LAST, weights_only=True)["epoch"] == 2  # a file took the folder's place
 
 
+TENSOR = [*SHARDS, "--tensor_parallel_size", "2"]
+
+
+def rows(folder: str) -> list[dict[str, float]]:
+    """What a run has logged."""
+    lines = (Path(folder) / RUN / "metrics.csv").read_text().splitlines()
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def near(many: list[dict[str, float]]) -> list[Any]:
+    """The same rows, but for what the order of sums changes."""
+    return [pytest.approx(row, rel=1e-4) for row in many]
+
+
 @pytest.mark.slow
 def test_two_devices_share_each_layer_and_learn_what_one_does(train) -> None:
-    argv = ["--noise", "0", "--batch_size", "8", "--max_epochs", "2"]
-    argv += ["--model_name", "tests.toys.Shared", "--gradient_clip_val", "0.5", "--log_every_n_steps", "1"]
+    argv = ["--model_name", "tests.toys.Tally", "--noise", "0", "--batch_size", "8", "--max_epochs", "2"]
+    argv += ["--gradient_clip_val", "0.5", "--log_every_n_steps", "1", "--histograms", "--pictures", "1"]
     train(*argv)
-    status, said = shards("two", *TOYS, *SHARDS, "--tensor_parallel_size", "2", *argv)
+    status, said = shards("two", *TOYS, *TENSOR, *argv)
     assert status == 0, said
     assert set(re.findall(r"rank \d has \d+ of \d+ weights", said)) == {
         "rank 0 has 51 of 99 weights",
         "rank 1 has 51 of 99 weights",
     }
-    one, two = (
-        list(csv.DictReader((Path(folder) / RUN / "metrics.csv").read_text().splitlines())) for folder in (".", "two")
-    )
-    assert len(one) == len(two) > 12
-    for row, other in zip(one, two, strict=True):
-        assert {k: float(v) for k, v in other.items() if v} == pytest.approx(
-            {k: float(v) for k, v in row.items() if v}, rel=1e-4
-        )
+    one, two = rows("."), rows("two")
+    assert len(one) > 12
+    assert two == near(one)
+    assert [row["val_items"] for row in two if "val_items" in row] == [9, 9]
+    drawn = EventAccumulator(f"two/{RUN}", size_guidance={"histograms": 0}).Reload().Histograms("network.up.weight")
+    assert [point.histogram_value.num for point in drawn] == [32, 32]  # of both devices
+
+    status, said = shards("two", "predict", "--ckpt_path", "version_0", *TENSOR)
+    assert status == 0, said
+    table = list(csv.DictReader(Path("two", RUN, "predictions.csv").read_text().splitlines()))
+    assert [row["index"] for row in table] == [str(number) for number in range(9)]
+
+
+@pytest.mark.slow
+def test_one_device_goes_on_in_the_middle_of_an_epoch_of_two_that_share_each_layer(train) -> None:
+    argv = ["--model_name", "tests.toys.Tally", "--dataset", "tests.toys.Deadly", "--batch_size", "8"]
+    argv += ["--max_epochs", "1", "--every_n_train_steps", "4"]
+    status, said = shards("two", *TOYS, *TENSOR, *argv)
+    assert status != 0, said
+    assert Path("two/dead").exists()
+    Path("dead").touch()  # nobody dies
+    train(*argv)
+    with contextlib.chdir("two"):
+        main.main(["--ckpt_path", "last", "--devices", "1", "--strategy", "auto", "--tensor_parallel_size", "1"])
+    assert rows("two") == near(rows("."))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad_steps", ["stop", "skip"])
+def test_a_gradient_that_is_no_number_on_one_device_is_heard_by_all(bad_steps: str) -> None:
+    argv = ["--model_name", "tests.toys.Cracked", "--batch_size", "8", "--max_epochs", "1", "--bad_steps", bad_steps]
+    status, said = shards(".", *TOYS, *SHARDS, *argv)
+    assert (RUN / "bad_step_2.pt").exists(), said
+    if bad_steps == "stop":
+        assert status == 1
+        where = "step 2 (epoch 0, batch 2): the gradient is NaN or infinite in network.up.weight, network.up.bias."
+        assert said.count(f"FloatingPointError: {where}") == 2, said
+        return
+    assert status == 0, said
+    assert "skipped_steps" in (RUN / "metrics.csv").read_text()
+    state = load(LAST)
+    assert all(one.isfinite().all() for one in state["state_dict"].values())
+    assert {one["step"].item() for one in state["optimizer_states"][0]["state"].values()} == {4}
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_3"])
@@ -98,10 +150,38 @@ def test_what_needs_a_gpu_says_so(train, capsys: pytest.CaptureFixture[str], str
     assert f"--strategy {strategy} needs a GPU; --strategy model_parallel" in capsys.readouterr().err
 
 
-def test_sharing_each_layer_goes_with_the_strategy(train, capsys: pytest.CaptureFixture[str]) -> None:
+SHARE = ["--strategy", "model_parallel"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--tensor_parallel_size", 2], "--tensor_parallel_size goes with --strategy model_parallel"),
+        ([*SHARE, "--tensor_parallel_size", 2], "--tensor_parallel_size 2 does not divide the 1 devices"),
+        ([*SHARE, "--ema_decay", 0.9], "keeps no average of the weights: leave --ema_decay and --swa_epoch out"),
+        ([*SHARE, "--swa_epoch", 1], "keeps no average of the weights: leave --ema_decay and --swa_epoch out"),
+    ],
+)
+def test_what_cannot_be_is_said(train, capsys: pytest.CaptureFixture[str], argv: list, said: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        train("--tensor_parallel_size", 2)
-    assert "--tensor_parallel_size goes with --strategy model_parallel" in capsys.readouterr().err
+        train(*argv)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_say_how_its_layers_are_shared() -> None:
+    status, said = shards(".", *TOYS, *TENSOR)
+    assert status == 2
+    assert "--tensor_parallel_size: Net has no parallelize(self, mesh) to say how" in said
+
+
+@pytest.mark.slow
+def test_images_are_laid_out_as_usual_and_the_start_line_says_so() -> None:
+    status, said = shards(
+        ".", *TOYS, *SHARDS, "--dataset", "tests.toys.ImageBlobs", "--model_name", "tests.toys.ConvNet"
+    )
+    assert status == 0, said
+    assert "channels last" not in said
 
 
 class Code:
