@@ -228,14 +228,19 @@ def load(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
-        raise UsageError(f"{path} is refused: {why}") from None
+        raise refused(path, error) from None
     if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
         return {"state_dict": checkpoint}  # of torch.save(network.state_dict(), path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"{path} is refused: it has no state_dict, as Lightning's checkpoints have")
     return checkpoint
+
+
+def refused(path: Path, error: BaseException) -> UsageError:
+    """What to say of a checkpoint that torch cannot read, or will not."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
+    return UsageError(f"{path} is refused: {why}")
 
 
 def flags_of(path: Path) -> dict[str, Any]:

@@ -98,11 +98,8 @@ def prepare(
     if keep_memory and _keep_memory():
         done.append("malloc keeps memory")
     network = getattr(model, "network", None) or nn.Identity()
-    if (
-        channels_last
-        and strategy != "model_parallel"
-        and any(isinstance(layer, nn.Conv2d) for layer in network.modules())
-    ):
+    channels_last = channels_last and strategy != "model_parallel"  # which cuts up no other layout than the usual
+    if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
         if sample is not None and _channels_last(network, *model.arguments(sample)):
             model.channels_last = True

@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from lightning_fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from engine.discovery import UsageError
+from engine.checkpoints import refused
 
 # What a list of contents is made of. torch itself would take anything, and run it.
 _MADE_OF = {
@@ -32,7 +31,7 @@ class _Contents(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _MADE_OF:
-            raise UsageError(f"it holds {module}.{name}, and could run code")
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -48,13 +47,13 @@ def contents(path: Path) -> Metadata:
         for index, place in found.storage_data.items():
             if isinstance(found.state_dict_metadata[index.fqn], BytesStorageMetadata):
                 if os.sep in place.relative_path:
-                    raise UsageError(f"it points to {place.relative_path}")
+                    raise pickle.UnpicklingError("it points elsewhere")
                 with (path / place.relative_path).open("rb") as file:
                     file.seek(place.offset)
                     _plain(file.read(place.length))
         _plain((path / "meta.pt").read_bytes())
-    except (UsageError, OSError, pickle.UnpicklingError, EOFError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"{path} is refused: {str(error).splitlines()[0]}") from None
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, RuntimeError) as error:
+        raise refused(path, error) from None
     return found
 
 
@@ -77,8 +76,9 @@ def load(path: Path) -> dict[str, Any]:
     """A folder as the checkpoint that one process would have written, on the CPU, which has to hold it."""
     contents(path)
     found = _load_distributed_checkpoint(path)
-    states = [found.pop(name) for name in sorted(found, key=len) if re.fullmatch(r"optimizer_\d+", name)]
-    return found | {"optimizer_states": [_numbered(one) for one in states]}
+    many = sum(name.startswith("optimizer_") for name in found)
+    states = [_numbered(found.pop(f"optimizer_{number}")) for number in range(many)]
+    return found | {"optimizer_states": states}
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:

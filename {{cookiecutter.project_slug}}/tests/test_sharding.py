@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint.metadata import Metadata
 
 import main
 from engine import runs
@@ -195,11 +196,12 @@ def test_a_folder_that_holds_code_is_refused(train, capsys: pytest.CaptureFixtur
     train("--max_epochs", 1)
     folder = RUN / "checkpoints" / "other.ckpt"
     folder.mkdir()
-    torch.save({}, folder / "meta.pt")
-    (folder / ".metadata").write_bytes(pickle.dumps(Code()))
-    with pytest.raises(SystemExit, match="2"):
-        main.main(["test", "--ckpt_path", str(folder)])
-    assert "other.ckpt is refused: it holds posix.system, and could run code" in capsys.readouterr().err
+    for contents, beside in ((Code(), {}), (Metadata({}, storage_data={}), {"callbacks": Code()})):
+        (folder / ".metadata").write_bytes(pickle.dumps(contents))
+        torch.save(beside, folder / "meta.pt")
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["test", "--ckpt_path", str(folder)])
+        assert "other.ckpt is refused: it holds posix.system, and could run code" in capsys.readouterr().err
     assert not Path("harmed").exists()
 
 
