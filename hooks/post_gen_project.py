@@ -6,6 +6,7 @@ from pathlib import Path
 ANSWERS = {
     "license": "{{ cookiecutter.license }}",
     "examples": "{{ cookiecutter.examples }}",
+    "language": "{{ cookiecutter.language }}",
     "template": {{template_dir | tojson}},
 }
 MINIMAL = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
@@ -23,6 +24,9 @@ LITTER = ("__pycache__", "*_cache", "*.egg-info", ".venv", "lightning_logs", "da
 def main() -> None:
     if ANSWERS["license"] == "none":
         Path("LICENSE").unlink(missing_ok=True)
+    if ANSWERS["language"] == "中文":
+        Path("README.zh-CN.md").replace("README.md")
+    Path("README.zh-CN.md").unlink(missing_ok=True)
     dropped = {"minimal": GALLERY, "gallery": (), "none": MINIMAL + GALLERY}
     for example in dropped[ANSWERS["examples"]]:
         Path(example).unlink(missing_ok=True)

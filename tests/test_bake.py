@@ -14,17 +14,17 @@ from tests.conftest import INNER, ROOT, run
 
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
-.github/workflows/ci.yml .gitignore .pre-commit-config.yaml LICENSE README.md data/__init__.py data/data_interface.py
-data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/callbacks.py engine/checkpoints.py
-engine/compile.py engine/completion.py engine/config.py engine/consolidate.py engine/curves.py engine/cut.py
-engine/data_facts.py engine/discovery.py engine/environment.py engine/export.py engine/figures.py engine/flags.py
-engine/folds.py engine/freeze.py engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/images.py
-engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py engine/machine.py
-engine/metrics.py engine/mix.py engine/monitors.py engine/optimizers.py engine/parts.py engine/penalty.py
-engine/pictures.py engine/predict.py engine/report.py engine/runs.py engine/schedulers.py engine/seen.py
-engine/settings.py engine/shards.py engine/signatures.py engine/summary.py engine/swa.py engine/targets.py
-engine/tune.py engine/watchdog.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml
-scripts/train.sbatch sweep.py tests/__init__.py tests/conftest.py tests/hosts.py tests/test_cluster.py
+.editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
+data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/callbacks.py
+engine/checkpoints.py engine/compile.py engine/completion.py engine/config.py engine/consolidate.py engine/curves.py
+engine/cut.py engine/data_facts.py engine/discovery.py engine/environment.py engine/export.py engine/figures.py
+engine/flags.py engine/folds.py engine/freeze.py engine/groups.py engine/guard.py engine/help.py engine/histograms.py
+engine/images.py engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py
+engine/machine.py engine/metrics.py engine/mix.py engine/monitors.py engine/optimizers.py engine/parts.py
+engine/penalty.py engine/pictures.py engine/predict.py engine/report.py engine/runs.py engine/schedulers.py
+engine/seen.py engine/settings.py engine/shards.py engine/signatures.py engine/summary.py engine/swa.py
+engine/targets.py engine/tune.py engine/watchdog.py main.py model/__init__.py model/lenet.py model/model_interface.py
+pyproject.toml scripts/train.sbatch sweep.py tests/__init__.py tests/conftest.py tests/hosts.py tests/test_cluster.py
 tests/test_compile.py tests/test_data_facts.py tests/test_examples.py tests/test_export.py tests/test_faults.py
 tests/test_flags.py tests/test_folds.py tests/test_loggers.py tests/test_monitors.py tests/test_pictures.py
 tests/test_predict.py tests/test_report.py tests/test_resume.py tests/test_sharding.py tests/test_slurm.py
@@ -77,7 +77,7 @@ def test_every_answer(bake, licence: str, examples: str) -> None:
 
 
 def test_no_python_file_is_changed_and_no_curly_is_left(bake) -> None:
-    project = bake(examples="gallery")
+    project = bake(examples="gallery", language="中文")
     for path in INNER.rglob("*.py"):
         if "__pycache__" not in path.parts:
             ast.parse(path.read_text(encoding="utf-8"))
@@ -86,6 +86,7 @@ def test_no_python_file_is_changed_and_no_curly_is_left(bake) -> None:
         if path.is_file() and path.suffix != ".py":
             assert "cookiecutter" not in path.read_text(encoding="utf-8"), path
             assert "{%" not in path.read_text(encoding="utf-8"), path
+    assert "添加自己的网络" in (project / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
 
 
@@ -100,6 +101,14 @@ def test_free_text_comes_out_as_it_went_in(bake, text: str) -> None:
     assert metadata["authors"][0]["name"] == text
     assert (project / "README.md").read_text(encoding="utf-8").startswith(f"# {text}\n\n{text}\n")
     assert f" {text}\n" in (project / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_there_is_little_to_answer_and_to_look_at(bake) -> None:
+    assert len([name for name in QUESTIONS if not name.startswith("_")]) <= 8
+    project = bake(examples="none")
+    assert len(list(project.iterdir())) <= 15
+    for folder in ("data", "model"):
+        assert {path.name for path in (project / folder).iterdir()} == {"__init__.py", f"{folder}_interface.py"}
 
 
 def test_a_slug_is_made_of_any_name(bake) -> None:
@@ -162,3 +171,9 @@ def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> N
     own.write_text("epoch,step\n")
     assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
     assert files(project) == {*FILES, "lightning_logs/version_5/metrics.csv"}
+
+
+def test_the_newest_change_is_that_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
+    assert headings[0].startswith(f"## {version} (")

@@ -1,8 +1,12 @@
 """The baked project as its user meets it: its own checks, and the commands of its README as they stand there."""
 
+import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,9 +100,13 @@ def test_any_one_file_of_the_gallery_can_be_deleted(bake, tmp_path: Path) -> Non
     assert not said
 
 
-def test_the_readme_can_be_followed(bake) -> None:
+def test_the_readme_can_be_followed_and_says_the_same_in_either_language(bake) -> None:
     project = bake()
-    readme = project / "README.md"
+    readme, chinese = project / "README.md", bake(project_slug="chinese", language="中文") / "README.md"
+    assert blocks(readme, "bash") == blocks(chinese, "bash")
+    assert blocks(readme, "python") == blocks(chinese, "python")
+    assert blocks(readme, "yaml") == blocks(chinese, "yaml")
+    assert inline(readme) == inline(chinese)
     for code in blocks(readme, "python"):
         if path := re.match(r"# (\S+)\n", code):
             (project / path[1]).write_text(code)
@@ -111,19 +119,52 @@ def test_the_readme_can_be_followed(bake) -> None:
         assert done.stderr == "", command
 
 
+def inline(page: Path) -> set[str]:
+    """What a page names as code within its lines: flags, files, commands."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([^`\n]+)`", prose))
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_front_page_tells_the_truth(bake, readme: str) -> None:
+def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(bake, readme: str) -> None:
     page, project = ROOT / readme, bake()
     assert blocks(page, "bash")[0] == "make demo\nmake test\n"
     for path, code in zip(["model/my_net.py", "data/my_data.py"], blocks(page, "python"), strict=True):
         assert f"`{path}`" in page.read_text(encoding="utf-8")
         (project / path).write_text(code)
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("python main")]
-    assert len(commands) == 2
-    for command in commands:
+    *before, long, on, test, export = commands
+    assert len(before) == 2
+    for command in before:
         assert run("bash", "-c", command, cwd=project).returncode == 0, command
+    run_folder = project / "lightning_logs/version_2"
+    whole = run("bash", "-c", f"{long} --default_root_dir whole", cwd=project)
+    assert whole.returncode == 0, whole.stderr
+    with subprocess.Popen([sys.executable, *long.split()[1:]], cwd=project, stdout=subprocess.DEVNULL) as training:
+        while not (run_folder / "checkpoints/last.ckpt").exists() and training.poll() is None:
+            time.sleep(0.01)
+        training.kill()
+    assert training.returncode == -signal.SIGKILL
+    for command in (on, test, export):
+        assert run("bash", "-c", command, cwd=project).returncode == 0, command
+    folders = (run_folder, project / "whole/lightning_logs/version_0")
+    told = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert told[0] == told[1]
+    assert (run_folder / "network.pt2").exists()
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_front_page_tells_the_truth(bake, readme: str) -> None:
+    page, project = ROOT / readme, bake()
     tree = re.findall(r"^(\S+) +<- ", blocks(page, "")[0], re.MULTILINE)
     assert {name.rstrip("/") for name in tree} <= {path.name for path in project.rglob("*")}
+    assert inline(page) == inline(ROOT / "README.md")
+    others = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8").split("## The others")[1]
+    measured, told = (
+        re.findall(r"^\|[^|]*(\| \d.*)$", text, re.MULTILINE) for text in (others, page.read_text("utf-8"))
+    )
+    assert len(measured) == 3
+    assert set(measured) <= set(told)
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])

@@ -48,6 +48,14 @@ class ProgressBar(TQDMProgressBar):
         """Whether there is a bar."""
         return self._enabled
 
+    def on_train_epoch_start(self, trainer: Trainer, *unused: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"epoch {_counted(trainer.current_epoch + 1, trainer)}")
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """What stands beside the bar: the metrics, but not the run, whose folder stands in its first line."""
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
 
 class EpochLines(Callback):
     """A plain line for each epoch, in place of a progress bar that would flood a log file."""
@@ -65,8 +73,12 @@ class EpochLines(Callback):
     def _line(self, trainer: Trainer) -> None:
         if not self.began or not trainer.is_global_zero:
             return
-        done, planned = trainer.fit_loop.epoch_progress.current.completed, trainer.max_epochs
+        epoch = _counted(trainer.fit_loop.epoch_progress.current.completed, trainer)
         values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
-        epoch = f"{done}/{planned}" if planned and planned > 0 else f"{done}"
         print(f"epoch {epoch}  {values}  {time.monotonic() - self.began:.1f} s", flush=True)
         self.began = 0.0
+
+
+def _counted(epoch: int, trainer: Trainer) -> str:
+    """An epoch, from 1, of those planned."""
+    return f"{epoch}/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else f"{epoch}"

@@ -100,8 +100,7 @@ def run_of(ckpt_path: Path) -> Path | None:
 def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
     """The checkpoint file that `name` means.
 
-    name: `last` (the newest of all runs), `best` (by the metric that the newest run monitors), `version_3`, a folder
-        or a file.
+    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder or a file.
     resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
     flag: the one that said so, for the message.
 
@@ -109,7 +108,7 @@ def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
         UsageError: there is none; the message says what there is.
     """
     if name in ("last", "best"):
-        found = _newest(root) if name == "last" else _best([*root.glob("version_*/checkpoints/best-*.ckpt")])
+        found = _newest(root, _lasts if name == "last" else _bests)
         if not found:
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
@@ -119,9 +118,8 @@ def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(_versions(root))[-5:]) or "no run"
         raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")
-    last, best = _lasts(path), _best([*path.glob("checkpoints/best-*.ckpt")])
-    for files in (last, best) if resume else (best, last):
-        if files:
+    for kind in (_lasts, _bests) if resume else (_bests, _lasts):
+        if files := kind(path):
             return files[-1]
     raise UsageError(f"--{flag} {name}: no checkpoint in {path}/checkpoints/")
 
@@ -161,14 +159,15 @@ def _is_sharded(path: Path) -> bool:
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
 
 
-def _newest(root: Path) -> list[Path]:
+def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
     runs = sorted(root.glob("version_*"), key=lambda run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0))
-    return next((found for run in reversed(runs) if (found := _lasts(run))), [])
+    return next((found for run in reversed(runs) if (found := kind(run))), [])
 
 
-def _best(files: list[Path]) -> list[Path]:
-    """The file with the best value of the metric in its name; of several metrics, the one of the newest file."""
-    scores = {path: match for path in sorted(files, key=_mtime) if (match := _BEST.fullmatch(path.name))}
+def _bests(run: Path) -> list[Path]:
+    """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
+    files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
+    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}
     if not scores:
         return []
     monitor = list(scores.values())[-1][2]

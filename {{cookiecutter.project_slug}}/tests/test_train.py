@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import re
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -61,6 +62,12 @@ def test_the_checkpoint_alone_is_enough_to_measure_it(train, tmp_path: Path) -> 
     next((RUN / "checkpoints").glob("best*")).rename(moved)
     assert main.main(["test", "--ckpt_path", str(moved)])["test_loss"] == trained["test_loss"]
     assert main.main(["validate", "--ckpt_path", "last"])["val_loss"] == pytest.approx(trained["val_loss"])
+
+
+def test_the_best_checkpoint_is_that_of_the_newest_run(train) -> None:
+    better, newer = train("--max_epochs", 2), train("--max_epochs", 1, "--lr", 0)
+    assert better["test_loss"] < newer["test_loss"]
+    assert main.main(["test", "--ckpt_path", "best"])["test_loss"] == newer["test_loss"]
 
 
 def test_early_stopping(train) -> None:
@@ -190,3 +197,12 @@ def test_steps_alone_are_an_end(train, schedule: str) -> None:
     assert (checkpoint["global_step"], checkpoint["epoch"]) == (7, 1)  # 5 batches an epoch
     lr = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
     assert lr == pytest.approx(0 if schedule == "cosine" else 2e-3, abs=1e-9)
+
+
+def test_the_bar_counts_as_the_lines_do(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 2, "--enable_progress_bar")
+    drawn = "".join(capsys.readouterr())
+    assert re.search(r"epoch 2/2: 100%.* val_loss=\d", drawn)
+    assert "v_num" not in drawn
+    train("--max_epochs", 2)
+    assert re.search(r"^epoch 2/2  .*val_loss \d", capsys.readouterr().out, re.MULTILINE)
