@@ -51,12 +51,15 @@ class Shards(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=tensor_parallel_size, **options)
 
     def setup_environment(self) -> None:
-        """Lays the processes out, and has the network cut up as soon as all callbacks are set up."""
+        """Lays the processes out; the network is cut up once all callbacks are set up."""
         module: Any = self.lightning_module
         processes, each = self.num_processes * self.num_nodes, int(self._tensor_parallel_size)
         refuse(module, processes, each)
         self._data_parallel_size = processes // each
         super().setup_environment()
+        for one in module.modules():
+            if isinstance(one, Metric):  # what several processes see of the same data counts once
+                one.process_group = self.device_mesh["data_parallel"].get_group()
         if not is_overridden("configure_model", module):  # a system may do it in its own way
             module.configure_model = partial(spread, module, self.device_mesh)
 
@@ -121,9 +124,6 @@ def spread(model: LightningModule, mesh: DeviceMesh) -> None:
             fully_shard(block, mesh=data)
         if target is not model:
             fully_shard(target, mesh=data)
-    for one in model.modules():
-        if isinstance(one, Metric):  # what several processes see of the same data counts once
-            one.process_group = data.get_group()
 
 
 def _target(model: Any) -> Any:
