@@ -93,7 +93,7 @@ def run(
     model = MInterface.of(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoints.init_weights(model, Path(init_from), init_partial)
-    fast = machine.prepare(model, data, **settings.arguments["machine"])
+    fast = machine.prepare(model, data, given.get("strategy"), **settings.arguments["machine"])
     folder = runs.of(settings, default_root_dir)
     given["profiler"] = machine.profiler(given.get("profiler"), folder)
     if data.part("val") is None:
@@ -136,9 +136,9 @@ def act(settings: flags.Settings, trainer: "Trainer", model: "MInterface", data:
     if settings.action == "fit":
         trainer.fit(model, **how, ckpt_path=path)
         if data.part("test") is not None:
-            best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
             trained = model.latest
-            trainer.test(model, **how, ckpt_path=str(best) if best.is_file() else None, verbose=False)
+            trainer.test(model, **how, ckpt_path=best if best and Path(best).exists() else None, verbose=False)
             model.latest = trained | model.latest
     elif settings.action in ("validate", "test"):
         measure = trainer.validate if settings.action == "validate" else trainer.test

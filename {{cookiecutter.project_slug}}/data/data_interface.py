@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from engine import targets
 from engine.cut import cut
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader, base
+from engine.loader import OrderedLoader, base, seat
 from engine.settings import Settings
 
 
@@ -203,6 +203,8 @@ class DInterface(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
         self._place = state_dict
+        if self._training is not None:  # some strategies restore a checkpoint after the loader was asked
+            self._training.load_state_dict(state_dict)
 
     def val_dataloader(self) -> OrderedLoader:
         return self._loader(self.part("val"))
@@ -218,7 +220,7 @@ class DInterface(LightningDataModule):
             raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
         trainer: Any = self.trainer
         if trainer is not None:
-            options |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
+            options |= {"rank": seat(trainer).rank, "world_size": seat(trainer).size}
         if hasattr(base(part), "collate_fn"):
             options["collate_fn"] = base(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)

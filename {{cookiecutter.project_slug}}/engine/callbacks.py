@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from engine.loader import reseed
+from engine.loader import reseed, seat
 
 
 class Reseed(Callback):
@@ -17,16 +17,16 @@ class Reseed(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
+        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, seat(trainer).rank)
 
     def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("val", self.seed, batch_idx, trainer.global_rank)
+        reseed("val", self.seed, batch_idx, seat(trainer).rank)
 
     def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("test", self.seed, batch_idx, trainer.global_rank)
+        reseed("test", self.seed, batch_idx, seat(trainer).rank)
 
     def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("predict", self.seed, batch_idx, trainer.global_rank)
+        reseed("predict", self.seed, batch_idx, seat(trainer).rank)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -33,17 +33,36 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            if path.is_dir():
+                from engine import parts  # which few need
+
+                parts.put_in_place(part, path)
+            else:
+                os.replace(part, path)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
-            safe = ", ".join(sorted(one.name for one in path.parent.glob("*.ckpt"))) or "nothing yet"
             part.unlink(missing_ok=True)
-            raise SystemExit(f"cannot save {path}: {why}; {free:.0f} MiB are free there; still safe: {safe}") from None
+            raise cannot_save(path, error) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Loads plain values and tensors; a file that holds anything else is refused."""
         return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a file, or the folder that several processes wrote."""
+        if (path := Path(path)).is_dir():
+            from engine import parts
+
+            parts.remove(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def cannot_save(path: Path, error: BaseException) -> SystemExit:
+    """What to end a run with that could not save: why, how much room there is, and what is safe."""
+    why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+    safe = ", ".join(sorted(one.name for one in path.parent.glob("*.ckpt"))) or "nothing yet"
+    return SystemExit(f"cannot save {path}: {why}; {free:.0f} MiB are free there; still safe: {safe}")
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -202,17 +221,26 @@ def load(path: Path) -> dict[str, Any]:
         UsageError: the file holds anything else, which could be code, or is no checkpoint.
     """
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
+    if path.is_dir():
+        from engine import parts
+
+        return parts.load(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
-        raise UsageError(f"{path} is refused: {why}") from None
+        raise refused(path, error) from None
     if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
         return {"state_dict": checkpoint}  # of torch.save(network.state_dict(), path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"{path} is refused: it has no state_dict, as Lightning's checkpoints have")
     return checkpoint
+
+
+def refused(path: Path, error: BaseException) -> UsageError:
+    """What to say of a checkpoint that torch cannot read, or will not."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
+    return UsageError(f"{path} is refused: {why}")
 
 
 def flags_of(path: Path) -> dict[str, Any]:
@@ -240,6 +268,12 @@ def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
     for one in wrong:
         print(f"--init_from: {one}")
     module.load_state_dict(own | {name: one for name, one in weights.items() if _fits(own, name, one)})
+
+
+def refuse_misfits(module: LightningModule, weights: dict[str, torch.Tensor]) -> None:
+    """Raises UsageError: weights are not a module's."""
+    if wrong := misfits(module, weights):
+        raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
 
 
 def misfits(module: LightningModule, weights: dict[str, torch.Tensor]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 
 
 class Guard(Callback):
@@ -29,14 +30,16 @@ class Guard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        if trainer.precision == "16-mixed" or not gradients or _finite(gradients):
+        if trainer.precision == "16-mixed" or not any(_anywhere(trainer, [not _finite(gradients)])):
             return
-        named = [(name, one) for name, one in module.named_parameters() if one.grad is not None]
-        bad = [name for name, one in named if not one.grad.isfinite().all()]  # type: ignore[union-attr]
+        named = list(module.named_parameters())
+        found = _anywhere(trainer, [one.grad is not None and not _finite([one.grad]) for _, one in named])
+        bad = [name for (name, _), one in zip(named, found, strict=True) if one]
         place = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
         path = self.folder / f"bad_step_{trainer.global_step}.pt"
         if trainer.is_global_zero and not self.skipped:
-            torch.save({"batch": self._batch, "state_dict": module.state_dict()}, path)
+            weights = {} if _shared(trainer) else module.state_dict()  # no process has them all
+            torch.save({"batch": self._batch, "state_dict": weights}, path)
         said = f"{place}: the gradient is NaN or infinite in {', '.join(bad[:3]) or 'its norm'}"
         said += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         if self.bad_steps == "stop":
@@ -55,8 +58,24 @@ class Guard(Callback):
         self.skipped = state_dict["skipped"]
 
 
-def _finite(gradients: list[torch.Tensor]) -> bool:
+def _shared(trainer: Trainer) -> bool:
+    """Whether each process has a part of every gradient, so that one may see what the others do not."""
+    return isinstance(trainer.strategy, ParallelStrategy) and not isinstance(trainer.strategy, DDPStrategy)
+
+
+def _anywhere(trainer: Trainer, bad: list[bool]) -> list[bool]:
+    """What any process has found, where each has looked at its own part."""
+    if not _shared(trainer):
+        return bad
+    told = torch.tensor(bad, dtype=torch.int, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(told, reduce_op="max").bool().tolist()  # type: ignore[union-attr]
+
+
+def _finite(gradients: list[Any]) -> bool:
     """Whether all numbers are finite, in a third of the time of `torch.nn.utils.get_total_norm`."""
+    gradients = [one.to_local() if hasattr(one, "to_local") else one for one in gradients]
+    if not gradients:
+        return True
     found = torch.zeros((), device=gradients[0].device)
     try:  # as torch's gradient scaler looks; it multiplies by 1
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))

@@ -21,10 +21,11 @@ class Histograms(Callback):
             raise UsageError("--histograms are drawn by TensorBoard, which is not in --logger")
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        for board in _boards(trainer) if trainer.is_global_zero else []:
-            for name, weight in module.named_parameters():
-                values = weight.detach().float().cpu()
-                if values.numel() and values.isfinite().all():  # there is no histogram of others
+        for name, weight in module.named_parameters():
+            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # of which each has a part
+            values = whole.detach().float().cpu()
+            if trainer.is_global_zero and values.numel() and values.isfinite().all():  # there is none of others
+                for board in _boards(trainer):
                     board.experiment.add_histogram(name, values, trainer.global_step)
 
 

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -19,6 +19,22 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 from engine.discovery import UsageError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+
+
+class Seat(NamedTuple):
+    """The number of a process among those that see data of their own, how many these are, and how they talk."""
+
+    rank: int
+    size: int
+    group: Any = None  # all
+
+
+def seat(trainer: Any) -> Seat:
+    """Where this process sits. Those that share each layer of a network (--tensor_parallel_size) see the same data."""
+    if (mesh := getattr(trainer.lightning_module, "device_mesh", None)) is None:
+        return Seat(trainer.global_rank, trainer.world_size)
+    data = mesh["data_parallel"]
+    return Seat(data.get_local_rank(), data.size(), data.get_group())
 
 
 def reseed(*place: int | str) -> None:

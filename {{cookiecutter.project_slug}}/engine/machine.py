@@ -72,6 +72,7 @@ def hush() -> None:
 def prepare(
     model: Any,
     data: Any,
+    strategy: Any,
     *,
     num_threads: int | None = None,
     channels_last: bool = True,
@@ -97,6 +98,7 @@ def prepare(
     if keep_memory and _keep_memory():
         done.append("malloc keeps memory")
     network = getattr(model, "network", None) or nn.Identity()
+    channels_last = channels_last and strategy != "model_parallel"  # which cuts up no other layout than the usual
     if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
         if sample is not None and _channels_last(network, *model.arguments(sample)):
@@ -126,6 +128,10 @@ def trainer(module: LightningModule, **arguments: Any) -> Trainer:
     Raises:
         UsageError: it finds its arguments wrong.
     """
+    strategy = str(arguments.get("strategy", ""))
+    on_cpu = arguments.get("accelerator") == "cpu" or not torch.cuda.is_available()
+    if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
+        raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
     try:
         made = Trainer(**arguments)
     except (MisconfigurationException, ValueError, RuntimeError) as error:

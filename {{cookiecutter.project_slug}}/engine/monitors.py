@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import DeviceStatsMonitor
 
 from engine.discovery import UsageError
+from engine.loader import seat
 
 
 def callbacks(
@@ -48,7 +49,7 @@ class Throughput(Callback):
         self.items, self.seconds, self._began = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.items += len(module.split(batch)[1]) * trainer.world_size
+        self.items += len(module.split(batch)[1]) * seat(trainer).size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.seconds += time.perf_counter() - self._began

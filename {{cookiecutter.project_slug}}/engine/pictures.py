@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import figures
 from engine.curves import curves
+from engine.loader import seat
 from engine.seen import Seen, apart, image
 
 _BATCH = 32  # images of the first batch that are drawn
@@ -104,11 +105,12 @@ class Pictures(Callback):
     def _draw(self, trainer: Trainer, module: Any) -> None:
         """Draws what was gathered."""
         seen = self.seen
-        if trainer.world_size > 1:
-            seen.sum_counts(trainer.strategy)
+        here = seat(trainer)
+        if here.size > 1:
+            seen.sum_counts(trainer.strategy, here.group)
         if not trainer.is_global_zero:
             return
-        share = "" if trainer.world_size == 1 else f", first of {trainer.world_size} processes"
+        share = "" if here.size == 1 else f", first of {here.size} processes"
         names = self._names(0 if seen.counts is None else len(seen.counts))
         if (counts := seen.counts) is not None and counts.sum():
             many = f"{int(counts.sum()):,}{' pixels' if seen.masks else ''}"

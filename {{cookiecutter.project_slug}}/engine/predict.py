@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 
 from engine.discovery import UsageError
 from engine.images import Images, opener
+from engine.loader import seat
 
 
 def run(
@@ -73,11 +74,13 @@ class _Rows(Callback):
         self.shape = tuple(values.shape[1:])
         loader: Any = trainer.predict_dataloaders
         if loader.iterable:  # the ranks of a stream take turns
-            numbers = trainer.global_rank + trainer.world_size * np.arange(self.rows, self.rows + len(values))
+            numbers = seat(trainer).rank + seat(trainer).size * np.arange(self.rows, self.rows + len(values))
         else:
             numbers = loader.numbers(batch_idx).numpy()
         self.rows += len(values)
         keep = np.full(len(values), True) if loader.iterable else numbers < len(loader.data)  # the rest fills up
+        if trainer.global_rank % (trainer.world_size // seat(trainer).size):
+            keep[:] = False  # of processes that see the same, the first writes
         if isinstance(getattr(loader, "data", None), Images):
             numbers = np.where(batch[-1].cpu().numpy(), numbers, -1 - numbers)  # below 0: could not be read
         self.files[0].write(values.numpy()[keep].tobytes())

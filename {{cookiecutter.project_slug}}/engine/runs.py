@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +66,8 @@ def open_folder(run: Path | None, root: Path, config: str | None, mark: str = ""
         if mark:
             (run / mark).touch()
         if config is not None:
-            for part in run.rglob("*.part"):
-                part.unlink()
+            for part in sorted(run.rglob("*.part")):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
             part = run / "config.yaml.part"
             part.write_text(config, encoding="utf-8")
             os.replace(part, run / "config.yaml")
@@ -112,7 +113,7 @@ def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
-    if path.is_file():
+    if path.is_file() or _is_sharded(path):
         return path
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(_versions(root))[-5:]) or "no run"
@@ -140,13 +141,22 @@ def _mtime(path: Path) -> float:
 
 def _lasts(run: Path) -> list[Path]:
     """The last checkpoint of a run; where it cannot be read, the newest of the others."""
-    import zipfile  # here, so that a mere mistake on the command line need not wait for it
-
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
-    whole = [path for path in files if zipfile.is_zipfile(path)]
+    whole = [path for path in files if _is_whole(path)]
     for path in [path for path in files if path not in whole]:
         print(f"passed over {path}: it is cut short or no checkpoint", file=sys.stderr)
     return whole[-1:]
+
+
+def _is_whole(path: Path) -> bool:
+    import zipfile  # here, so that a mere mistake on the command line need not wait for it
+
+    return _is_sharded(path) or (path.is_file() and zipfile.is_zipfile(path))
+
+
+def _is_sharded(path: Path) -> bool:
+    """Whether it is a checkpoint in which each of several processes wrote its part: a folder."""
+    return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
 
 
 def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:

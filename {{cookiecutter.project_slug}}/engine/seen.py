@@ -80,13 +80,13 @@ class Seen:
             if sum(map(len, self._pairs)) > 4 * _POINTS:
                 self._pairs, self._stride = [torch.cat(self._pairs)[::2]], 2 * self._stride
 
-    def sum_counts(self, strategy: Strategy) -> None:
+    def sum_counts(self, strategy: Strategy, group: Any) -> None:
         """Counts of all processes together. Every process has to ask, also one that has none."""
         device, own = strategy.root_device, self.counts
-        many = int(strategy.reduce(torch.tensor(0 if own is None else len(own), device=device), reduce_op="max"))
+        many = int(strategy.reduce(torch.tensor(0 if own is None else len(own), device=device), group, "max"))
         if many:
             own = torch.zeros(many, many, dtype=torch.long) if own is None else own
-            self.counts = strategy.reduce(own.to(device), reduce_op="sum").cpu()
+            self.counts = strategy.reduce(own.to(device), group, "sum").cpu()
 
 
 def image(inputs: list[Any]) -> Tensor | None:

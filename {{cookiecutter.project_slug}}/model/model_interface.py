@@ -13,9 +13,9 @@ from torchmetrics import Metric
 
 from engine import loggers, losses, optimizers, schedulers
 from engine import metrics as measures
-from engine.checkpoints import misfits
+from engine.checkpoints import refuse_misfits
 from engine.discovery import UsageError
-from engine.loader import own_part
+from engine.loader import own_part, seat
 from engine.machine import laid_out
 from engine.settings import Settings
 
@@ -265,8 +265,8 @@ class MInterface(LightningModule):
         checkpoint["rows"] = loggers.rows(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if wrong := misfits(self, checkpoint["state_dict"]):
-            raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+        if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
+            refuse_misfits(self, checkpoint["state_dict"])
         if self.trainer.state.fn == "fit":
             last = self.trainer.max_epochs
             if last is not None and 0 <= last <= checkpoint["epoch"]:
@@ -275,11 +275,13 @@ class MInterface(LightningModule):
             loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
         for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
             if name in self.metrics:
-                measures.restore(self._of(name)[name], state, self.global_rank, self.trainer.world_size)
+                here = seat(self.trainer)
+                measures.restore(self._of(name)[name], state, here.rank, here.size)
 
     def _rows(self, value: Tensor) -> Any:
-        rows = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
+        here = seat(self.trainer)
+        rows = [torch.empty_like(value) for _ in range(here.size)]
         if len(rows) == 1:
             return value[None]
-        torch.distributed.all_gather(rows, value.contiguous())
+        torch.distributed.all_gather(rows, value.contiguous(), here.group)
         return torch.stack(rows)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
+from torchmetrics import SumMetric
 
 from model import MInterface
 
@@ -80,7 +81,7 @@ class Deadly(Blobs):
 
     def __init__(self, num_items: int = 90) -> None:
         super().__init__(num_items)
-        time.sleep(2 if Path("dead").exists() and os.environ["RANK"] == "1" else 0)
+        time.sleep(2 if Path("dead").exists() and os.environ.get("RANK") == "1" else 0)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if list(Path().rglob("last.ckpt")):
@@ -293,6 +294,54 @@ class ImageNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)
+
+
+class Wide(nn.Module):
+    """Two layers that two devices can share."""
+
+    def __init__(self, num_features: int, num_classes: int, hidden_dim: int = 16) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(num_features, hidden_dim), nn.Linear(hidden_dim, num_classes)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.down(self.up(points).relu())
+
+
+class Shared(Wide):
+    """The same, which says how."""
+
+    def parallelize(self, mesh: Any) -> None:
+        """Each device has half of the hidden units."""
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        parallelize_module(self, mesh["tensor_parallel"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        held = sum(one.to_local().numel() for one in self.parameters())
+        print(f"rank {mesh.get_rank()} has {held} of {sum(one.numel() for one in self.parameters())} weights")
+
+
+class Tally(MInterface):
+    """A system on such a network, which counts the items that it has seen."""
+
+    def __init__(self, num_features: int, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(Shared(num_features, num_classes), **kwargs)
+        self.metrics.update({f"{stage}_items": SumMetric() for stage in ("train", "val", "test")})
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        self.metrics[f"{stage}_items"].update(len(batch[1]))
+        return super().step(batch, stage)
+
+
+class Cracked(Wide):
+    """The same layers; in the third step a gradient is no number, of which the second of two devices has that part."""
+
+    steps = 0
+
+    def forward(self, points: Tensor) -> Tensor:
+        hidden = self.up(points)
+        self.steps += self.training
+        if self.training and self.steps == 3:
+            hidden.register_hook(lambda one: one.index_fill(1, torch.tensor([one.shape[1] - 1]), torch.nan))
+        return self.down(hidden.relu())
 
 
 class Slow(Blobs):
