@@ -176,8 +176,8 @@ def load_callbacks(
     from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 
     from engine.callbacks import EpochLines, ProgressBar, Reseed
-    from engine.checkpoints import BestCheckpoint, LastCheckpoint
     from engine.guard import Guard
+    from engine.saving import BestCheckpoint, LastCheckpoint
 
     if data.part("val") is None:
         monitor = monitor.replace("val_", "train_", 1)

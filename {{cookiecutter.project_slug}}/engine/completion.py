@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine import annotations, discovery, flags, groups
+from engine import annotations, discovery, groups
+from engine.command_line import NAMES
 
 
 def run() -> None:
@@ -17,7 +18,7 @@ def run() -> None:
     words = os.environ["COMP_LINE"].split()[1:]
     chosen = dict(pairwise(words))
     found = {}
-    for key, folder in flags.NAMES.items():
+    for key, folder in NAMES.items():
         if chosen.get(f"--{key}") in discovery.names(folder):
             found[key] = discovery.find(folder, chosen[f"--{key}"])
     parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -25,7 +26,7 @@ def run() -> None:
     parser.add_argument("--config")
     for flag in groups.flags_of(groups.groups_of(found)).values():
         choices = [str(one) for one in annotations.choices(flag.annotation)]
-        if flag.name in flags.NAMES:
-            choices = discovery.names(flags.NAMES[flag.name])
+        if flag.name in NAMES:
+            choices = discovery.names(NAMES[flag.name])
         parser.add_argument(f"--{flag.name}", choices=choices or None)
     argcomplete.autocomplete(parser)

@@ -1,6 +1,5 @@
 """The command line: signatures -> flags -> plain settings, checked before torch is imported."""
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -8,14 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import annotations, config, discovery, help, jobs, limits, runs, signatures
+from engine import annotations, command_line, config, discovery, help, jobs, limits, runs
+from engine.command_line import NAMES
 from engine.config import Raw
 from engine.discovery import UsageError
 from engine.groups import KINDS, Flag, flags_of, groups_of
 from engine.settings import Settings, complete, refuse_changes
-from engine.signatures import Signature
-
-NAMES = {"model_name": "model", "dataset": "data"}  # flag -> folder
 
 
 def parse(argv: list[str], seeds: tuple[int, ...] = ()) -> Settings:
@@ -52,7 +49,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         importlib.import_module(f"engine.{action}").main(argv)
         raise SystemExit(0)
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
-    first = _first_look(argv)
+    first = command_line.first_look(argv)
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
     for key in ("ckpt_path", "default_root_dir"):
         if getattr(first, key) is None and key in given:
@@ -90,7 +87,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     flags = flags_of(groups)
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
-    given |= _command_line(argv, flags, groups, chosen)
+    given |= command_line.read(argv, flags, groups, chosen)
     if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
         kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
     if ckpt_path and "init_from" in given and not begun:
@@ -100,7 +97,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
         given["init_from"] = given["init_from"]._replace(text=str(found_weights))
     for key, raw in (kept | given).items():
         if key not in flags and not any(group.open for group in groups.values()):
-            raise UsageError(f"{raw.where}{_unknown(key, flags, groups, chosen)}")
+            raise UsageError(f"{raw.where}{command_line.unknown(key, flags, groups, chosen)}")
     convert = partial(_value, flags=flags)
     if "seed_index" in given:
         _fill_seed(given, convert("seed_index", given["seed_index"]), seeds)
@@ -124,37 +121,6 @@ def _action(argv: list[str]) -> tuple[str, list[str]]:
     return argv[0], argv[1:]
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse for the splitting alone: every value stays text, and a mistake is raised instead of printed."""
-
-    def __init__(self) -> None:
-        super().__init__(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-
-def _first_look(argv: list[str]) -> argparse.Namespace:
-    """The few flags that decide which others there are."""
-    parser = _Parser()
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--print_config", action="store_true", default=False)
-    for name in ("ckpt_path", "default_root_dir", *NAMES, *KINDS):
-        parser.add_argument(f"--{name}", default=None)
-    return parser.parse_known_args(_join_numbers(argv))[0]
-
-
-def _join_numbers(argv: list[str]) -> list[str]:
-    """`--lr -1e-3` as `--lr=-1e-3`: argparse takes a negative number with an exponent for a flag."""
-    joined: list[str] = []
-    for word in argv:
-        if word[:1] == "-" and word[1:2].isdigit() and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
 def _kept_with(ckpt_path: Path) -> dict[str, Raw]:
     """The flags of the run that wrote a checkpoint: from its run folder, or else from the checkpoint itself."""
     if run := runs.run_of(ckpt_path):
@@ -168,67 +134,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_as_text, value)) + "]"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _command_line(
-    argv: list[str], flags: dict[str, Flag], groups: dict[str, Signature], chosen: dict[str, str]
-) -> dict[str, Raw]:
-    parser = _Parser()
-    parser.add_argument("--config", action="append")
-    parser.add_argument("--print_config", action="store_true")
-    for name, flag in flags.items():
-        if annotations.takes(flag.annotation, "list"):
-            parser.add_argument(f"--{name}", nargs="+")
-        elif annotations.takes(flag.annotation, "bool"):
-            parser.add_argument(f"--{name}", nargs="?", const="true")
-            parser.add_argument(f"--no-{name}", dest=name, action="store_const", const="false")
-        else:
-            parser.add_argument(f"--{name}")
-    known, rest = parser.parse_known_args(_join_numbers(argv))
-    texts = {key: text for key, text in vars(known).items() if key not in ("config", "print_config")}
-    raws = {key: Raw(text if isinstance(text, str) else _one_text(text)) for key, text in texts.items()}
-    name = ""
-    for word in rest:  # flags nobody of ours has: a typo, or for a class that takes any keyword
-        if word.startswith("-") and not word.startswith("--"):
-            raise UsageError(f"{word!r}: a flag begins with two dashes")
-        if word.startswith("--"):
-            name, _, text = word.lstrip("-").partition("=")
-            raws[name] = Raw(text or "true")
-        elif name and raws[name].text == "true":
-            raws[name] = Raw(word)
-        elif name and not any(group.open for group in groups.values()):
-            raise UsageError(_unknown(name, flags, groups, chosen))  # `--hiden_dims 3 4`: not the 4 is wrong
-        else:
-            raise UsageError(f"{word!r} is no flag" + (f"; did you mean --{word}?" if word in flags else ""))
-    return raws
-
-
-def _one_text(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else "[" + ", ".join(words) + "]"
-
-
-def _unknown(name: str, flags: dict[str, Flag], groups: dict[str, Signature], chosen: dict[str, str]) -> str:
-    for group in groups.values():
-        if name in group.parameters and name not in flags:
-            return f"--{name} of {group.owner} is of a type that a command line cannot give; set it in the code"
-    for key, folder in NAMES.items():
-        others = [other for other in discovery.names(folder) if other != chosen[key] and _has(folder, other, name)]
-        if others:
-            return f"--{name} is a flag of {', '.join(others)}, and --{key} is {chosen[key]}"
-    if name == "root":
-        return "--root is filled from --data_dir"
-    return f"unknown flag --{name}{discovery.nearest(name, [*flags, 'help', 'help_all', 'config', 'print_config'])}"
-
-
-def _has(folder: str, other: str, name: str) -> bool:
-    if name not in (discovery.ROOT / folder / f"{other}.py").read_text(encoding="utf-8", errors="replace"):
-        return False
-    try:
-        found = discovery.find(folder, other)
-        signature = signatures.from_source(found.node, found.tree) if found.node and found.tree else None
-    except (UsageError, SyntaxError):
-        return False  # a broken neighbour file has no say here
-    return signature is not None and name in signature.parameters
 
 
 def _value(name: str, raw: Raw, flags: dict[str, Flag]) -> Any:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine import annotations, discovery, library, signatures
+from engine import annotations, discovery, inspection, library, signatures
 from engine.discovery import UsageError
 from engine.signatures import REQUIRED, Parameter, Signature
 
@@ -142,4 +142,4 @@ def _read(path: Path, name: str) -> Signature:
 
 def _signature(found: discovery.Found) -> Signature:
     signature = signatures.from_source(found.node, found.tree) if found.node and found.tree else None
-    return signature or signatures.from_object(found.load(), found.name)
+    return signature or inspection.from_object(found.load(), found.name)

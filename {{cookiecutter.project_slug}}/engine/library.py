@@ -5,7 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from engine import discovery, signatures
+from engine import discovery, inspection, signatures
 from engine.discovery import UsageError
 from engine.signatures import REQUIRED, Signature
 
@@ -25,7 +25,7 @@ def signature(kind: str, name: str) -> Signature:
         UsageError: there is none of that name; the message says what there is.
     """
     if "." in name:
-        own = signatures.from_object(discovery.find("model", name).load(), name)
+        own = inspection.from_object(discovery.find("model", name).load(), name)
         first = next(iter(own.parameters), "")
         inputs = {first} | ({next(iter([*own.parameters][1:]), "")} if kind == "loss" else set())
         parameters = {key: one for key, one in own.parameters.items() if key not in _NOT_FLAGS[kind] | inputs}
