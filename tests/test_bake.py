@@ -2,7 +2,6 @@
 
 import ast
 import json
-import shutil
 import tomllib
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
 
-from tests.conftest import INNER, ROOT, run
+from tests.conftest import INNER, ROOT, copy, run
 
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
@@ -145,9 +144,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> None:
-    used = tmp_path / "used"
-    ignore = shutil.ignore_patterns(".venv", "build", ".git", "__pycache__", "*_cache", "lightning_logs", "datasets")
-    shutil.copytree(ROOT, used, ignore=ignore)
+    used = copy(tmp_path / "used")
     for name, content in LITTER.items():
         path = used / INNER.name / name
         path.parent.mkdir(parents=True, exist_ok=True)
