@@ -50,7 +50,7 @@ def begun(root: Path, mark: str) -> str | None:
     again = any(int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
     if not mark or (mark.startswith("slurm-") and not again):
         return None
-    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text() != "ended"]
+    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text("utf-8") != "ended"]
     saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
 
