@@ -140,7 +140,7 @@ def _scontrol(*words: str) -> str:
     import subprocess
 
     try:
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(["scontrol", *words], capture_output=True, encoding="utf-8", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return (done.stdout + done.stderr).strip()
