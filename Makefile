@@ -24,12 +24,13 @@ test: .venv/installed lint
 test-oldest: .venv-oldest/installed
 	cd "$(INNER)" && OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -m "not slow" -n auto
 
-.venv-oldest/installed: $(INNER)/pyproject.toml
-	$(MAKE) bake
-	$(BIN)/pip install --quiet ".[oldest]"
-	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-oldest
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct --extra dev \
-		--requirements $(PROJECT)/pyproject.toml
+.venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(OLDEST)/pip install --quiet ".[oldest]"
+	$(OLDEST)/cookiecutter . --no-input --overwrite-if-exists -o build
+	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct --extra dev \
+		$(PROJECT)/pyproject.toml --output-file build/oldest.txt
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --requirements build/oldest.txt
 	touch $@
 
 faults: .venv/installed
