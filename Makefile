@@ -1,12 +1,13 @@
 # `make demo` and `make test` do all of their own set-up, in .venv and build/.
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
+OLDEST := $(CURDIR)/.venv-oldest/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
 N ?= 105
 
-.PHONY: demo test faults bench bake lint clean
+.PHONY: demo test test-oldest faults bench bake lint clean
 
 demo: .venv/installed bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
@@ -18,6 +19,19 @@ demo: .venv/installed bake
 test: .venv/installed lint
 	$(BIN)/python -m pytest
 	$(MAKE) faults
+
+# The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
+test-oldest: .venv-oldest/installed
+	cd "$(INNER)" && OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -m "not slow" -n auto
+
+.venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(OLDEST)/pip install --quiet ".[oldest]"
+	$(OLDEST)/cookiecutter . --no-input --overwrite-if-exists -o build
+	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct --extra dev \
+		$(PROJECT)/pyproject.toml --output-file build/oldest.txt
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --requirements build/oldest.txt
+	touch $@
 
 faults: .venv/installed
 	$(BIN)/python tests/kills.py "$(INNER)" $(N)
@@ -49,4 +63,4 @@ bake: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-oldest build

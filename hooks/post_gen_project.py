@@ -1,6 +1,7 @@
 """Drops what the answers do not ask for, and what a used checkout of the template left lying in its folder."""
 
 import filecmp
+import shutil
 from pathlib import Path
 
 ANSWERS = {
@@ -18,18 +19,20 @@ GALLERY = (
     *("tests/gallery.py", "tests/test_gallery_images.py", "tests/test_gallery_sequences.py"),
     *("tests/test_gallery_tables.py", "tests/test_gallery_generative.py", "tests/test_gallery_streams.py"),
 )
+ASIDE = Path(".aside")  # where the first hook laid what a used project had
 LITTER = ("__pycache__", "*_cache", "*.egg-info", ".venv", "lightning_logs", "datasets", "build", "dist")
 
 
 def main() -> None:
-    if ANSWERS["license"] == "none":
-        Path("LICENSE").unlink(missing_ok=True)
     if ANSWERS["language"] == "中文":
         Path("README.zh-CN.md").replace("README.md")
-    Path("README.zh-CN.md").unlink(missing_ok=True)
-    dropped = {"minimal": GALLERY, "gallery": (), "none": MINIMAL + GALLERY}
-    for example in dropped[ANSWERS["examples"]]:
-        Path(example).unlink(missing_ok=True)
+    dropped = ("README.zh-CN.md", *{"minimal": GALLERY, "gallery": (), "none": MINIMAL + GALLERY}[ANSWERS["examples"]])
+    for path in (*dropped, "LICENSE") if ANSWERS["license"] == "none" else dropped:
+        if (ASIDE / path).exists():  # there before: whoever wrote it, it stays as it was
+            (ASIDE / path).replace(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+    shutil.rmtree(ASIDE, ignore_errors=True)
     source = next(Path(ANSWERS["template"]).glob("*cookiecutter.project_slug*"))
     for pattern in LITTER:
         for folder in [path for path in Path().rglob(pattern) if path.is_dir()]:

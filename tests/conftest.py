@@ -1,6 +1,7 @@
 """Bakes: in this process, into a folder of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
+WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 @pytest.fixture
@@ -22,6 +24,36 @@ def bake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
         return Path(cookiecutter(str(ROOT), no_input=True, output_dir=str(tmp_path / "out"), extra_context=answers))
 
     return bake
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository of the template as it stands here, tagged v1."""
+    repository = tmp_path_factory.mktemp("template") / "lightning-template"
+    copy(repository)
+    git(repository, "init", "--quiet", "--initial-branch", "main")
+    commit(repository)
+    git(repository, "tag", "v1")
+    return repository
+
+
+def copy(to: Path) -> Path:
+    """The template without what a used checkout has beside it."""
+    ignore = shutil.ignore_patterns(".venv*", "build", ".git", "__pycache__", "*_cache", "lightning_logs", "datasets")
+    return Path(shutil.copytree(ROOT, to, ignore=ignore))
+
+
+def commit(repository: Path) -> None:
+    """Commits all there is."""
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "all")
+
+
+def git(repository: Path, *words: str) -> str:
+    """What git says, of whom nobody is asked for a name."""
+    done = run("git", *words, cwd=repository, **WHO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import shutil
 import tomllib
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
 
-from tests.conftest import INNER, ROOT, run
+from tests.conftest import INNER, ROOT, copy, run
 
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
@@ -27,11 +26,11 @@ engine/saving.py engine/schedulers.py engine/seen.py engine/settings.py engine/s
 engine/summary.py engine/swa.py engine/targets.py engine/tune.py engine/watchdog.py main.py model/__init__.py
 model/lenet.py model/model_interface.py pyproject.toml scripts/train.sbatch sweep.py tests/__init__.py
 tests/conftest.py tests/hosts.py tests/test_cluster.py tests/test_compile.py tests/test_data_facts.py
-tests/test_examples.py tests/test_export.py tests/test_faults.py tests/test_flags.py tests/test_folds.py
-tests/test_loggers.py tests/test_monitors.py tests/test_pictures.py tests/test_plan.py tests/test_predict.py
-tests/test_report.py tests/test_resume.py tests/test_sharding.py tests/test_slurm.py tests/test_summary.py
-tests/test_swa.py tests/test_sweep.py tests/test_toolbox.py tests/test_train.py tests/test_trials.py tests/test_tune.py
-tests/toys.py
+tests/test_everywhere.py tests/test_examples.py tests/test_export.py tests/test_faults.py tests/test_flags.py
+tests/test_folds.py tests/test_loggers.py tests/test_monitors.py tests/test_pictures.py tests/test_plan.py
+tests/test_predict.py tests/test_report.py tests/test_resume.py tests/test_sharding.py tests/test_slurm.py
+tests/test_summary.py tests/test_swa.py tests/test_sweep.py tests/test_toolbox.py tests/test_train.py
+tests/test_trials.py tests/test_tune.py tests/toys.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(
@@ -157,9 +156,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> None:
-    used = tmp_path / "used"
-    ignore = shutil.ignore_patterns(".venv", "build", ".git", "__pycache__", "*_cache", "lightning_logs", "datasets")
-    shutil.copytree(ROOT, used, ignore=ignore)
+    used = copy(tmp_path / "used")
     for name, content in LITTER.items():
         path = used / INNER.name / name
         path.parent.mkdir(parents=True, exist_ok=True)

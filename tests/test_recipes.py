@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from cookiecutter.main import cookiecutter
 
-from tests.conftest import ROOT, run
+from tests.conftest import INNER, ROOT, WHO, commit, run
 
 INDEX = ROOT / "recipes" / "README.md"
 PAGES = {path.stem: path for path in [ROOT / "docs" / "cheatsheet.md", *sorted(INDEX.parent.glob("[a-z]*.md"))]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def follow(page: Path, project: Path) -> None:
+def follow(page: Path, project: Path, template: Path) -> None:
     """Does what a page says in a project."""
+    environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
     printed = ""
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         named = re.match(r"# (\S+/?\S*\.\w+)\n", block)
@@ -31,7 +32,7 @@ def follow(page: Path, project: Path) -> None:
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
             tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
-            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, OMP_NUM_THREADS="1")
+            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment)
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"
@@ -43,16 +44,20 @@ def follow(page: Path, project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outcome(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Path
 ) -> Iterator[Callable[[str], Future[None]]]:
     """What came of a page. Two pages are followed at once, unless these tests are spread over processes already."""
     folder = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))  # cookiecutter keeps the answers there
         baked = cookiecutter(str(ROOT), no_input=True, output_dir=str(folder))
+    newer = Path(shutil.copytree(template, folder / "lightning-template"))
+    with (newer / INNER.name / "engine" / "limits.py").open("a") as file:
+        file.write("# a later version\n")
+    commit(newer)
 
     def begin(page: str) -> None:
-        follow(PAGES[page], Path(shutil.copytree(baked, folder / page / "my_project")))
+        follow(PAGES[page], Path(shutil.copytree(baked, folder / page / "my_project")), newer)
 
     spread = "PYTEST_XDIST_WORKER" in os.environ
     mine = [item.callspec.params for item in request.session.items if item.path == Path(__file__) and _has_page(item)]

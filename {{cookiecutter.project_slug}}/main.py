@@ -123,7 +123,7 @@ def run(
         act(settings, trainer, model, data, folder)
     if trainer.is_global_zero:
         if settings.mark:
-            (folder / settings.mark).write_text("ended")
+            (folder / settings.mark).write_text("ended", "utf-8")
         if model.latest:
             runs.report(model.latest, folder)
     return model.latest

@@ -56,7 +56,7 @@ def _commit() -> str | None:
     """The commit that is checked out, with -dirty behind it where files differ; None without a repository or git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -50,7 +50,7 @@ def begun(root: Path, mark: str) -> str | None:
     again = any(int(os.environ.get(f"{who}_RESTART_COUNT") or 0) for who in ("SLURM", "TORCHELASTIC"))
     if not mark or (mark.startswith("slurm-") and not again):
         return None
-    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text() != "ended"]
+    marks = [path for path in root.glob(f"version_*/{mark}") if again or path.read_text("utf-8") != "ended"]
     saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
 
@@ -140,7 +140,7 @@ def _scontrol(*words: str) -> str:
     import subprocess
 
     try:
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(["scontrol", *words], capture_output=True, encoding="utf-8", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return (done.stdout + done.stderr).strip()

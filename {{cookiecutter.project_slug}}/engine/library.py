@@ -57,7 +57,7 @@ def optimizers() -> dict[str, str]:
     """The classes of torch.optim, and their constructors' arguments as written."""
     found: dict[str, str] = {}
     for path in (_torch() / "optim").glob("*.py"):
-        head = r"^class ([A-Z]\w*)\((?:Optimizer|Adam)\):.*?def __init__\(\s*self,(.*?)\)(?: -> None)?:\n"
+        head = r"^class ([A-Z]\w*)\((?:Optimizer|Adam)\):.*?def __init__\(\s*self,(.*?)\)(?: -> None)?:(?: +#[^\n]*)?\n"
         found.update(re.findall(head, path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
     return found
 

@@ -38,4 +38,6 @@ def wrong(name: str, value: Any) -> str:
         return "should be DD:HH:MM:SS, such as 00:12:00:00"
     if name == "devices" and value in (0, [], "0"):
         return "should be a number of devices, their numbers, or auto"
+    if name == "strategy" and re.search("spawn|fork|notebook", str(value)):  # Lightning's ways to run in a notebook
+        return "would lose what its processes measure; ddp starts processes too, and keeps it"
     return ""

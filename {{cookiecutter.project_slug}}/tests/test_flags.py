@@ -197,6 +197,7 @@ MISTAKES = [
     ("--precision fp16", "--precision fp16 is not one of"),
     ("--devices 0", "--devices 0 should be a number of devices"),
     ("--max_time 5", "--max_time 5 should be DD:HH:MM:SS"),
+    ("--strategy ddp_spawn", "--strategy ddp_spawn would lose what its processes measure; ddp "),
     ("rate 0.1", "'rate' is no flag; did you mean --rate?"),
     ("--rate 0.1 0.2", "'0.2' is no flag"),
     ("--raet 0.1 0.2", "unknown flag --raet; did you mean 'rate'?"),

@@ -1,0 +1,34 @@
+"""The workflows are what GitHub takes for one, and run what is there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import INNER, ROOT, run
+
+WORKFLOWS = [INNER / ".github/workflows/ci.yml", *(ROOT / ".github/workflows").glob("*.yml")]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_has_the_form_of_one(workflow: Path, tmp_path: Path) -> None:
+    command = ["check-jsonschema", "--builtin-schema", "vendor.github-workflows"]
+    done = run(*command, str(workflow), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(workflow.read_text(encoding="utf-8").replace("runs-on:", "run-on:"), encoding="utf-8")
+    assert run(*command, str(wrong), cwd=tmp_path).returncode == 1
+
+
+def test_the_weekly_one_runs_what_the_template_has_from_the_lowest_python_on() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
+    assert commands == {".ci/run", "make test-oldest"}
+    assert (ROOT / ".ci/run").is_file()
+    assert re.search("^test-oldest:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    lowest = jobs["newest"]["strategy"]["matrix"]["python"][0]
+    for project in (ROOT / "pyproject.toml", INNER / "pyproject.toml"):
+        assert tomllib.loads(project.read_text(encoding="utf-8"))["project"]["requires-python"] == f">={lowest}"
+        assert tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["ruff"]["target-version"] == "py311"
