@@ -22,7 +22,7 @@ test: .venv/installed lint
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed
-	cd "$(INNER)" && OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -m "not slow" -n auto
+	cd "$(INNER)" && $(OLDEST)/python -m pytest
 
 .venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest

@@ -77,6 +77,7 @@ def use(project: Path) -> None:
     """Does with a project what its user does, commits it, and leaves a run and data behind."""
     (project / "model/my_net.py").write_text(NET)
     (project / "model/own.py").write_text(OWN)
+    (project / "README.zh-CN.md").write_text("own\n")
     change(project / "main.py", END, MINE)
     change(project / "pyproject.toml", "dependencies = [\n", 'dependencies = [\n    "einops>=0.8",\n')
     for path in DELETED:
@@ -91,7 +92,11 @@ def use(project: Path) -> None:
 def is_still_used(project: Path) -> None:
     """What `use` did to files of the user's own is as it was."""
     assert (project / "model/my_net.py").read_text() == NET
-    for path in ("lightning_logs/version_7/metrics.csv", "datasets/MNIST/raw/train-labels-idx1-ubyte"):
+    for path in (
+        "README.zh-CN.md",
+        "lightning_logs/version_7/metrics.csv",
+        "datasets/MNIST/raw/train-labels-idx1-ubyte",
+    ):
         assert (project / path).read_text() == "own\n"
 
 
