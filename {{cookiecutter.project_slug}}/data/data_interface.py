@@ -14,9 +14,10 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine import targets
+from engine.batches import base
 from engine.cut import cut
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader, base, seat
+from engine.loader import OrderedLoader, seat
 from engine.settings import Settings
 
 

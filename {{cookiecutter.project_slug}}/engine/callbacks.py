@@ -7,7 +7,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from engine.loader import reseed, seat
+from engine.batches import reseed
+from engine.loader import seat
 
 
 class Reseed(Callback):

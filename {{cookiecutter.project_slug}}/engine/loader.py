@@ -1,11 +1,7 @@
 """Batches in an order that a resumed run repeats: every random draw is a function of the seed and a place."""
 
 import copy
-import hashlib
 import itertools
-import random
-import signal
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from engine.batches import Collate, Indices, Placed, base, outlive_signals, own_order, reseed
 from engine.discovery import UsageError
-
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 class Seat(NamedTuple):
@@ -35,17 +30,6 @@ def seat(trainer: Any) -> Seat:
         return Seat(trainer.global_rank, trainer.world_size)
     data = mesh["data_parallel"]
     return Seat(data.get_local_rank(), data.size(), data.get_group())
-
-
-def reseed(*place: int | str) -> None:
-    """Makes the random state of Python, NumPy (if in use) and torch follow from `place`, like (seed, epoch, batch)."""
-    seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
 
 
 class OrderedLoader:
@@ -92,13 +76,13 @@ class OrderedLoader:
             {"batch_size": batch_size} if self.iterable else {"batch_sampler": _Batches(weakref.proxy(self))}
         )
         self.loader = DataLoader(
-            dataset if self.iterable else _Placed(dataset),
+            dataset if self.iterable else Placed(dataset),
             **order,
             num_workers=num_workers,
-            collate_fn=_Collate(collate_fn),
+            collate_fn=Collate(collate_fn),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
         self.close = weakref.finalize(self, _send_home, self.loader)  # called by hand, or when it is no longer needed
@@ -177,7 +161,7 @@ class OrderedLoader:
             order = order[: cuts[-1]].view(self.world_size, -1).T.flatten()
         for number in range(start, len(cuts) - 1):
             mine = order[cuts[number] + self.rank : cuts[number + 1] : self.world_size]
-            yield _Indices(mine.tolist(), ("batch", self.seed, epoch, number, self.rank))
+            yield Indices(mine.tolist(), ("batch", self.seed, epoch, number, self.rank))
 
     def _order(self, epoch: int, length: int) -> torch.Tensor:
         """Indices, (length,): a tensor, since ten million Python numbers take seconds and 400 MB."""
@@ -185,7 +169,7 @@ class OrderedLoader:
             return torch.arange(length)
         source = torch.Generator().manual_seed((self.seed << 20) + epoch)
         if self.weights is None:
-            own = _own_order(self.data, source)
+            own = own_order(self.data, source)
             return torch.randperm(length, generator=source) if own is None else own
         return torch.multinomial(self.weights, length, replacement=True, generator=source)
 
@@ -211,23 +195,6 @@ def own_part(loader: Any, batch: Any, number: int) -> Any:
     return apply_to_collection(batch, torch.Tensor, lambda one: one[:own] if one.shape[:1] == numbers.shape else one)
 
 
-def base(data: Any) -> Any:
-    """The dataset that a part was cut from."""
-    return base(data.dataset) if isinstance(data, Subset) else data
-
-
-def _own_order(data: Any, source: torch.Generator) -> torch.Tensor | None:
-    """The order of a dataset that has one, or of what is left of it in a part; None where it has none."""
-    if not isinstance(data, Subset):
-        return data.order(source) if hasattr(data, "order") else None
-    order = _own_order(data.dataset, source)
-    if order is None:
-        return None
-    place = torch.full((len(data.dataset),), -1)  # type: ignore[arg-type]
-    place[torch.as_tensor(data.indices)] = torch.arange(len(data.indices))
-    return (found := place[order])[found >= 0]
-
-
 class _Batches:
     """What the DataLoader asks for the batches; it never leaves the main process.
 
@@ -242,55 +209,3 @@ class _Batches:
 
     def __len__(self) -> int:
         return len(self.loader)
-
-
-class _Indices(list[int]):
-    """The indices of a batch and its place, from which its random draws follow wherever it is fetched."""
-
-    def __init__(self, indices: list[int], place: tuple[int | str, ...]) -> None:
-        super().__init__(indices)
-        self.place = place
-
-    def __reduce__(self) -> Any:
-        return _Indices, (list(self), self.place)
-
-
-class _Placed(Dataset[Any]):
-    """A dataset whose random augmentation follows from the place of the batch, whichever worker fetches it."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, indices: _Indices) -> Any:
-        reseed(*indices.place)
-        data: Any = self.dataset
-        which: list[int] = list(indices)
-        while isinstance(data, Subset):
-            data, which = data.dataset, [data.indices[index] for index in which]
-        if hasattr(data, "__getitems__"):
-            return data.__getitems__(which)
-        return [_item(data, index) for index in which]
-
-
-def _item(data: Dataset[Any], index: int) -> Any:
-    try:
-        return data[index]
-    except Exception as error:  # the user's own goes on as it is, with the item's number
-        error.add_note(f"while fetching item {index} of {type(data).__name__}")
-        raise
-
-
-def _outlive_signals(worker: int) -> None:
-    """Lets a worker live half a minute longer after a signal to the whole process group: the run saves first."""
-    for number in SIGNALS if hasattr(signal, "alarm") else ():
-        signal.signal(number, lambda *_: signal.alarm(30))
-
-
-class _Collate:
-    """Collates a list of items and leaves a whole batch as it is."""
-
-    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
-        self.collate_fn = collate_fn
-
-    def __call__(self, items: Any) -> Any:
-        return self.collate_fn(items) if isinstance(items, list) else items

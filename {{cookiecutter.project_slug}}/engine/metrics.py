@@ -1,7 +1,6 @@
 """What is measured beside the loss: torchmetrics objects, one set a stage, right under any number of processes."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,34 +64,6 @@ def load(names: tuple[str, ...] | None, loss: str, data: dict[str, Any]) -> dict
     return found
 
 
-class Waiting:
-    """Batches on their way to the metrics of a stage: what only counts gets 16 at once, for a call is what costs time.
-
-    Metrics that hold anything but whole numbers get each batch as it comes: the order of their sums would show.
-    """
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self.metrics, self.batches = metrics, list[tuple[Tensor, Tensor]]()
-        states = [one for metric in metrics for one in metric.metric_state.values() if isinstance(one, Tensor)]
-        self.most = 1 if any(one.is_floating_point() for one in states) else 16
-
-    def add(self, output: Tensor, target: Tensor) -> None:
-        """A batch; a large one, such as of masks, is not kept."""
-        if self.batches and [one.shape[1:] for one in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
-            self.hand_over()
-        self.batches.append((output, target))
-        if len(self.batches) == self.most or output.numel() > 2**14:
-            self.hand_over()
-
-    def hand_over(self) -> None:
-        """Gives the metrics what is there."""
-        if batches := self.batches:
-            output, target = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
-            batches.clear()
-            for metric in self.metrics:
-                metric.update(output, target)
-
-
 def kind(loss: str, data: dict[str, Any]) -> str:
     """What a loss is about: "classes" (a logit each), "questions" (a logit each, yes or no) or "numbers"."""
     if loss in ("cross_entropy", "nll_loss", "multi_margin_loss") or ("." in loss and data.get("whole_numbers")):
@@ -136,21 +107,3 @@ def _task(name: str, about: str, data: dict[str, Any]) -> dict[str, Any]:
     if data.get("num_classes") is None:
         raise UsageError(f"--metrics {name} needs to know num_classes, an attribute that the dataset does not have")
     return {"task": "multiclass", "num_classes": data.get("num_classes")}
-
-
-def state(metric: Metric, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
-    """What a metric has gathered so far, a row for each process.
-
-    gather: (...) -> (processes, ...), which every process has to call at the same time.
-    """
-    return {name: gather(value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
-
-
-def restore(metric: Metric, state: dict[str, Tensor], rank: int, world_size: int) -> None:
-    """Puts back what `state` gave; all of it, being sums, on the first process where their number has changed."""
-    for name, rows in state.items():
-        if len(rows) == world_size:
-            setattr(metric, name, rows[rank])
-        elif rank == 0:
-            setattr(metric, name, rows.sum(0))
-    metric._update_count = 1  # there is no public way to say that it holds something

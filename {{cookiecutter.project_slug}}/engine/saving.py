@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from engine import jobs
-from engine.loader import SIGNALS
+from engine.batches import SIGNALS
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from engine.batches import base
 from engine.discovery import UsageError
-from engine.loader import base
 
 
 def check(part: Any) -> None:

@@ -6,31 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from engine import loggers, losses, optimizers, schedulers
+from engine import losses, optimizers, schedulers
 from engine import metrics as measures
-from engine.checkpoints import refuse_misfits
 from engine.discovery import UsageError
-from engine.loader import own_part, seat
+from engine.loader import own_part
 from engine.machine import laid_out
+from engine.measured import Measured
 from engine.settings import Settings
 
-STAGES = ("train", "val", "test")
 SCHEDULE = inspect.getfullargspec(schedulers.factor).kwonlydefaults or {}
 
 
-class MInterface(LightningModule):
+class MInterface(Measured):
     """Trains a network on batches `(*inputs, target)`, or dicts with a "target" beside the network's arguments.
 
     It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
     epoch and all processes, and `train_loss_step` every `log_every_n_steps`.
-
-    What a step logs by `self.record` is written before the step's checkpoint, so that a resumed run repeats no row;
-    what it logs by Lightning's `self.log` comes after.
 
     A system of its own (GAN, VAE ...) is a subclass: `def __init__(self, latent_dim: int = 16, **kwargs)` hands
     `**kwargs` on to this class and overrides the steps that it needs.
@@ -65,12 +59,11 @@ class MInterface(LightningModule):
             options: further arguments of loss, optimizer and schedule, and what the data is ("data"), which their
                 flags and the dataset give.
         """
-        super().__init__()
+        given = options or {}
+        super().__init__(metrics, loss, given.get("data", {}))
         self.network = network
         self.channels_last = False  # the layout in which images go in
-        self.latest: dict[str, float] = {}  # what was measured last, by name
         self.last_output: Tensor | None = None  # for the last batch outside of training: what pictures are drawn of
-        given = options or {}
         self.loss = losses.load(loss, given.get("loss", {}))
         kind = measures.kind(loss, given.get("data", {}))
         self.classifies = kind == "classes"  # the output is a logit for each class
@@ -82,17 +75,6 @@ class MInterface(LightningModule):
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
         self.schedule = SCHEDULE | given.get("schedule", {})
         self.mix: Callable[..., Any] | None = None  # of the items of a training batch: Mixup, CutMix
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}_{key}": metric
-                for stage in STAGES
-                for key, metric in measures.load(metrics, loss, given.get("data", {})).items()
-            }
-        )
-        self._waiting = {
-            stage: measures.Waiting([one for name, one in self._of(stage).items() if name != f"{stage}_loss"])
-            for stage in STAGES
-        }
 
     @classmethod
     def of(cls, settings: Settings, data: Any) -> "MInterface":
@@ -154,9 +136,6 @@ class MInterface(LightningModule):
         self._waiting[stage].add(measured.clone() if measured.is_cuda else measured, target)  # a graph writes over it
         return loss
 
-    def _of(self, stage: str) -> dict[str, Metric]:
-        return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
-
     @staticmethod
     def split(batch: Any) -> tuple[Any, Tensor]:
         """The network's arguments (a list, or a dict of named ones) and the target of a batch."""
@@ -197,31 +176,6 @@ class MInterface(LightningModule):
         """
         return {}
 
-    def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
-
-    def record(self, values: dict[str, float]) -> None:
-        """Writes values to every logger at once, before this step's checkpoint: a resumed run repeats no row."""
-        for logger in self.loggers:
-            logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
-
-    def _log_epoch(self, stage: str) -> None:
-        self._waiting[stage].hand_over()
-        found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
-        values = {name: metric.compute() for name, metric in found.items()}
-        for metric in found.values():
-            metric.reset()
-        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
-        if not self.trainer.sanity_checking:
-            self.latest |= {name: value.item() for name, value in values.items()}
-            self.record({name: self.latest[name] for name in values})
-
     def setup(self, stage: str) -> None:
         if self.class_weights and stage == "fit":
             if not self.classifies:
@@ -254,34 +208,3 @@ class MInterface(LightningModule):
             epoch = batches if batches == math.inf else math.ceil(batches / self.trainer.accumulate_grad_batches)
         scheduler = schedulers.load(optimizer, total, epoch, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for waiting in self._waiting.values():
-            waiting.hand_over()
-        gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
-        checkpoint["metrics"] = {name: measures.state(metric, self._rows) for name, metric in gathered.items()}
-        checkpoint["latest"] = self.latest
-        loggers.flush(self.loggers)
-        checkpoint["rows"] = loggers.rows(self.loggers)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
-            refuse_misfits(self, checkpoint["state_dict"])
-        if self.trainer.state.fn == "fit":
-            last = self.trainer.max_epochs
-            if last is not None and 0 <= last <= checkpoint["epoch"]:
-                raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
-            self.latest = dict(checkpoint.get("latest", {}))
-            loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
-        for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
-            if name in self.metrics:
-                here = seat(self.trainer)
-                measures.restore(self._of(name)[name], state, here.rank, here.size)
-
-    def _rows(self, value: Tensor) -> Any:
-        here = seat(self.trainer)
-        rows = [torch.empty_like(value) for _ in range(here.size)]
-        if len(rows) == 1:
-            return value[None]
-        torch.distributed.all_gather(rows, value.contiguous(), here.group)
-        return torch.stack(rows)

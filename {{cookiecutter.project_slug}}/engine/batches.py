@@ -1,0 +1,93 @@
+"""How a batch is fetched, in whichever process: its random draws follow from its place in the run."""
+
+import hashlib
+import random
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+
+
+def reseed(*place: int | str) -> None:
+    """Makes the random state of Python, NumPy (if in use) and torch follow from `place`, like (seed, epoch, batch)."""
+    seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+class Indices(list[int]):
+    """The indices of a batch and its place, from which its random draws follow wherever it is fetched."""
+
+    def __init__(self, indices: list[int], place: tuple[int | str, ...]) -> None:
+        super().__init__(indices)
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Indices, (list(self), self.place)
+
+
+class Placed(Dataset[Any]):
+    """A dataset whose random augmentation follows from the place of the batch, whichever worker fetches it."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Indices) -> Any:
+        reseed(*indices.place)
+        data: Any = self.dataset
+        which: list[int] = list(indices)
+        while isinstance(data, Subset):
+            data, which = data.dataset, [data.indices[index] for index in which]
+        if hasattr(data, "__getitems__"):
+            return data.__getitems__(which)
+        return [_item(data, index) for index in which]
+
+
+def _item(data: Dataset[Any], index: int) -> Any:
+    try:
+        return data[index]
+    except Exception as error:  # the user's own goes on as it is, with the item's number
+        error.add_note(f"while fetching item {index} of {type(data).__name__}")
+        raise
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a worker live half a minute longer after a signal to the whole process group: the run saves first."""
+    for number in SIGNALS if hasattr(signal, "alarm") else ():
+        signal.signal(number, lambda *_: signal.alarm(30))
+
+
+class Collate:
+    """Collates a list of items and leaves a whole batch as it is."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, items: Any) -> Any:
+        return self.collate_fn(items) if isinstance(items, list) else items
+
+
+def base(data: Any) -> Any:
+    """The dataset that a part was cut from."""
+    return base(data.dataset) if isinstance(data, Subset) else data
+
+
+def own_order(data: Any, source: torch.Generator) -> torch.Tensor | None:
+    """The order of a dataset that has one, or of what is left of it in a part; None where it has none."""
+    if not isinstance(data, Subset):
+        return data.order(source) if hasattr(data, "order") else None
+    order = own_order(data.dataset, source)
+    if order is None:
+        return None
+    place = torch.full((len(data.dataset),), -1)  # type: ignore[arg-type]
+    place[torch.as_tensor(data.indices)] = torch.arange(len(data.indices))
+    return (found := place[order])[found >= 0]
