@@ -45,7 +45,7 @@ def test_it_runs_before_it_is_rendered() -> None:
 
 NEEDED = """
 __init__ annotations batches callbacks checkpoints command_line config cut discovery flags groups guard help inspection
-jobs library limits loader loggers losses machine measured metrics optimizers runs saving schedulers settings
+jobs library limits loader loggers losses machine measured metrics optimizers parted runs saving schedulers settings
 signatures targets watchdog
 """.split()
 
