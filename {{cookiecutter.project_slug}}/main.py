@@ -122,10 +122,7 @@ def run(
     with watchdog.watch(trainer, hang_minutes):
         act(settings, trainer, model, data, folder)
     if trainer.is_global_zero:
-        if settings.mark:
-            (folder / settings.mark).write_text("ended", "utf-8")
-        if model.latest:
-            runs.report(model.latest, folder)
+        runs.end(folder, settings.mark, model.latest)
     return model.latest
 
 

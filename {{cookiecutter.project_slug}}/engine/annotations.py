@@ -42,7 +42,7 @@ def convert(text: str, annotation: ast.expr | None) -> Any:
     for option in sorted(options, key=lambda option: _RANK.index(_kind(option))):
         try:
             return _convert(text, option, alone=len([one for one in options if _kind(one) != "None"]) == 1)
-        except ValueError:
+        except (ValueError, KeyError):
             continue
     raise ValueError(f"{text!r} is not {describe(annotation)}")
 
@@ -102,11 +102,11 @@ def _describe(option: ast.expr) -> str:
 def _convert(text: str, option: ast.expr, alone: bool) -> Any:
     kind, word = _kind(option), text.strip().lower()
     if kind == "None":
-        return _pick(dict.fromkeys(_NONE), word)
+        return dict.fromkeys(_NONE)[word]
     if kind == "Literal":
-        return _pick({str(choice): choice for choice in _choices(option)}, text)
+        return {str(choice): choice for choice in _choices(option)}[text]
     if kind == "bool":
-        return _pick(_WORDS | ({"1": True, "0": False} if alone else {}), word)
+        return (_WORDS | ({"1": True, "0": False} if alone else {}))[word]
     if kind in ("int", "float"):
         return int(text) if kind == "int" else float(re.sub(r"\.(?=inf|nan)", "", word))  # YAML writes .inf
     if kind == "list":
@@ -181,12 +181,6 @@ def _arguments(node: ast.Subscript) -> list[ast.expr]:
 
 def _choices(option: ast.expr) -> list[Any]:
     return [ast.literal_eval(choice) for choice in _arguments(option)] if isinstance(option, ast.Subscript) else []
-
-
-def _pick(table: dict[str, Any], key: str) -> Any:
-    if key not in table:
-        raise ValueError(key)
-    return table[key]
 
 
 def _guess(text: str) -> Any:

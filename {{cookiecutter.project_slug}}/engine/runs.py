@@ -44,10 +44,15 @@ def rehearse(settings: Settings, run: Callable[[Settings], dict[str, float]]) ->
     return metrics
 
 
-def report(metrics: dict[str, float], run: Path) -> None:
-    """Prints a table and keeps it as metrics.json in the run folder, beside what stood there."""
+def end(run: Path, mark: str, metrics: dict[str, float]) -> None:
+    """Says in the run folder that the job of that mark is over, prints a table of what was measured, and keeps it as
+    metrics.json, beside what stood there."""
     import json
 
+    if mark:
+        (run / mark).write_text("ended", "utf-8")
+    if not metrics:
+        return
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")

@@ -90,6 +90,9 @@ def factor(
     return 1.0
 
 
+DEFAULTS: dict[str, Any] = factor.__kwdefaults__ or {}
+
+
 def _half_cosine(done: float) -> float:
     """From 1 down to 0."""
     return 0.5 * (1.0 + math.cos(math.pi * done))

@@ -17,8 +17,6 @@ from engine.machine import laid_out
 from engine.measured import Measured
 from engine.settings import Settings
 
-SCHEDULE = inspect.getfullargspec(schedulers.factor).kwonlydefaults or {}
-
 
 class MInterface(Measured):
     """Trains a network on batches `(*inputs, target)`, or dicts with a "target" beside the network's arguments.
@@ -70,10 +68,10 @@ class MInterface(Measured):
         # The output is one logit for each question; what goes into binary_cross_entropy is a share already.
         self.answers_yes_or_no = kind == "questions" and loss != "binary_cross_entropy"
         self.loss_name, self.class_weights = loss, class_weights
-        self.lr, self.weight_decay = lr, weight_decay
-        self.lr_scale, self.no_decay_norm_bias = lr_scale, no_decay_norm_bias
+        self.lr, self.lr_scale = lr, lr_scale
+        self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
-        self.schedule = SCHEDULE | given.get("schedule", {})
+        self.schedule = schedulers.DEFAULTS | given.get("schedule", {})
         self.mix: Callable[..., Any] | None = None  # of the items of a training batch: Mixup, CutMix
 
     @classmethod
@@ -81,8 +79,7 @@ class MInterface(Measured):
         """The network that a command line means, in its interface, with what the data knows (`num_classes` ...)."""
         arguments = dict(settings.arguments["network"])
         for name in settings.asks:
-            known = data.knows(name)
-            given = arguments.setdefault(name, known)
+            given = arguments.setdefault(name, known := data.knows(name))
             if given is None:
                 raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
             if known is not None and known != given:
