@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Trains on a Ray cluster: python ray_train.py --num_ray_workers 2 -- --model_name my_net --dataset my_data ...
 
-Behind `--` stand the flags of main.py. Every worker is a process of the same run, as under torchrun, and the first one
-writes. When a worker or its machine dies, all are started again from the newest checkpoint.
+Behind `--` stand the flags of main.py. The workers are the processes of one run, as under torchrun. When one dies, or
+its machine does, all are started again and go on from the newest checkpoint.
 """
 
 import argparse
@@ -14,8 +14,9 @@ from typing import Any
 
 import main as project
 from engine import flags
+from engine.discovery import UsageError
 
-GRACE = 15  # seconds, after a worker failed, in which it shows whether another one had died
+GRACE = 15  # seconds, after a worker raised something, in which Ray finds out whether another one had died before
 
 
 class Worker:
@@ -32,18 +33,20 @@ class Worker:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def train(self, argv: list[str], folder: str, environment: dict[str, str]) -> Any:
-        """Runs main.py there; its exit status."""
+        """Runs main.py in a folder; its exit status. A signal's is left to Ray, for which it is a death."""
         os.chdir(folder)
         os.environ |= environment
         try:
             project.main(argv)
-        except SystemExit as ended:  # Ray would take it for a death
+        except SystemExit as ended:
+            if isinstance(ended.code, int) and ended.code > 128:
+                raise
             return ended.code
         return 0
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command line; SystemExit(2) on a mistake, and the user's own exception as it was raised."""
+    """Runs a command line. It raises what the user's own code raised, and SystemExit(2) on a mistake."""
     words = sys.argv[1:] if argv is None else argv
     cut = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
@@ -58,90 +61,103 @@ def main(argv: list[str] | None = None) -> None:
         default=os.environ.get("RAY_ADDRESS", "local"),
         help="a running cluster, auto for this machine's (default: RAY_ADDRESS, or one that ends with the run)",
     )
-    chosen = parser.parse_args(words[:cut])
-    flags.parse(words[cut + 1 :], project.SEEDS)  # its mistakes end here, before anything is started
-    here: dict[str, Any] = {}
-    if chosen.address == "local":  # nobody else is to reach it
-        here = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    chosen, own = parser.parse_args(words[:cut]), words[cut + 1 :]
+    flags.parse(own, project.SEEDS)  # its mistakes end here, before anything is started
     try:
-        import ray
-    except ModuleNotFoundError:
-        parser.error('ray is not installed: pip install -e ".[ray]"')
-    try:
-        ray.init(chosen.address, logging_level=logging.WARNING, **here)
-    except ConnectionError as error:
-        parser.error(f"--address {chosen.address}: {str(error).splitlines()[0]}")
-    has = ray.cluster_resources()
-    gpus = chosen.num_gpus if chosen.num_gpus is not None else int("GPU" in has)
-    each = {"CPU": chosen.num_cpus, "GPU": gpus}
-    for kind, count in each.items():
-        if here and count * chosen.num_ray_workers > has.get(kind, 0):
-            wanted = f"{chosen.num_ray_workers} workers with {count} {kind} each"
-            parser.error(f"{wanted}: this machine has {has.get(kind, 0):g}; take fewer, or the --address of a cluster")
-    try:
-        raise SystemExit(supervise(ray, words[cut + 1 :], [each] * chosen.num_ray_workers, chosen.max_failures))
+        ray = join(chosen.address)
+        needs = room(ray, chosen)
+        raise SystemExit(supervise(ray, own, needs, chosen.max_failures))
+    except UsageError as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         print("ray_train.py: ended; add --ckpt_path last behind -- to go on", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def supervise(ray: Any, argv: list[str], needs: list[dict[str, int]], max_failures: int) -> Any:
-    """Starts the workers, and all of them anew when one has died; main.py's exit status.
+def join(address: str) -> Any:
+    """Ray, connected to a cluster: `local` starts one, which only this machine can reach and which ends with it.
 
-    needs: what each worker asks of its machine.
+    Raises:
+        UsageError: there is no Ray, or no such cluster.
     """
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    how: dict[str, Any] = {}
+    if address == "local":  # what Ray asks of its environment, it asks when it is imported
+        how = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
+    try:
+        import ray
 
-    group, job = ray.util.placement_group(needs), f"ray-{uuid.uuid4().hex[:12]}"
+        ray.init(address, logging_level=logging.WARNING, **how)
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError('Ray is not installed: pip install -e ".[ray]"') from None
+    except ConnectionError as error:
+        raise UsageError(f"--address {address}: {str(error).splitlines()[0]}") from None
+    return ray
+
+
+def room(ray: Any, chosen: argparse.Namespace) -> list[dict[str, int]]:
+    """What each worker asks of its machine.
+
+    Raises:
+        UsageError: this machine alone, which is all that there is, has less.
+    """
+    has, count = ray.cluster_resources(), chosen.num_ray_workers
+    gpus = int("GPU" in has) if chosen.num_gpus is None else chosen.num_gpus
+    each = {"CPU": chosen.num_cpus, "GPU": gpus}
+    for kind, wanted in each.items():
+        if wanted * count > has.get(kind, 0):
+            told = f"{count} workers with {wanted} {kind} each: there are {has.get(kind, 0):g}"
+            if chosen.address == "local":
+                raise UsageError(f"{told}; take fewer, or the --address of a cluster")
+            print(f"ray_train.py: {told}; waiting for more machines", file=sys.stderr)
+    return [each] * count
+
+
+def supervise(ray: Any, argv: list[str], needs: list[dict[str, int]], max_failures: int) -> Any:
+    """Starts the workers, and all of them anew when one has died; main.py's exit status."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Place
+
+    group, job, size = ray.util.placement_group(needs), f"ray-{uuid.uuid4().hex[:12]}", str(len(needs))
     for failures in range(max_failures + 1):
         workers = [
             ray.remote(Worker)
-            .options(
-                num_cpus=need["CPU"],
-                num_gpus=need["GPU"],
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank),
-            )
+            .options(num_cpus=need["CPU"], num_gpus=need["GPU"], scheduling_strategy=Place(group, rank))
             .remote()
             for rank, need in enumerate(needs)
         ]
         try:
             host, port = ray.get(workers[0].address.remote())
-            size = str(len(workers))
             # What torchrun would say. Each worker counts as a machine: Ray shows it no GPU but its own.
             told = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "WORLD_SIZE": size, "GROUP_WORLD_SIZE": size}
-            told |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
             told |= {"TORCHELASTIC_RUN_ID": job, "TORCHELASTIC_RESTART_COUNT": str(failures)}
-            return outcome(
-                ray,
-                [
-                    worker.train.remote(argv, os.getcwd(), told | {"RANK": str(rank), "GROUP_RANK": str(rank)})
-                    for rank, worker in enumerate(workers)
-                ],
-            )
+            told |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+            ranks = [told | {"RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(len(needs))]
+            pairs = zip(workers, ranks, strict=True)
+            return outcome(ray, [worker.train.remote(argv, os.getcwd(), rank) for worker, rank in pairs])
         except ray.exceptions.RayActorError as error:
             left = max_failures - failures
-            print(f"ray_train.py: {error}\nray_train.py: a worker died; {left} starts left", file=sys.stderr)
-            if not left:
-                return 1
+            print(f"ray_train.py: {error}\nray_train.py: a worker died; starts left: {left}", file=sys.stderr)
         finally:
             for worker in workers:
                 ray.kill(worker)
+    return 1
 
 
 def outcome(ray: Any, running: list[Any]) -> Any:
-    """Waits for the workers: their exit status, or the first exception.
+    """Waits for the workers: their exit status, or the first exception of one.
 
     Raises:
-        RayActorError: a worker died, and the exceptions of others, which missed it, mean nothing.
+        RayActorError: a worker died, and what others raised is that they missed it.
     """
     first: BaseException | None = None
     while running:
         ended, running = ray.wait(running, timeout=GRACE if first else None)
         if not ended:
-            break  # the others wait for the one that failed
+            break  # the others wait for the one that raised
         try:
             if status := ray.get(ended[0]):
                 first = first or SystemExit(status)

@@ -88,7 +88,7 @@ def test_an_exception_of_ones_own_ends_the_run_at_once(host: hosts.Host) -> None
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all(host: hosts.Host) -> None:
-    process = start(host, "endless", *TWO, *ARGV, "--max_epochs", "-1")
+    process = start(host, "endless", *TWO, *ARGV, "--max_epochs", "-1", "--lr_scheduler", "constant")
     until(lambda: ("endless" / LAST).exists() or process.poll() is not None)
     assert "raylet" in host.run("ps -e")
     host.run("kill -INT $(cat endless/pid)")
@@ -115,4 +115,4 @@ def test_it_says_how_ray_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="2"):
         ray_train.main([*TWO, *TOYS])
-    assert 'ray is not installed: pip install -e ".[ray]"' in capsys.readouterr().err
+    assert 'Ray is not installed: pip install -e ".[ray]"' in capsys.readouterr().err
