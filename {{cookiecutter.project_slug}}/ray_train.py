@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_failures", type=int, default=3, help="deaths to start again after (default: 3)")
     parser.add_argument(
         "--address",
-        default=os.environ.get("RAY_ADDRESS", "local"),
+        default=os.environ.get("RAY_ADDRESS") or "local",
         help="a running cluster, auto for this machine's (default: RAY_ADDRESS, or one that ends with the run)",
     )
     chosen, own = parser.parse_args(words[:cut]), words[cut + 1 :]
