@@ -65,10 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     flags.parse(own, project.SEEDS)  # its mistakes end here, before anything is started
     try:
         ray = join(chosen.address)
-        needs = room(ray, chosen)
-        raise SystemExit(supervise(ray, own, needs, chosen.max_failures))
+        raise SystemExit(supervise(ray, own, room(ray, chosen), chosen.max_failures))
     except UsageError as error:
-        parser.error(str(error))
+        print(f"ray_train.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("ray_train.py: ended; add --ckpt_path last behind -- to go on", file=sys.stderr)
         raise SystemExit(130) from None

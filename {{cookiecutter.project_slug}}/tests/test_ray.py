@@ -155,6 +155,14 @@ def test_ctrl_c_ends_all(network: hosts.Network) -> None:
 
 
 @pytest.mark.slow
+def test_more_workers_than_the_machine_has_cores_are_refused_and_not_waited_for(network: hosts.Network) -> None:
+    command = HERE.replace("2", "1000")
+    assert "ray_train.py: error: 1000 workers with 1 CPU each: there are " in end(
+        start(network.hosts["host1"], command, *TOYS), status=2
+    )
+
+
+@pytest.mark.slow
 def test_processes_of_ray_share_a_search(network: hosts.Network) -> None:
     optuna = pytest.importorskip("optuna")
     Path("ray_sweep.py").write_text(SEARCH)
@@ -168,12 +176,13 @@ def test_processes_of_ray_share_a_search(network: hosts.Network) -> None:
 
 def test_a_mistake_is_told_before_anything_is_started(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        ray_train.main(["--num_ray_workers", "2", "--", *TOYS, "--max_epoch", "1"])
+        ray_train.main(["--", *TOYS, "--max_epoch", "1"])
     assert "max_epochs" in capsys.readouterr().err
 
 
 def test_it_says_how_ray_is_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="2"):
-        ray_train.main(["--num_ray_workers", "2", "--", *TOYS])
-    assert 'Ray is not installed: pip install -e ".[ray]"' in capsys.readouterr().err
+        ray_train.main(["--address", "auto", "--", *TOYS])
+    said = 'ray_train.py: error: Ray is not installed: pip install -e ".[ray]"\n'
+    assert capsys.readouterr().err == said
