@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--num_ray_workers", type=int, default=1, help="processes that train together (default: 1)")
     parser.add_argument("--num_cpus", type=int, default=1, help="of each: cores, and threads of torch (default: 1)")
-    parser.add_argument("--num_gpus", type=int, help="of each: 0 or 1 (default: 1 where the cluster has any)")
+    parser.add_argument("--num_gpus", type=int, choices=(0, 1), help="of each (default: 1 where the cluster has any)")
     parser.add_argument("--max_failures", type=int, default=3, help="deaths to start again after (default: 3)")
     parser.add_argument(
         "--address",
