@@ -135,6 +135,7 @@ def supervise(ray: Any, argv: list[str], needs: list[dict[str, int]], max_failur
             told = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "WORLD_SIZE": size, "GROUP_WORLD_SIZE": size}
             told |= {"TORCHELASTIC_RUN_ID": job, "TORCHELASTIC_RESTART_COUNT": str(failures)}
             told |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+            told |= {} if needs[0]["GPU"] else {"CUDA_VISIBLE_DEVICES": ""}
             ranks = [told | {"RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(len(needs))]
             pairs = zip(workers, ranks, strict=True)
             return outcome(ray, [worker.train.remote(argv, os.getcwd(), rank) for worker, rank in pairs])
