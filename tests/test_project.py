@@ -55,7 +55,8 @@ def test_what_a_project_does_not_need_can_be_deleted(bake) -> None:
     for path in (project / "engine").glob("*.py"):
         if path.stem not in NEEDED:
             path.unlink()
-    (project / "sweep.py").unlink()
+    for script in ("sweep.py", "ray_train.py"):
+        (project / script).unlink()
     for path in (project / "tests").glob("test_*.py"):
         if path.stem not in ("test_train", "test_faults"):  # the others go with their file, or are as they were
             path.unlink()
