@@ -184,7 +184,7 @@ def measure(settings: Settings, steps: int) -> float:
     data = DInterface.of(settings)
     model = MInterface.of(settings, data)
     constant(model)
-    machine.prepare(model, data, **settings.arguments["machine"])
+    machine.prepare(model, data, None, **settings.arguments["machine"])
     clock = _Clock(steps)
     callbacks: list[Callback] = [clock]
     for name in ("freeze", "compile"):
