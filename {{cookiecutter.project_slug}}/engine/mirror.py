@@ -53,7 +53,7 @@ class Mirror(Callback):
         self._count = 0
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage != "fit" or trainer.fast_dev_run:
+        if stage != "fit" or getattr(trainer, "fast_dev_run", False):
             return
         self.active, wrong = True, ""
         if trainer.is_global_zero:

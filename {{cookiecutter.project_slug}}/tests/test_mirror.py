@@ -1,12 +1,24 @@
 """`--mirror` and `--ckpt_path ADDRESS`: a run whose machine is lost goes on on another one, bit for bit."""
 
 import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
+
+import main
+from tests import toys
+from tests.conftest import PROJECT, TOYS
 
 fsspec = pytest.importorskip("fsspec")
 RUN = Path("lightning_logs/version_0")
@@ -22,9 +34,6 @@ class Server:
         self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self.server.start()
         self.url = "http://{}:{}".format(*self.server.get_host_and_port())
-
-    def make_bucket(self) -> None:
-        self.disk().mkdir("bucket")
 
     def disk(self) -> Any:
         return fsspec.filesystem("s3", endpoint_url=self.url, use_listings_cache=False, skip_instance_cache=True)
@@ -44,7 +53,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    server.make_bucket()
+    urlopen(f"{server.url}/moto-api/reset", data=b"").close()  # it remembers earlier servers of this process
+    server.disk().mkdir("bucket")
     yield server
     with contextlib.suppress(Exception):
         server.server.stop()
@@ -68,3 +78,152 @@ def test_a_run_is_copied_whole_and_nothing_more(train, s3: Server) -> None:
     assert len([name for name in there if "best-" in name]) == 2
     for name, path in here.items():
         assert s3.disk().cat_file(there[name]) == path.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: Path) -> None:
+    argv = ["--max_epochs", "40", "--batch_size", "8", "--every_n_train_steps", "1", "--save_top_k", "2"]
+    told = train(*argv, "--default_root_dir", "whole")
+    command = [sys.executable, str(PROJECT / "main.py"), *TOYS, *argv, "--mirror", "s3://bucket/runs"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        while not s3.disk().exists("bucket/runs/version_0/checkpoints/last.ckpt") and run.poll() is None:
+            time.sleep(0.01)
+        run.kill()
+    assert run.returncode == -signal.SIGKILL
+    shutil.rmtree("lightning_logs")
+    assert main.main(["--ckpt_path", "s3://bucket/runs/version_0"]) == told
+    whole = Path("whole", RUN)
+    assert same(weights(RUN), weights(whole))
+    assert (RUN / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert sorted(os.listdir(RUN / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
+    there = s3.disk().cat_file("bucket/runs/version_0/checkpoints/last.ckpt")  # the flag was kept with the run
+    assert there == LAST.read_bytes()
+
+
+def test_a_server_that_goes_away_does_not_end_the_training(train, s3: Server, capsys, monkeypatch) -> None:
+    def stop(net: toys.Net) -> None:
+        if LAST.exists() and s3.server is not None:
+            s3.server.stop()
+            s3.server = None
+
+    monkeypatch.setattr(toys.Net, "each_forward", stop)
+    with pytest.raises(SystemExit, match=r"lacks the newest of lightning_logs/version_0 .*whole here") as ended:
+        train("--max_epochs", 4, "--mirror", "s3://bucket/runs")
+    assert str(ended.value).endswith("\npython main.py --ckpt_path lightning_logs/version_0")
+    assert capsys.readouterr().err.count("--mirror s3://bucket/runs: ") == 1
+    assert torch.load(LAST, weights_only=True)["epoch"] == 3
+    assert "test_acc" in json.loads((RUN / "metrics.json").read_text())
+    assert not list(RUN.rglob("*.part"))
+
+
+def test_a_bucket_that_is_not_there_is_said_before_training(train, s3: Server, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--mirror", "s3://bukcet/runs")
+    told = capsys.readouterr()
+    assert told.err == "main.py: error: --mirror s3://bukcet/runs: The specified bucket does not exist\n"
+    assert not LAST.exists()
+
+
+def test_what_was_not_sent_is_sent_by_going_on(train, tmp_path: Path, monkeypatch) -> None:
+    there = tmp_path / "there"
+    monkeypatch.setattr(toys.Net, "each_forward", lambda net: LAST.exists() and _replace_by_file(there))
+    with pytest.raises(SystemExit, match="lacks the newest"):
+        train("--max_epochs", 3, "--mirror", there.as_uri())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    there.unlink()
+    main.main(["--ckpt_path", str(RUN)])
+    assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
+    assert "test_acc" in json.loads((there / "version_0/metrics.json").read_text())
+
+
+def _replace_by_file(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.touch()
+
+
+def test_a_run_of_the_same_name_from_elsewhere_is_not_written_over(train, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    for lr, machine in ((0.01, "one"), (0.02, "two")):
+        train("--max_epochs", 1, "--lr", lr, "--mirror", there.as_uri(), "--default_root_dir", machine)
+    for machine, place in (("one", "version_0"), ("two", "version_1")):
+        assert (there / place / "config.yaml").read_text() == Path(machine, RUN, "config.yaml").read_text()
+
+
+def test_a_machine_that_was_thought_lost_does_not_write_over_the_one_that_went_on(train, tmp_path, monkeypatch) -> None:
+    there = tmp_path / "there"
+    train("--max_epochs", 1, "--mirror", there.as_uri())
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    main.main(["--ckpt_path", f"{there.as_uri()}/version_0", "--max_epochs", "3"])
+    newest = (there / "version_0/checkpoints/last.ckpt").read_bytes()
+    assert newest == LAST.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == newest
+    assert (there / "version_1/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
+
+
+def test_an_address_does_wherever_a_checkpoint_does(train, tmp_path: Path, monkeypatch, capsys) -> None:
+    there = tmp_path / "there"
+    train("--max_epochs", 2, "--mirror", there.as_uri())
+    told = main.main(["test", "--ckpt_path", "version_0"])
+    capsys.readouterr()
+    for address in ("version_0", "version_0/", "version_0/checkpoints/last.ckpt"):
+        assert main.main(["test", "--ckpt_path", f"{there.as_uri()}/{address}"]).keys() == told.keys()
+    assert capsys.readouterr().err == f"fetched {there.as_uri()}/version_0 to lightning_logs/version_1\n"  # once
+    assert json.loads(Path("lightning_logs/version_1/metrics.json").read_text())["test_loss"] == told["test_loss"]
+    shutil.copy(LAST, there / "alone.ckpt")
+    train("--init_from", f"{there.as_uri()}/alone.ckpt", "--max_epochs", 1, "--lr", 0)
+    assert weights(Path("lightning_logs/version_2")).keys() == weights(RUN).keys()
+
+
+def test_a_rehearsal_is_not_copied(train, tmp_path: Path) -> None:
+    train("--fast_dev_run", "--mirror", (tmp_path / "there").as_uri())
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--mirror", "nowhere://runs"], "--mirror nowhere://runs: Protocol not known: nowhere"),
+        (
+            ["--mirror", "s3://bucket/runs"],
+            '--mirror s3://bucket/runs: Install s3fs to access S3: pip install -e ".[s3]"',
+        ),
+        (["--ckpt_path", "s3://bucket/runs/version_0"], 'Install s3fs to access S3: pip install -e ".[s3]"'),
+        (["--ckpt_path", "file://{}/version_7"], "version_7: there is no such file or run; file://{} has version_0"),
+        (
+            ["--default_root_dir", "s3://bucket"],
+            "s3://bucket: a run is written to a disk of this machine; --mirror s3://bucket copies it there",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(train, tmp_path: Path, capsys, monkeypatch, argv: list[str], line: str) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it was not installed
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    (tmp_path / "version_0").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        train(*(word.format(tmp_path) for word in argv))
+    told = capsys.readouterr().err
+    assert line.format(tmp_path) in told
+    assert told.count("\n") == 1
+    assert not LAST.exists()
+    assert not Path("s3:").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    two = ["--devices", "2", "--strategy", "ddp", "--max_epochs", "100000", "--mirror", there.as_uri()]
+    command = [sys.executable, str(PROJECT / "main.py"), *TOYS, *two]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not list(there.rglob("last.ckpt")) and run.poll() is None:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        out, err = run.communicate(timeout=100)
+    assert run.returncode == 128 + signal.SIGTERM, err
+    assert out.splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
+    assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
+    assert not list(there.rglob("*.part"))
