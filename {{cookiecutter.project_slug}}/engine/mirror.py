@@ -53,7 +53,7 @@ class Mirror(Callback):
         self._count = 0
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage != "fit" or getattr(trainer, "fast_dev_run", False):
+        if stage != "fit" or self.active or getattr(trainer, "fast_dev_run", False):
             return
         self.active, wrong = True, ""
         if trainer.is_global_zero:
@@ -63,12 +63,15 @@ class Mirror(Callback):
                 wrong = str(error)
         if wrong := trainer.strategy.broadcast(wrong):  # all end, instead of waiting for the first
             raise UsageError(wrong)
-        if trainer.is_global_zero:
+        if self.place:
             trainer.strategy.checkpoint_io = _Telling(self)
             _open.append(self)
 
     def _connect(self) -> None:
         self.files, base = storage.connect(self.url, "mirror")
+        if storage.is_folder(self.files, f"{base}/{self.folder.name}", self.folder):
+            print(f"--mirror {self.url}: {self.folder} lies there itself and is not copied", file=sys.stderr)
+            return
         with storage.one_line(f"--mirror {self.url}"):
             self.place = storage.claim(self.files, base, self.folder)
             there = self.files.find(self.place)
@@ -120,7 +123,7 @@ class Mirror(Callback):
     def _copy(self, links: dict[str, Path]) -> None:
         try:
             if not storage.holds(self.files, self.place, self.folder):
-                raise OSError(f"another machine has gone on with {self.place}")
+                raise OSError(f"{self.place} was deleted, or another machine has gone on with it")
             self._send(links)
             self.wrong = ""
         except Exception as error:  # each storage has its own; none of them may end a training

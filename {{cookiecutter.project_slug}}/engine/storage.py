@@ -43,6 +43,13 @@ def is_object_store(files: Any) -> bool:
     return isinstance(files, AsyncFileSystem)
 
 
+def is_folder(files: Any, path: str, folder: Path) -> bool:
+    """Whether a path is a folder of this machine."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(files, LocalFileSystem) and Path(path).resolve() == folder.resolve()
+
+
 def reason(error: BaseException) -> str:
     """An exception in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -98,6 +98,9 @@ def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: 
     assert sorted(os.listdir(RUN / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
     there = s3.disk().cat_file("bucket/runs/version_0/checkpoints/last.ckpt")  # the flag was kept with the run
     assert there == LAST.read_bytes()
+    for _ in range(2):  # fetched once
+        assert main.main(["test", "--ckpt_path", "s3://bucket/runs/version_0"]).items() <= told.items()
+    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
 
 
 def test_a_server_that_goes_away_does_not_end_the_training(train, s3: Server, capsys, monkeypatch) -> None:
@@ -179,6 +182,14 @@ def test_an_address_does_wherever_a_checkpoint_does(train, tmp_path: Path, monke
     assert weights(Path("lightning_logs/version_2")).keys() == weights(RUN).keys()
 
 
+def test_a_run_that_lies_in_the_mirror_is_not_copied_onto_itself(train, tmp_path: Path, capsys) -> None:
+    train("--max_epochs", 1, "--mirror", "there")
+    main.main(["--ckpt_path", "there/version_0", "--max_epochs", "2"])
+    assert "--mirror there: there/version_0 lies there itself and is not copied" in capsys.readouterr().err
+    assert os.listdir("there") == ["version_0"]
+    assert torch.load("there/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
 def test_a_rehearsal_is_not_copied(train, tmp_path: Path) -> None:
     train("--fast_dev_run", "--mirror", (tmp_path / "there").as_uri())
     assert not (tmp_path / "there").exists()
@@ -227,3 +238,10 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
     assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
     assert not list(there.rglob("*.part"))
+    shutil.rmtree("lightning_logs")
+    step = torch.load(there / "version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    command = [sys.executable, str(PROJECT / "main.py"), "--ckpt_path", (there / "version_0").as_uri()]
+    done = subprocess.run([*command, "--max_steps", str(step + 3)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir("lightning_logs") == ["version_0"]  # both processes found what one of them fetched
+    assert torch.load(there / "version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 3
