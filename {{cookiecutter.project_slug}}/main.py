@@ -36,13 +36,9 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     try:
         if settings.arguments["trainer"].get("fast_dev_run"):
             return runs.rehearse(settings, once)
-        if settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds"):
-            metrics = import_module("engine.folds").train(settings, once)
-        else:
-            metrics = once(settings)
-        for name in discovery.features():
-            if discovery.defines(name, "end"):
-                import_module(f"engine.{name}").end()
+        folds = settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds")
+        metrics = import_module("engine.folds").train(settings, once) if folds else once(settings)
+        discovery.end()
         return metrics
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))

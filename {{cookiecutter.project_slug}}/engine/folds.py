@@ -15,7 +15,15 @@ Metrics = dict[str, float]
 _FREE = (
     "fold all_folds num_workers num_threads data_dir default_root_dir enable_progress_bar hang_minutes logger".split()
 )
-_FREE += ["log_every_n_steps", "accelerator", "devices", "keep_memory", "every_n_train_steps", "every_n_minutes"]
+_FREE += [
+    "log_every_n_steps",
+    "accelerator",
+    "devices",
+    "keep_memory",
+    "every_n_train_steps",
+    "every_n_minutes",
+    "mirror",
+]
 
 
 def callbacks(

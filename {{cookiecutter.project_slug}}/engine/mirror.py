@@ -104,13 +104,13 @@ class Mirror(Callback):
         self._copies.append((self._pool.submit(self._copy, links), links))
 
     def finish(self) -> bool:
-        """Copies the folder as it is, now that nothing changes in it any more. Whether it worked."""
+        """Copies the folder as it is now that nothing changes in it any more, and returns whether that worked."""
         for future, links in self._copies:
             if not future.cancel():
                 future.result()
             _remove(links)
         self._copies = []
-        self._copy({})
+        self._copy({}, last=True)
         return not self.wrong
 
     def complaint(self) -> str:
@@ -120,19 +120,19 @@ class Mirror(Callback):
             f"this sends it:\npython main.py --ckpt_path {self.folder}"
         )
 
-    def _copy(self, links: dict[str, Path]) -> None:
+    def _copy(self, links: dict[str, Path], last: bool = False) -> None:
         try:
             if not storage.holds(self.files, self.place, self.folder):
                 raise OSError(f"{self.place} was deleted, or another machine has gone on with it")
             self._send(links)
             self.wrong = ""
         except Exception as error:  # each storage has its own; none of them may end a training
-            self._fail(error)
+            self._fail(error, last)
         finally:
             _remove(links)
 
-    def _fail(self, error: Exception) -> None:
-        if not self.wrong:
+    def _fail(self, error: Exception, last: bool = False) -> None:
+        if not self.wrong and not last:  # of the last one the end of the run tells
             said = f"--mirror {self.url}: {storage.reason(error)}; training goes on, and it is tried again"
             print(said, file=sys.stderr, flush=True)
         self.wrong = storage.reason(error)
