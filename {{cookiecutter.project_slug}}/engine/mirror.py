@@ -1,5 +1,6 @@
 """`--mirror s3://bucket/runs`: a copy of the run folder elsewhere, from which another machine can go on."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -138,31 +139,38 @@ class Mirror(Callback):
         self.wrong = storage.reason(error)
 
     def _send(self, links: dict[str, Path]) -> None:
-        """Sends what is new and drops the checkpoints that are no more."""
+        """Sends what is new and drops the checkpoints that are no more, before a last.ckpt that does not know them."""
         now = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if _counts(path)}
         if links:
             now = {name: path for name, path in now.items() if not name.endswith(".ckpt")} | links
-        for name in sorted(now, key=lambda name: (name == "checkpoints/last.ckpt", name)):
-            try:
-                told = now[name].stat()
-                stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
-                if self._sent.get(name) != stamp:
-                    self._put(now[name], f"{self.place}/{name}")
-                    self._sent[name] = stamp
-            except FileNotFoundError:
-                if now[name].exists():
-                    raise
+        last = [name for name in now if name == "checkpoints/last.ckpt"]
+        for name in sorted(now.keys() - set(last)):
+            self._put(name, now[name])
         for name in [name for name in self._sent if name.startswith("checkpoints/") and name not in now]:
-            self.files.rm_file(f"{self.place}/{name}")
+            with contextlib.suppress(FileNotFoundError):
+                self.files.rm_file(f"{self.place}/{name}")
             del self._sent[name]
+        for name in last:
+            self._put(name, now[name])
 
-    def _put(self, path: Path, to: str) -> None:
-        if storage.is_object_store(self.files):
-            self.files.put_file(str(path), to)
-            return
-        self.files.makedirs(to.rpartition("/")[0], exist_ok=True)
-        self.files.put_file(str(path), f"{to}.part")  # nobody sees half of it
-        self.files.mv(f"{to}.part", to)
+    def _put(self, name: str, path: Path) -> None:
+        """Sends a file that is new, under its own name only when it is there whole."""
+        try:
+            told = path.stat()
+            stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
+            if self._sent.get(name) == stamp:
+                return
+            to = f"{self.place}/{name}"
+            if storage.is_object_store(self.files):
+                self.files.put_file(str(path), to)
+            else:
+                self.files.makedirs(to.rpartition("/")[0], exist_ok=True)
+                self.files.put_file(str(path), f"{to}.part")
+                self.files.mv(f"{to}.part", to)
+            self._sent[name] = stamp
+        except FileNotFoundError:
+            if path.exists():  # else it is gone since it was listed, as temporary files are
+                raise
 
 
 class _Telling(DurableCheckpointIO):

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 import main
 from tests import toys
 from tests.conftest import PROJECT, TOYS
 
-fsspec = pytest.importorskip("fsspec")
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 
@@ -78,6 +79,61 @@ def test_a_run_is_copied_whole_and_nothing_more(train, s3: Server) -> None:
     assert len([name for name in there if "best-" in name]) == 2
     for name, path in here.items():
         assert s3.disk().cat_file(there[name]) == path.read_bytes(), name
+
+
+class Breaking(LocalFileSystem):
+    """A folder to which no more than so many changes can be made: as if the machine was lost before the next."""
+
+    protocol = "breaking"
+    changes = 0
+    most = sys.maxsize
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("breaking://"))
+
+    def _change(self) -> None:
+        type(self).changes += 1
+        if self.changes > self.most:
+            raise OSError("the machine is lost")
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        self._change()
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+    def mv(self, path1: str, path2: str, *args: Any, **kwargs: Any) -> None:
+        self._change()
+        super().mv(path1, path2, *args, **kwargs)
+
+    def rm_file(self, path: str) -> None:
+        self._change()
+        super().rm_file(path)
+
+
+def test_cut_off_anywhere_a_copy_goes_on_to_the_same_end(train, tmp_path: Path, monkeypatch) -> None:
+    fsspec.register_implementation("breaking", Breaking, clobber=True)
+    argv = ["--max_epochs", "5", "--batch_size", "16", "--every_n_train_steps", "1", "--save_top_k", "2"]
+    monkeypatch.setattr(Breaking, "changes", 0)
+    told = train(*argv, "--mirror", f"breaking://{tmp_path}/whole", "--default_root_dir", "whole")
+    whole, every, went_on = tmp_path / "whole" / RUN, Breaking.changes, 0
+    for most in range(20, every - 5, every // 7):
+        here = tmp_path / str(most)
+        (here / "next").mkdir(parents=True)
+        monkeypatch.chdir(here)
+        monkeypatch.setattr(Breaking, "changes", 0)
+        monkeypatch.setattr(Breaking, "most", most)
+        with pytest.raises(SystemExit, match="the machine is lost"):
+            train(*argv, "--mirror", f"breaking://{here}/there")
+        monkeypatch.setattr(Breaking, "most", sys.maxsize)
+        monkeypatch.chdir(here / "next")
+        if (here / "there/version_0/checkpoints/last.ckpt").exists():
+            went_on += 1
+            assert main.main(["--ckpt_path", f"file://{here}/there/version_0"]) == told
+            for run in (RUN, here / "there/version_0"):
+                assert same(weights(run), weights(whole)), most
+                assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+                assert sorted(os.listdir(run / "checkpoints")) == sorted(os.listdir(whole / "checkpoints")), most
+    assert went_on > 3
 
 
 @pytest.mark.slow
