@@ -24,15 +24,16 @@ def connect(url: str, flag: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it. It remembers no listing, for others write there too.
 
     Raises:
-        UsageError: fsspec does not know the protocol, or its package is not installed.
+        UsageError: fsspec does not know the protocol, its package is not installed, or finds no keys.
     """
     import fsspec  # only an address pays for it
 
-    try:
-        files, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        extra = ': pip install -e ".[s3]"' if url.startswith("s3") else ""
-        raise UsageError(f"--{flag} {url}: {reason(error)}{extra}") from None
+    with one_line(f"--{flag} {url}"):
+        try:
+            files, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
+        except ImportError as error:
+            extra = ': pip install -e ".[s3]"' if url.startswith("s3") else ""
+            raise UsageError(f"--{flag} {url}: {reason(error)}{extra}") from None
     return files, path.rstrip("/")
 
 
