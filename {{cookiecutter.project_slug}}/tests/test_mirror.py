@@ -61,26 +61,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.server.stop()
 
 
-def weights(run: Path) -> dict[str, Any]:
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return {"step": checkpoint["global_step"], **checkpoint["state_dict"]}
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(*map(torch.as_tensor, (one[key], other[key]))) for key in one)
-
-
-def test_a_run_is_copied_whole_and_nothing_more(train, s3: Server) -> None:
-    train("--max_epochs", 4, "--save_top_k", 2, "--mirror", "s3://bucket/runs")
-    there = {path.removeprefix("bucket/runs/version_0/"): path for path in s3.disk().find("bucket/runs")}
-    here = {path.relative_to(RUN).as_posix(): path for path in RUN.rglob("*") if path.is_file()}
-    assert there.keys() == here.keys()
-    assert {"config.yaml", "metrics.csv", "metrics.json", "checkpoints/last.ckpt"} < there.keys()
-    assert len([name for name in there if "best-" in name]) == 2
-    for name, path in here.items():
-        assert s3.disk().cat_file(there[name]) == path.read_bytes(), name
-
-
 class Breaking(LocalFileSystem):
     """A folder to which no more than so many changes can be made: as if the machine was lost before the next."""
 
@@ -110,8 +90,49 @@ class Breaking(LocalFileSystem):
         super().rm_file(path)
 
 
+class Slow(LocalFileSystem):
+    """A folder to which the last checkpoint finds its way slowly."""
+
+    protocol = "slow"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("slow://"))
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        time.sleep(7 if "last.ckpt" in rpath else 0)
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+
+for kind in (Breaking, Slow):
+    fsspec.register_implementation(kind.protocol, kind, clobber=True)
+
+
+class Net(toys.Net):
+    """The same, by whose name another process gets these storages too."""
+
+
+def weights(run: Path) -> dict[str, Any]:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"step": checkpoint["global_step"], **checkpoint["state_dict"]}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(*map(torch.as_tensor, (one[key], other[key]))) for key in one)
+
+
+def test_a_run_is_copied_whole_and_nothing_more(train, s3: Server) -> None:
+    train("--max_epochs", 4, "--save_top_k", 2, "--mirror", "s3://bucket/runs")
+    there = {path.removeprefix("bucket/runs/version_0/"): path for path in s3.disk().find("bucket/runs")}
+    here = {path.relative_to(RUN).as_posix(): path for path in RUN.rglob("*") if path.is_file()}
+    assert there.keys() == here.keys()
+    assert {"config.yaml", "metrics.csv", "metrics.json", "checkpoints/last.ckpt"} < there.keys()
+    assert len([name for name in there if "best-" in name]) == 2
+    for name, path in here.items():
+        assert s3.disk().cat_file(there[name]) == path.read_bytes(), name
+
+
 def test_cut_off_anywhere_a_copy_goes_on_to_the_same_end(train, tmp_path: Path, monkeypatch) -> None:
-    fsspec.register_implementation("breaking", Breaking, clobber=True)
     argv = ["--max_epochs", "5", "--batch_size", "16", "--every_n_train_steps", "1", "--save_top_k", "2"]
     monkeypatch.setattr(Breaking, "changes", 0)
     told = train(*argv, "--mirror", f"breaking://{tmp_path}/whole", "--default_root_dir", "whole")
@@ -283,7 +304,8 @@ def test_a_mistake_is_one_line(train, tmp_path: Path, capsys, monkeypatch, argv:
 @pytest.mark.slow
 def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
     there = tmp_path / "there"
-    two = ["--devices", "2", "--strategy", "ddp", "--max_epochs", "100000", "--mirror", there.as_uri()]
+    two = ["--devices", "2", "--strategy", "ddp", "--max_epochs", "100000", "--mirror", f"slow://{there}"]
+    two += ["--model_name", "tests.test_mirror.Net"]
     command = [sys.executable, str(PROJECT / "main.py"), *TOYS, *two]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         while not list(there.rglob("last.ckpt")) and run.poll() is None:
@@ -297,7 +319,8 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
     shutil.rmtree("lightning_logs")
     step = torch.load(there / "version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
     command = [sys.executable, str(PROJECT / "main.py"), "--ckpt_path", (there / "version_0").as_uri()]
+    command += ["--mirror", "none"]
     done = subprocess.run([*command, "--max_steps", str(step + 3)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert os.listdir("lightning_logs") == ["version_0"]  # both processes found what one of them fetched
-    assert torch.load(there / "version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 3
+    assert torch.load(LAST, weights_only=True)["global_step"] == step + 3
