@@ -225,9 +225,11 @@ def _replace_by_file(folder: Path) -> None:
 
 def test_a_run_of_the_same_name_from_elsewhere_is_not_written_over(train, tmp_path: Path) -> None:
     there = tmp_path / "there"
+    (there / "version_0").mkdir(parents=True)  # copied there by hand
     for lr, machine in ((0.01, "one"), (0.02, "two")):
         train("--max_epochs", 1, "--lr", lr, "--mirror", there.as_uri(), "--default_root_dir", machine)
-    for machine, place in (("one", "version_0"), ("two", "version_1")):
+    assert not any((there / "version_0").iterdir())
+    for machine, place in (("one", "version_1"), ("two", "version_2")):
         assert (there / place / "config.yaml").read_text() == Path(machine, RUN, "config.yaml").read_text()
 
 
