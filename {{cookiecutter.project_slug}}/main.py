@@ -38,9 +38,10 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     try:
         if settings.arguments["trainer"].get("fast_dev_run"):
             return runs.rehearse(settings, once)
-        if settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds"):
-            return import_module("engine.folds").train(settings, once)
-        return once(settings)
+        folds = settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds")
+        metrics = import_module("engine.folds").train(settings, once) if folds else once(settings)
+        discovery.end()
+        return metrics
     except UsageError as error:  # found only with torch at hand
         flags.stop(str(error))
 
@@ -67,7 +68,7 @@ def run(
     Args:
         model_name: a file of model/, or a dotted path to a class.
         dataset: a file of data/, or a dotted path to a class.
-        ckpt_path: last, best, version_N, a run folder or a file, to go on from or to measure.
+        ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
         init_from: the same, or a file of weights, which a new run begins with.
         init_partial: take only those weights of init_from whose name and shape fit.
         seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.

@@ -53,6 +53,13 @@ def features() -> list[str]:
     return [path.stem for path in sorted((ROOT / "engine").glob("*.py")) if defines(path.stem, "callbacks")]
 
 
+def end() -> None:
+    """Lets the features that have something left to do when all is done do it: they define `end()`."""
+    for name in features():
+        if defines(name, "end"):
+            importlib.import_module(f"engine.{name}").end()
+
+
 def defines(stem: str, function: str, first: str = "") -> bool:
     """Whether there is a file of engine/ of this name with such a function, whose first argument begins so."""
     path = ROOT / "engine" / f"{stem}.py"

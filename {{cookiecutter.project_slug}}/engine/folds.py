@@ -13,9 +13,9 @@ from engine.discovery import UsageError
 Metrics = dict[str, float]
 # In these, runs of one cross-validation may differ: they say where and how it is run, not what is learnt.
 _FREE = (
-    "fold all_folds num_workers num_threads data_dir default_root_dir enable_progress_bar hang_minutes logger".split()
-)
-_FREE += ["log_every_n_steps", "accelerator", "devices", "keep_memory", "every_n_train_steps", "every_n_minutes"]
+    "fold all_folds num_workers num_threads data_dir default_root_dir enable_progress_bar hang_minutes logger mirror "
+    "log_every_n_steps accelerator devices keep_memory every_n_train_steps every_n_minutes"
+).split()
 
 
 def callbacks(

@@ -1,5 +1,6 @@
 """The run folders `lightning_logs/version_N`: claim a new one, find the checkpoint that a name means. No torch here."""
 
+import importlib
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import config
+from engine import config, discovery
 from engine.discovery import UsageError
 from engine.settings import Settings
 
@@ -17,6 +18,10 @@ _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
 
 def folder(default_root_dir: str | Path | None) -> Path:
     """Where the run folders lie: `lightning_logs` in `default_root_dir`, or in the working directory."""
+    if "://" in str(default_root_dir):  # as a path it would be a folder of the name `s3:`
+        said = f"--default_root_dir {default_root_dir}: a run is written to a disk of this machine"
+        has = discovery.defines("mirror", "callbacks")
+        raise UsageError(said + (f"; --mirror {default_root_dir} copies it there" if has else ""))
     return Path(default_root_dir or ".") / FOLDER
 
 
@@ -105,7 +110,8 @@ def run_of(ckpt_path: Path) -> Path | None:
 def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
     """The checkpoint file that `name` means.
 
-    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder or a file.
+    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder, a file, or an address
+        such as s3://bucket/runs/version_3, which is fetched.
     resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
     flag: the one that said so, for the message.
 
@@ -117,6 +123,8 @@ def find(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
         if not found:
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
+    if "://" in name and discovery.defines("storage", "fetch"):
+        name = str(importlib.import_module("engine.storage").fetch(name, root, flag))
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
     if path.is_file() or _is_sharded(path):
         return path
