@@ -1,10 +1,13 @@
-"""Several machines in one: each has a network, a name and processes of its own. Needs Linux and root."""
+"""Several processes, and several machines in one, with networks of their own, which need Linux and root."""
 
 import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+
+from tests.conftest import PROJECT
 
 NEW = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child"]
 
@@ -92,3 +95,14 @@ class Network:
         """The end of all of them."""
         for host in self.hosts.values():
             host.die()
+
+
+def torchrun(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks, in a new folder, that are started again when one dies."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
+    command += [str(PROJECT / "main.py"), *argv]
+    Path(folder).mkdir()
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )

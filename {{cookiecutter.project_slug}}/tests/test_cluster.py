@@ -18,21 +18,10 @@ ARGV = [*TOYS, "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps"
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
-def torchrun(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks that are started again when one dies."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
-    command += [str(PROJECT / "main.py"), *ARGV, *argv]
-    Path(folder).mkdir()
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 @pytest.mark.slow
 def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same() -> None:
     for folder, data in (("whole", "Blobs"), ("killed", "Deadly")):
-        done = torchrun(folder, "--dataset", f"tests.toys.{data}", "--default_root_dir", ".")
+        done = hosts.torchrun(folder, *ARGV, "--dataset", f"tests.toys.{data}", "--default_root_dir", ".")
         assert done.returncode == 0, done.stderr[-3000:]
     assert Path("killed/dead").exists()
     assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]

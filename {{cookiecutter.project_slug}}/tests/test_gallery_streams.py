@@ -1,5 +1,7 @@
 """Data that is read in chunks: the order, what a resumed run reads, and how much is in memory."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 import main
 from engine.loader import OrderedLoader
 from tests.gallery import QUICK, exports, goes_on, predicts
+from tests.hosts import torchrun
 
 NET = ["--model_name", "tests.test_gallery_streams.Net", "--dataset", "streaming", "--data_dir", "rows"]
 
@@ -202,6 +205,34 @@ def test_two_processes_see_each_item_once_an_epoch(streaming: Any, shell) -> Non
     seen = np.concatenate([np.fromfile(path) for path in Path().glob("seen.*")])
     assert sorted(set(seen.tolist())) == list(range(95))
     assert len(seen) == 96
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_under_torchrun_changes_nothing_at_the_end(streaming: Any) -> None:
+    argv = [*QUICK, *NET, "--data_dir", str(Path("rows").resolve()), "--batch_size", "8", "--every_n_train_steps", "1"]
+    for folder, network in (("whole", "Net"), ("killed", "Mortal")):
+        done = torchrun(folder, *argv, "--model_name", f"tests.test_gallery_streams.{network}", "--max_epochs", "2")
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert Path("killed/dead").exists()
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    whole, killed = (torch.load(Path(folder) / last, weights_only=True) for folder in ("whole", "killed"))
+    assert whole["global_step"] == killed["global_step"] == 12
+    assert all(torch.equal(whole["state_dict"][name], killed["state_dict"][name]) for name in whole["state_dict"])
+
+
+class Mortal(Net):
+    """Kills the second of its processes within the first epoch, once."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        if (
+            self.training
+            and os.environ["RANK"] == "1"
+            and list(Path().rglob("last.ckpt"))
+            and not Path("dead").exists()
+        ):
+            Path("dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(points)
 
 
 class Witness(Net):
