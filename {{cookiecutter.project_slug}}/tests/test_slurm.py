@@ -45,7 +45,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=20
 KillWait=8
 NodeName=host[2-3] CPUs=16 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
@@ -105,7 +105,7 @@ class Slurm:
         words = self.ask("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Waits; when in vain, what SLURM and the jobs have said is shown."""
         end = time.monotonic() + seconds
         while not condition():
