@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -99,8 +100,11 @@ class Network:
 
 def torchrun(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Two ranks, in a new folder, that are started again when one dies."""
+    with socket.socket() as free:  # two tests may run at a time
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
-    command += [str(PROJECT / "main.py"), *argv]
+    command += ["--master_port", port, str(PROJECT / "main.py"), *argv]
     Path(folder).mkdir()
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
