@@ -18,6 +18,7 @@ TOYS = ["--model_name", "tests.toys.Net", "--dataset", "tests.toys.Blobs", "--ac
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    _forget()
     yield
     _forget()
 
@@ -26,9 +27,6 @@ def _forget() -> None:
     """Drops what Lightning leaves to the processes that it starts: another run would wait for them."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-
-
-_forget()
 
 
 @pytest.fixture
