@@ -14,6 +14,8 @@ from engine.discovery import UsageError
 from engine.groups import KINDS, Flag, flags_of, groups_of
 from engine.settings import Settings, complete, refuse_changes
 
+_FRESH = ("tune", "plan")  # actions that begin with fresh weights, as training does
+
 
 def parse(argv: list[str], seeds: tuple[int, ...] = ()) -> Settings:
     """What a command line means. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
@@ -58,7 +60,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     mark = jobs.mark(argv) if action == "fit" else ""
     begun = jobs.begun(root, mark)
     first.ckpt_path = begun or first.ckpt_path
-    if first.ckpt_path and action in ("tune", "plan"):
+    if first.ckpt_path and action in _FRESH:
         raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
         ckpt_path = runs.find(first.ckpt_path, root, resume=action == "fit")
@@ -72,7 +74,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
             )
     if asks_help and not chosen:
         help.overview(discovery.actions(), {key: discovery.names(folder) for key, folder in NAMES.items()})
-    if not (asks_help or first.ckpt_path or action in ("fit", "tune", "plan")):
+    if not (asks_help or first.ckpt_path or action in ("fit", *_FRESH)):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:
         missing = [key for key in NAMES if key not in chosen]

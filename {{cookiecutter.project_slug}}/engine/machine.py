@@ -72,7 +72,7 @@ def hush() -> None:
 def prepare(
     model: Any,
     data: Any,
-    strategy: Any,
+    strategy: Any = None,
     *,
     num_threads: int | None = None,
     channels_last: bool = True,

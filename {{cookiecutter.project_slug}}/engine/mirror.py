@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from engine import storage
 from engine.checkpoints import DurableCheckpointIO
@@ -56,6 +57,8 @@ class Mirror(Callback):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or self.active or getattr(trainer, "fast_dev_run", False):
             return
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UsageError("--mirror copies checkpoints that are files; --strategy model_parallel writes folders")
         self.active, wrong = True, ""
         if trainer.is_global_zero:
             try:

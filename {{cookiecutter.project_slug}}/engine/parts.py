@@ -1,4 +1,4 @@
-"""Checkpoints that are folders: several processes wrote a part each (torch.distributed.checkpoint). Read whole here."""
+"""Checkpoints that are folders, of which each process wrote a part (torch.distributed.checkpoint); goes with shards.py."""
 
 import io
 import os

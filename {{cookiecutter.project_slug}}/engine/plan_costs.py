@@ -1,4 +1,4 @@
-"""The devices that `plan` counts with, and what many of them take, from what is counted and timed on one."""
+"""The devices that `plan` counts with, and what many of them take, from what one does; goes with plan.py."""
 
 import math
 import os
@@ -184,7 +184,7 @@ def measure(settings: Settings, steps: int) -> float:
     data = DInterface.of(settings)
     model = MInterface.of(settings, data)
     constant(model)
-    machine.prepare(model, data, None, **settings.arguments["machine"])
+    machine.prepare(model, data, **settings.arguments["machine"])
     clock = _Clock(steps)
     callbacks: list[Callback] = [clock]
     for name in ("freeze", "compile"):

@@ -1,4 +1,4 @@
-"""What a step of training holds and computes, counted on tensors that take no memory (torch's FakeTensorMode)."""
+"""What a step of training holds and computes, counted on torch's fake tensors, without memory; goes with plan.py."""
 
 import weakref
 from collections import Counter

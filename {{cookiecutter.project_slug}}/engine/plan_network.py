@@ -1,4 +1,4 @@
-"""A network without its weights: as large as a run would have it, of tensors that take no memory."""
+"""A network without its weights: as large as a run would have it, of tensors that take no memory; goes with plan.py."""
 
 from importlib import import_module
 from pathlib import Path

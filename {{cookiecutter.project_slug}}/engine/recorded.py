@@ -1,4 +1,4 @@
-"""What a run has left of itself, for `report`: flags, curves, epochs and seconds; no torch here."""
+"""What a run has left of itself: flags, curves, epochs and seconds; no torch here. Goes with report.py."""
 
 import csv
 import math

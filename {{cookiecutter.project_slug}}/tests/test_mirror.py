@@ -277,6 +277,7 @@ def test_a_rehearsal_is_not_copied(train, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
+        (["--mirror", "{}", "--strategy", "model_parallel"], "--mirror copies checkpoints that are files; --strategy"),
         (["--mirror", "nowhere://runs"], "--mirror nowhere://runs: Protocol not known: nowhere"),
         (
             ["--mirror", "s3://bucket/runs"],

@@ -192,16 +192,25 @@ class Code:
         return os.system, ("touch harmed",)
 
 
+class Reach:
+    """What reaches for a name within what may be read."""
+
+    def __reduce__(self) -> tuple:
+        return getattr, (torch.Size, "mro")
+
+
 def test_a_folder_that_holds_code_is_refused(train, capsys: pytest.CaptureFixture[str]) -> None:
     train("--max_epochs", 1)
     folder = RUN / "checkpoints" / "other.ckpt"
     folder.mkdir()
-    for contents, beside in ((Code(), {}), (Metadata({}, storage_data={}), {"callbacks": Code()})):
+    empty = Metadata({}, storage_data={})
+    cases = [(Code(), {}, "posix.system"), (Reach(), {}, "builtins.getattr"), (empty, {"a": Code()}, "posix.system")]
+    for contents, beside, found in cases:
         (folder / ".metadata").write_bytes(pickle.dumps(contents))
         torch.save(beside, folder / "meta.pt")
         with pytest.raises(SystemExit, match="2"):
             main.main(["test", "--ckpt_path", str(folder)])
-        assert "other.ckpt is refused: it holds posix.system, and could run code" in capsys.readouterr().err
+        assert f"other.ckpt is refused: it holds {found}, and could run code" in capsys.readouterr().err
     assert not Path("harmed").exists()
 
 
