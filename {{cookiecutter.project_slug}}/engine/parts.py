@@ -1,4 +1,4 @@
-"""Checkpoints that are folders, of which each process wrote a part (torch.distributed.checkpoint); goes with shards.py."""
+"""Checkpoints that are folders, each process having written a part (torch.distributed.checkpoint); with shards.py."""
 
 import io
 import os
