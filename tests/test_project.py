@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.conftest import INNER, ROOT, run
+from tests.conftest import INNER, ROOT, git, run
 from tests.test_bake import GALLERY
 
 
@@ -20,16 +21,50 @@ def blocks(readme: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("examples", ["gallery", "minimal", "none"])
-def test_its_own_checks_are_green(bake, examples: str) -> None:
-    project = bake(examples=examples)
-    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
-        done = run(*command, cwd=project)
-        assert done.returncode == 0, done.stdout + done.stderr
-    few = ["tests/test_train.py", "tests/test_flags.py"]
-    which = {"gallery": ["-m", ""], "minimal": ["tests/test_examples.py"], "none": few}[examples]
-    done = run(sys.executable, "-m", "pytest", *which, cwd=project)
+PLAIN = """from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, in_channels, img_size, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * img_size**2, num_classes))
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+
+
+def test_the_steps_of_its_workflow_are_green_with_the_whole_gallery(bake) -> None:
+    project = bake(examples="gallery")
+    (job,) = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    install, *steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert install == 'pip install -e ".[dev]"'  # as this environment was made
+    for step in steps:
+        done = run("bash", "-e", "-c", step, cwd=project)
+        assert done.returncode == 0, f"{step}\n{done.stdout[-5000:]}{done.stderr}"
+
+
+def test_its_hooks_are_green_with_files_of_a_user_who_writes_neither_types_nor_docstrings(bake) -> None:
+    project = bake()
+    network, data = blocks(ROOT / "README.md", "python")
+    for path, code in {"model/my_net.py": network, "data/my_data.py": data, "model/plain.py": PLAIN}.items():
+        (project / path).write_text(code)
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    hooks = ["pre-commit", "run", "--all-files"]
+    done = run(*hooks, cwd=project, PRE_COMMIT_HOME=str(project.parent / "hooks"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Passed") == 3
+    done = run(sys.executable, "-m", "pytest", "tests/test_examples.py", cwd=project)
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_its_checks_are_green_without_any_example(bake) -> None:
+    project = bake(examples="none")
+    few = [sys.executable, "-m", "pytest", "tests/test_train.py", "tests/test_flags.py"]
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], few):
+        done = run(*command, cwd=project)
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr
 
 
 def test_it_runs_before_it_is_rendered() -> None:
