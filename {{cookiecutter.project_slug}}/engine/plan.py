@@ -139,7 +139,7 @@ def _batch_seconds(
 ) -> float | None:
     """What a batch takes on one device: by its operations, or by real steps. None where neither can be."""
     passes = 3 * own.flops * size  # the backward pass is twice the forward pass
-    needed, here = sum(plan_costs.memory(own, precision, "ddp", 1, size).values()), plan_costs.room(None, kind)
+    needed, here = sum(plan_costs.memory(own, precision, "ddp", 1, size).values()), plan_costs.here(kind)
     if tflops and passes:
         seconds = passes / (tflops * 1e12)
         print(f"a batch takes {long(seconds)} at {tflops:g} TFLOP/s, once it is loaded")

@@ -70,16 +70,23 @@ def precision_of(given: str) -> str:
     return name
 
 
+def here(kind: str) -> float:
+    """Bytes that the first GPU has, or this machine; infinite where the system does not say (Windows)."""
+    if kind == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
 def room(stated: str | None, kind: str) -> float:
-    """Bytes that a text means, or else that the first GPU has, or this machine.
+    """Bytes that a text means, or else those that are here.
 
     Raises:
-        UsageError: it is no amount of memory.
+        UsageError: it is no amount of memory, or there is none to be read.
     """
-    if stated is None and kind == "cuda":
-        return torch.cuda.get_device_properties(0).total_memory
+    if stated is None and here(kind) == math.inf:
+        raise UsageError("this system does not say how much memory it has: --device_memory 16GB, say")
     if stated is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return here(kind)
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", stated.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in _UNITS or not float(match[1]):
         raise UsageError(f"--device_memory {stated}: write it as 80GB, 40GiB or 512MB")

@@ -273,3 +273,14 @@ def test_it_says_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None
     assert "but the activations are not in it: MInterface" in capsys.readouterr().out
     plan("tests.test_plan.Full", "tests.toys.ImageBlobs")
     assert "bf16-true is left out: " in capsys.readouterr().out
+
+
+def test_where_the_system_does_not_say_how_much_memory_it_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("os.sysconf")  # as on Windows
+    net = ("tests.toys.Net", "tests.toys.Blobs")
+    with pytest.raises(SystemExit, match="2"):
+        plan(*net)
+    assert "--device_memory 16GB" in capsys.readouterr().err
+    assert plan(*net, "--device_memory", "16GB", measure=1)["batch_seconds"] > 0
