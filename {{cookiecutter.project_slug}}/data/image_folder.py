@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
 from engine.cut import cut
+from engine.discovery import UsageError
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
 
@@ -54,7 +55,7 @@ class ImageFolder(Dataset):
             seed: the cut follows from it.
 
         Raises:
-            FileNotFoundError: there is no class, or no image of any.
+            UsageError: there is no class, or no image of any.
             ValueError: a class is in one part alone; a file is no image, or is broken (also when it is fetched).
         """
         root = Path(data_dir)
@@ -125,7 +126,7 @@ def _classes(folder: Path) -> list[str]:
     inside = folder.iterdir() if folder.is_dir() else ()
     names = [one.name for one in inside if one.is_dir() and one.name[0] != "." and one.name not in ("val", "test")]
     if not names:
-        raise FileNotFoundError(f"{folder} should have a folder of images for each class; see --data_dir")
+        raise UsageError(f"{folder} should have a folder of images for each class; see --data_dir")
     return sorted(names)
 
 
@@ -136,5 +137,5 @@ def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     numbers = {name: number for number, name in enumerate(classes) if (folder / name).is_dir()}
     samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
     if not samples:
-        raise FileNotFoundError(f"{folder} has no image in the folders of its classes, {', '.join(numbers)}")
+        raise UsageError(f"{folder} has no image in the folders of its classes, {', '.join(numbers)}")
     return samples

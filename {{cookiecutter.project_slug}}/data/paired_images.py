@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from engine.cut import cut
+from engine.discovery import UsageError
 
 
 class PairedImages(Dataset):
@@ -59,7 +60,7 @@ class PairedImages(Dataset):
             seed: the cut into parts follows from it.
 
         Raises:
-            FileNotFoundError: there is no image, or an image has no target.
+            UsageError: there is no image, or an image has no target.
             ValueError: the flags do not go together. When an item is fetched: a file is broken, too small or of another
                 size than its target, or a mask has a number that is no class.
         """
@@ -134,9 +135,9 @@ def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
         for name in (images, targets)
     }
     if not found[images]:
-        raise FileNotFoundError(f"{folder / images} has no image; see --data_dir")
+        raise UsageError(f"{folder / images} has no image; see --data_dir")
     if alone := [path for key, path in found[images].items() if key not in found[targets]]:
-        raise FileNotFoundError(f"{alone[0]} has no partner of its name in {folder / targets} ({len(alone)} in all)")
+        raise UsageError(f"{alone[0]} has no partner of its name in {folder / targets} ({len(alone)} in all)")
     return [(path, found[targets][key]) for key, path in found[images].items()]
 
 

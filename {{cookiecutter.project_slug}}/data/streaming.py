@@ -37,8 +37,7 @@ class Streaming(Dataset):
             window: chunks whose items are mixed.
 
         Raises:
-            UsageError: pyarrow is not there; window is below 1.
-            FileNotFoundError: there are no such files.
+            UsageError: pyarrow is not there; window is below 1; there are no such files.
             ValueError: a file is broken, or has other columns than the first; the message names it.
         """
         if window < 1:
@@ -148,7 +147,7 @@ def _files(folder: str) -> tuple[Any, list[str]]:
     store, inside = fs.FileSystem.from_uri(folder) if there else (fs.LocalFileSystem(), folder)
     found = store.get_file_info(fs.FileSelector(inside, allow_not_found=True))
     if not (paths := sorted(one.path for one in found if one.path.endswith(".parquet"))):
-        raise FileNotFoundError(f"{folder} has no files *.parquet; Streaming.write(dataset, folder) makes them")
+        raise UsageError(f"{folder} has no files *.parquet; Streaming.write(dataset, folder) makes them")
     return store, paths
 
 

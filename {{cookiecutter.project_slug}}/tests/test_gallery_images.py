@@ -15,6 +15,7 @@ from torchvision.models import get_model_weights, resnet18
 
 import main
 from data import DInterface
+from engine.discovery import UsageError
 from tests.gallery import QUICK, RUN, exports, goes_on, predicts
 
 DIGITS = ["--dataset", "image_folder", "--img_size", "16", "--grey", "--no-flip", "--crop_scale", "0.8"]
@@ -202,10 +203,10 @@ def test_a_file_that_is_no_image_is_named(wrong: bytes) -> None:
 
 
 def test_a_folder_without_classes_or_images_says_so() -> None:
-    with pytest.raises(FileNotFoundError, match="gone should have a folder of images for each class"):
+    with pytest.raises(UsageError, match="gone should have a folder of images for each class"):
         folder_of(data_dir="gone")
     Path("digits/empty").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="digits has no image in the folders of its classes, empty"):
+    with pytest.raises(UsageError, match="digits has no image in the folders of its classes, empty"):
         folder_of()
 
 
@@ -354,7 +355,7 @@ def test_what_does_not_pair_is_named() -> None:
     with pytest.raises(ValueError, match=r"images/003\.png is no image, or is broken"):
         pairs_of(**masks)[3]
     (folder / "masks" / "004.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"images/004\.png has no partner .*masks \(1 in all\)"):
+    with pytest.raises(UsageError, match=r"images/004\.png has no partner .*masks \(1 in all\)"):
         pairs_of(**masks)
     with pytest.raises(ValueError, match="img_size 32 should be a multiple of --scale 3"):
         pairs_of(scale=3)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import main
+from engine.discovery import UsageError
 from engine.loader import OrderedLoader
 from tests.gallery import QUICK, exports, goes_on, predicts
 from tests.hosts import torchrun
@@ -187,7 +188,7 @@ def test_a_chunk_that_is_gone_is_named(streaming: Any) -> None:
     Path("rows/train/000002.parquet").unlink()
     with pytest.raises(ValueError, match=r"rows/train/000002\.parquet"):
         numbers(OrderedLoader(read, 8, seed=0))
-    with pytest.raises(FileNotFoundError, match=r"nowhere/train has no files \*.parquet; Streaming.write"):
+    with pytest.raises(UsageError, match=r"nowhere/train has no files \*.parquet; Streaming.write"):
         streaming("train", "nowhere")
 
 
