@@ -4,6 +4,8 @@ import csv
 import gc
 import json
 import re
+import subprocess
+import sys
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch.utils.data import Dataset
 import main
 from data import DInterface
 from tests import toys
+from tests.conftest import PROJECT
 
 RUN = Path("lightning_logs/version_0")
 
@@ -206,3 +209,24 @@ def test_the_bar_counts_as_the_lines_do(train, capsys: pytest.CaptureFixture[str
     assert "v_num" not in drawn
     train("--max_epochs", 2)
     assert re.search(r"^epoch 2/2  .*val_loss \d", capsys.readouterr().out, re.MULTILINE)
+
+
+STARTS = """
+import sys
+import engine, pytorch_lightning
+assert "scipy.signal._signaltools" not in sys.modules, "it took as long as before"
+from scipy.signal import hamming  # as that old package does
+from scipy.signal.windows import hamming as window
+assert (hamming(5) == window(5)).all()
+from scipy import signal
+assert len(signal.butter(2, 0.5)) == 2
+import scipy
+assert scipy.signal.windows.hamming is window
+"""
+
+
+@pytest.mark.slow
+def test_a_start_leaves_scipy_to_those_who_use_it() -> None:
+    command = [sys.executable, "-W", "error", "-c", STARTS]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
