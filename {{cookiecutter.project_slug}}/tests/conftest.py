@@ -24,9 +24,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def _forget() -> None:
-    """Drops what Lightning leaves to the processes that it starts: another run would wait for them."""
+    """Drops what a run of several processes leaves to the next one, which would wait for them."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized():  # by a run that was refused when it had begun
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
