@@ -1,16 +1,21 @@
 """Items a second of two processes over twice those of one, on the CPU, with one thread each: 1 is perfect.
 
+Two runs that know nothing of each other show what the machine can do, and a loop by hand what torch's DDP can.
+
 python benchmarks/ddp.py PROJECT [ROUNDS] [FLAGS OF MAIN.PY]
 """
 
 import os
 import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
-from step import run_project, timer
+from step import keep_memory, run_project, timer
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from turns import arguments_of, in_turn, measure, over
 
@@ -52,6 +57,27 @@ def once(devices: str, extra: list[str]) -> float:
     return BATCH * int(DEVICES[devices][1]) * STEPS / (clock.ended - clock.began)
 
 
+def by_hand(rank: int) -> None:
+    """The same with torch's DDP and no Lightning."""
+    torch.set_num_threads(1)
+    keep_memory()
+    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29581", rank=rank, world_size=2)
+    layout = {"memory_format": torch.channels_last}
+    data, model = Pictures(), nn.parallel.DistributedDataParallel(Net(10).to(**layout))
+    optimizer, order = torch.optim.Adam(model.parameters(), fused=True), torch.randperm(len(data))[rank::2]
+    for step, places in enumerate(order.split(BATCH)[: WARM + STEPS]):
+        if step == WARM:
+            began = time.perf_counter()
+        images, targets = data.__getitems__(places.tolist())
+        optimizer.zero_grad()
+        cross_entropy(model(images.contiguous(**layout)), targets).backward()
+        optimizer.step()
+    if rank == 0:
+        print("NUMBERS", 2 * BATCH * STEPS / (time.perf_counter() - began), flush=True)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def items_a_second(project: Path, devices: str, extra: list[str]) -> float:
     """The same, in processes of its own."""
     return measure("ddp.py", project, devices, *extra)[0]
@@ -62,15 +88,28 @@ def main() -> None:
     arguments, extra = arguments_of(__doc__)
     if arguments.once:
         devices, *extra = arguments.once
+        if devices == "by_hand":
+            torch.multiprocessing.spawn(by_hand, nprocs=2)
+            return
         items = once(devices, extra)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print("NUMBERS", items)
         return
-    ways = {devices: partial(items_a_second, arguments.project, devices, extra) for devices in DEVICES}
-    found = in_turn(arguments.rounds, ways)
-    one = statistics.median(found["one"])
-    print(f"| two processes over twice one ({one:.0f} items a second) | median | range |\n| --- | --- | --- |")
-    print(f"| {BATCH} items a process and step | {over(found['two'], [2 * value for value in found['one']])} |")
+    names = [*DEVICES, "by_hand"]
+    one, two, hand = (partial(items_a_second, arguments.project, devices, extra) for devices in names)
+
+    def apart() -> float:
+        with ThreadPoolExecutor() as pool:
+            return sum(pool.map(lambda _: one(), range(2)))
+
+    found = in_turn(arguments.rounds, {"one": one, "apart": apart, "by_hand": hand, "two": two})
+    twice = [2 * value for value in found["one"]]
+    speed = f"{statistics.median(found['one']):.0f} items a second"
+    print(f"| {BATCH} items a process and step | median | range |\n| --- | --- | --- |")
+    print(f"| two processes of a run over twice one ({speed}) | {over(found['two'], twice)} |")
+    print(f"| two runs of a process each over twice one | {over(found['apart'], twice)} |")
+    print(f"| two processes of a loop by hand over twice one | {over(found['by_hand'], twice)} |")
+    print(f"| two processes of a run over those of the loop by hand | {over(found['two'], found['by_hand'])} |")
 
 
 if __name__ == "__main__":
