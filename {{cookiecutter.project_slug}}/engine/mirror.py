@@ -46,13 +46,12 @@ class Mirror(Callback):
     """
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, url
-        self.place, self.files = "", None  # type: str, Any
-        self.active, self.wrong = False, ""
+        self.folder, self.url, self.place, self.wrong = folder, url, "", ""
+        self.files: Any = None
         self._sent: dict[str, tuple[int, ...]] = {}
         self._pool = ThreadPoolExecutor(1, "mirror")
         self._copies: list[tuple[Future[None], dict[str, Path]]] = []
-        self._count = 0
+        self.active, self._count = False, 0
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or self.active or getattr(trainer, "fast_dev_run", False):
@@ -159,8 +158,7 @@ class Mirror(Callback):
     def _put(self, name: str, path: Path) -> None:
         """Sends a file that is new, under its own name only when it is there whole."""
         try:
-            told = path.stat()
-            stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
+            stamp = ((told := path.stat()).st_ino, told.st_size, told.st_mtime_ns)
             if self._sent.get(name) == stamp:
                 return
             to = f"{self.place}/{name}"
