@@ -76,7 +76,8 @@ def start(host: hosts.Host, command: str, *argv: str, folder: str = ".", **varia
     words = [str(PROJECT / word) if word == "ray_train.py" else word for word in words]
     line = f"cd {folder}; echo $$ > pid; exec {shlex.join([program, *words])}"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return host.start("sh", "-c", line, env=os.environ | ours | variables, **pipes)
+    heard = ["env", "--default-signal=INT"]  # who runs the tests in the background has it ignored
+    return host.start(*heard, "sh", "-c", line, env=os.environ | ours | variables, **pipes)
 
 
 def end(process: subprocess.Popen[str], status: int = 0) -> str:
