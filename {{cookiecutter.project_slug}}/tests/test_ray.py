@@ -171,8 +171,11 @@ def test_processes_of_ray_share_a_search(network: hosts.Network) -> None:
     Path("space.yaml").write_text("lr: {low: 1e-3, high: 1e-1, log: true}\n")
     command = "python ray_sweep.py space.yaml --trials 4 --"
     end(start(network.hosts["host1"], command, *TOYS, "--max_epochs=1", RAY_AUTH_MODE="disabled"))
-    study = optuna.load_study(study_name="space", storage="sqlite:///sweep.db")
+    storage = optuna.storages.RDBStorage("sqlite:///sweep.db")
+    study = optuna.load_study(study_name="space", storage=storage)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    storage.remove_session()
+    storage.engine.dispose()
     assert len(list(Path("lightning_logs").iterdir())) == 4
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,26 @@ SPACE = "lr: {low: 1e-3, high: 1e-1, log: true}\nhidden_dim: [4, 8]\nbatch_size:
 FIXED = ["--", *TOYS, "--max_epochs", "2"]
 
 
+_opened: list["optuna.storages.RDBStorage"] = []
+
+
 @pytest.fixture(autouse=True)
-def _space(_own_folder: None) -> None:
+def _space(_own_folder: None) -> Iterator[None]:
     Path("space.yaml").write_text(SPACE)
+    yield
+    while _opened:  # from Python 3.13 on, a database that is left open warns
+        storage = _opened.pop()
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def database(**options: int) -> "optuna.storages.RDBStorage":
+    _opened.append(optuna.storages.RDBStorage("sqlite:///sweep.db", **options))
+    return _opened[-1]
 
 
 def study(name: str = "space") -> "optuna.Study":
-    return optuna.load_study(study_name=name, storage="sqlite:///sweep.db")
+    return optuna.load_study(study_name=name, storage=database())
 
 
 def test_it_finds_the_best_of_its_trials_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,10 +74,8 @@ def test_a_trial_that_was_killed_is_failed_and_its_values_are_tried_again() -> N
     cut.suggest_float("lr", 1e-3, 1e-1, log=True)
     cut.suggest_categorical("hidden_dim", [4, 8])
     cut.suggest_int("batch_size", 8, 32, step=8)
-    storage = optuna.storages.RDBStorage("sqlite:///sweep.db", heartbeat_interval=1)
-    storage.record_heartbeat(cut._trial_id)
+    database(heartbeat_interval=1).record_heartbeat(cut._trial_id)
     values = dict(cut.params)
-    storage.engine.dispose()
     time.sleep(2.5)
     sweep.main(["space.yaml", "--trials", "2", "--heartbeat", "1", *FIXED])
     assert [trial.state.name for trial in study().trials] == ["COMPLETE", "FAIL", "COMPLETE"]
@@ -88,7 +100,7 @@ def test_a_trial_that_a_signal_ended_is_the_next_one(monkeypatch: pytest.MonkeyP
 
 def test_hopeless_trials_end_early() -> None:
     Path("space.yaml").write_text("seed: [0]\nlr: [0.05, 0.0]\n")
-    begun = optuna.create_study(study_name="space", storage="sqlite:///sweep.db")
+    begun = optuna.create_study(study_name="space", storage=database())
     for lr in (0.05, 0.05, 0.05, 0.05, 0.05, 0.0):
         begun.enqueue_trial({"seed": 0, "lr": lr})
     sweep.main(["space.yaml", "--trials", "6", *FIXED])
@@ -100,7 +112,7 @@ def test_hopeless_trials_end_early() -> None:
 
 def test_a_trial_that_blows_up_counts_and_the_others_go_on() -> None:
     Path("space.yaml").write_text("noise: [nan, 0.1]\n")
-    begun = optuna.create_study(study_name="space", storage="sqlite:///sweep.db")
+    begun = optuna.create_study(study_name="space", storage=database())
     begun.enqueue_trial({"noise": "nan"})
     begun.enqueue_trial({"noise": 0.1})
     value, best = sweep.main(["space.yaml", "--trials", "2", *FIXED])
