@@ -61,7 +61,7 @@ def by_hand(rank: int) -> None:
     """The same with torch's DDP and no Lightning."""
     torch.set_num_threads(1)
     keep_memory()
-    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29581", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{os.getcwd()}/meet", rank=rank, world_size=2)
     layout = {"memory_format": torch.channels_last}
     data, model = Pictures(), nn.parallel.DistributedDataParallel(Net(10).to(**layout))
     optimizer, order = torch.optim.Adam(model.parameters(), fused=True), torch.randperm(len(data))[rank::2]

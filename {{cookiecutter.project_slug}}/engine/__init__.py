@@ -10,7 +10,7 @@ class _ScipySignal(types.ModuleType):
     """scipy.signal, loaded when somebody uses it.
 
     torchmetrics, which Lightning imports, looks whether scipy.signal has a `hamming`, for the sake of one old package,
-    and would make each start a fifth longer by loading all of it.
+    and would make each start a fifth longer by loading all of it. This stands here to be there before torchmetrics.
     """
 
     @staticmethod

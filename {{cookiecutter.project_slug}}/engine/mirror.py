@@ -93,9 +93,9 @@ class Mirror(Callback):
         """Has the folder copied as it is now; what training does with it from now on does not matter."""
         self._count += 1
         links: dict[str, Path] = {}
-        for copy in [copy for copy in self._copies if copy[0].cancel()]:
-            self._copies.remove(copy)
-            _remove(copy[1])
+        for waiting, held in self._copies:
+            if waiting.cancel():
+                _remove(held)
         try:
             for path in sorted(self.folder.glob("checkpoints/*.ckpt")):
                 links[f"checkpoints/{path.name}"] = link = path.with_name(f".{self._count}-{path.name}.part")
@@ -158,7 +158,8 @@ class Mirror(Callback):
     def _put(self, name: str, path: Path) -> None:
         """Sends a file that is new, under its own name only when it is there whole."""
         try:
-            stamp = ((told := path.stat()).st_ino, told.st_size, told.st_mtime_ns)
+            told = path.stat()
+            stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
             if self._sent.get(name) == stamp:
                 return
             to = f"{self.place}/{name}"

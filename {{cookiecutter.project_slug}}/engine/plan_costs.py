@@ -83,10 +83,10 @@ def room(stated: str | None, kind: str) -> float:
     Raises:
         UsageError: it is no amount of memory, or there is none to be read.
     """
-    if stated is None and here(kind) == math.inf:
-        raise UsageError("this system does not say how much memory it has: --device_memory 16GB, say")
     if stated is None:
-        return here(kind)
+        if (found := here(kind)) == math.inf:
+            raise UsageError("this system does not say how much memory it has: --device_memory 16GB, say")
+        return found
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", stated.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in _UNITS or not float(match[1]):
         raise UsageError(f"--device_memory {stated}: write it as 80GB, 40GiB or 512MB")

@@ -214,7 +214,7 @@ def test_the_bar_counts_as_the_lines_do(train, capsys: pytest.CaptureFixture[str
 STARTS = """
 import sys
 import engine, pytorch_lightning
-assert "scipy.signal._signaltools" not in sys.modules, "it took as long as before"
+assert not hasattr(sys.modules["scipy.signal"], "__file__"), "it was loaded"
 from scipy.signal import hamming  # as that old package does
 from scipy.signal.windows import hamming as window
 assert (hamming(5) == window(5)).all()
