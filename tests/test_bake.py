@@ -18,7 +18,7 @@ data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/an
 engine/callbacks.py engine/checkpoints.py engine/command_line.py engine/compile.py engine/completion.py
 engine/config.py engine/consolidate.py engine/curves.py engine/cut.py engine/data_facts.py engine/discovery.py
 engine/environment.py engine/export.py engine/figures.py engine/flags.py engine/folds.py engine/freeze.py
-engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/images.py engine/inspection.py
+engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/inputs.py engine/inspection.py
 engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py engine/machine.py
 engine/measured.py engine/metrics.py engine/mirror.py engine/mix.py engine/monitors.py engine/optimizers.py
 engine/parted.py engine/parts.py engine/penalty.py engine/pictures.py engine/plan.py engine/plan_costs.py

@@ -1,5 +1,6 @@
 """CsvTable: a table in a CSV or Parquet file, one row an item, one column the target."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,8 @@ class CsvTable(Dataset):
     "missing" being one of them; a text that the training part does not have is all 0.
 
     Medians, means, deviations and texts are those of the training part alone. They follow from the file, the seed and
-    the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`.
+    the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
+    `predict --rows FILE` reads another table by them, with a target or without.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class CsvTable(Dataset):
             if name is not None and name not in rows:
                 raise UsageError(f"{path} has no column {name!r}. It has: {known}")
         if (gone := rows.index[rows[target].isna()]).size:
-            raise ValueError(f"{path}: {len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0")
+            said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
+            raise ValueError(f"{path}: {said}. Rows to be told belong in a file of their own: predict --rows FILE")
         part = np.empty(len(rows), dtype=object)
         for name, indices in cut(len(rows), seed, val_fraction, test_fraction).items():
             part[indices.numpy()] = name
@@ -77,14 +80,14 @@ class CsvTable(Dataset):
         learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty:
             raise UsageError(f"{path}: no row is left to learn from")
-        self.ids = (mine[id_column] if id_column else mine.index.to_series()).astype(str).tolist()
-        self.preprocessing: dict[str, Any] = {
+        self.id_column = id_column
+        self.columns: dict[str, dict[str, Any]] = {
             str(name): _fit(learn[name], f"{path}: column {name!r}")
             for name in rows
             if name not in (target, id_column, split_column, *drop)
         }
-        columns = [_apply(mine[name], fitted) for name, fitted in self.preprocessing.items()]
-        self.features = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))  # (N, F)
+        self.preprocessing: dict[str, Any] = dict(self.columns)
+        self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
         self.num_features = self.features.shape[1]
         told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
         whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
@@ -110,15 +113,37 @@ class CsvTable(Dataset):
         """A whole batch at once."""
         return self.features[indices], self.targets[indices]
 
+    def open_rows(self, path: str) -> tuple[list[str], torch.Tensor]:
+        """Names and features (N, F) of another table's rows.
 
-def _read(path: Path) -> "pd.DataFrame":
+        Raises:
+            UsageError: the file or a column is not there.
+            ValueError: a value is no number, and those to learn from were.
+        """
+        rows = _read(Path(path), [name for name, fitted in self.columns.items() if "texts" in fitted])
+        for name in (*self.columns, self.id_column):
+            if name is not None and name not in rows:
+                raise UsageError(f"{path} has no column {name!r}. It has: {', '.join(map(str, rows.columns))}")
+        return self._inputs(rows, path)
+
+    def _inputs(self, rows: "pd.DataFrame", path: str) -> tuple[list[str], torch.Tensor]:
+        ids = (rows[self.id_column] if self.id_column else rows.index.to_series()).astype(str).tolist()
+        columns = [_apply(rows[name], fitted, f"{path}: column {name!r}") for name, fitted in self.columns.items()]
+        return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
+
+
+def _read(path: Path, texts: Iterable[str] = ()) -> "pd.DataFrame":
+    """texts: columns whose values are not to be taken for numbers, whatever they look like."""
     if not path.is_file():
         there = ", ".join(sorted(one.name for one in path.parent.glob("*") if one.is_file())) or "no file"
         raise UsageError(f"there is no {path} (--data_dir, --table). {path.parent} has: {there}")
     try:
         import pandas as pd
 
-        rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
+        if path.suffix == ".parquet":
+            rows = pd.read_parquet(path)
+        else:
+            rows = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(texts, str))
     except ImportError:  # pandas, or pyarrow
         raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
     except (ValueError, OSError) as error:
@@ -147,12 +172,15 @@ def _fit(column: "pd.Series", said: str) -> dict[str, Any]:
     return {"texts": texts}
 
 
-def _apply(column: "pd.Series", fitted: dict[str, Any]) -> np.ndarray:
+def _apply(column: "pd.Series", fitted: dict[str, Any], said: str) -> np.ndarray:
     """Features of a column (N, columns made of it)."""
     if "texts" in fitted:
         texts = column.astype(object).where(column.notna(), "missing").astype(str).to_numpy(dtype=object)
         return texts[:, None] == np.array(fitted["texts"], dtype=object)
     gone = column.isna().to_numpy()[:, None]
-    values = column.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
+    try:
+        values = column.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
+    except ValueError as error:
+        raise ValueError(f"{said} is one of numbers: {error}") from None
     scaled = (values - fitted["mean"]) / fitted["std"]
     return np.concatenate([scaled, gone], axis=1) if fitted["missing"] else scaled

@@ -25,7 +25,8 @@ class PairedImages(Dataset):
     `test` (or no `train` either: data_dir/images), `val_fraction` and `test_fraction` are cut from the others.
 
     Super-resolution: `--scale 2`. Denoising: `--noise 0.1`. From image to image: `--target_folder sharp`.
-    Segmentation: `--target_folder masks --classes background cat dog`; a pixel of a mask is 0, 1 or 2.
+    Segmentation: `--target_folder masks --classes background cat dog`; a pixel of a mask is 0, 1 or 2, or what
+    `--mask_values` says, such as 0 255. With `--ignore_index 255` a pixel of 255 does not count: it comes as -100.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class PairedImages(Dataset):
         data_dir: str = "datasets",
         target_folder: str | None = None,
         classes: list[str] | None = None,
+        mask_values: tuple[int, ...] = (),
+        ignore_index: int | None = None,
         scale: int = 1,
         noise: float = 0.0,
         img_size: int = 128,
@@ -49,7 +52,9 @@ class PairedImages(Dataset):
             split: "train", "val" or "test".
             data_dir: folder with the folders of images.
             target_folder: name of the folders of targets; none makes the input of the image itself.
-            classes: names of the classes 0, 1 ... where the targets are masks of class numbers.
+            classes: names of the classes, where the targets are masks of class numbers.
+            mask_values: the number of each class in a mask; none are 0, 1, 2 ...
+            ignore_index: the number in a mask of pixels that count neither in the loss nor in a metric.
             scale: how many times smaller the input is made than the target.
             noise: standard deviation of the noise that the input gets, whose pixels are 0..1.
             img_size: side of the square that is cut out, S: anywhere in training, else from the middle.
@@ -68,6 +73,14 @@ class PairedImages(Dataset):
             raise ValueError(f"--img_size {img_size} should be a multiple of --scale {scale}")
         if classes and (scale > 1 or not target_folder):
             raise ValueError("--classes goes with masks in a --target_folder, and with --scale 1")
+        self.numbers = [*(mask_values or range(len(classes or ()))), *([] if ignore_index is None else [ignore_index])]
+        if len({one for one in self.numbers if one >= 0}) != len(classes or ()) + (ignore_index is not None):
+            said = f"--mask_values {' '.join(map(str, mask_values))} --ignore_index {ignore_index}"
+            raise ValueError(f"{said}: each of the {len(classes or ())} --classes has a number of its own, 0 or above")
+        self._classes_of = torch.full((max(self.numbers, default=0) + 2,), -1)  # number in a mask -> class; -1: of none
+        self._classes_of[self.numbers] = torch.arange(len(self.numbers))
+        if ignore_index is not None:
+            self._classes_of[ignore_index] = -100
         self.scale, self.noise, self.img_size, self.in_channels = scale, noise, img_size, 1 if grey else 3
         self.out_channels = len(classes) if classes else self.in_channels
         self.masks = bool(classes)
@@ -117,11 +130,13 @@ class PairedImages(Dataset):
         return tv_tensors.Image(pixels)  # (C, H, W)
 
     def _mask(self, path: Path) -> Tensor:
-        numbers = tv_tensors.Mask(_read(path, None).long())
-        if numbers.dim() != 2 or numbers.max() >= len(self.classes):
-            what = "colours" if numbers.dim() != 2 else f"the number {int(numbers.max())}"
-            raise ValueError(f"{path} has {what}: a mask has one number a pixel, below {len(self.classes)}")
-        return numbers
+        numbers = _read(path, None).long()
+        classes = self._classes_of[numbers.clamp(max=len(self._classes_of) - 1)]
+        if numbers.dim() != 2 or (classes == -1).any():
+            what = "colours" if numbers.dim() != 2 else f"the number {int(numbers[classes == -1][0])}"
+            known = ", ".join(map(str, self.numbers))
+            raise ValueError(f"{path} has {what}: a mask has one of {known} a pixel; see --mask_values, --ignore_index")
+        return tv_tensors.Mask(classes)
 
 
 def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:

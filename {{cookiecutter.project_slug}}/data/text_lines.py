@@ -25,9 +25,10 @@ class Row(NamedTuple):
 class TextLines(Dataset):
     """Texts as numbers of tokens (T,), filled up with 0, and their classes; or, with `pairs`, the target texts (T,).
 
-    0 pads, 1 stands for a token that the training part does not have, 2 ends a target text. The vocabulary is that of
-    the training part alone. It follows from the file, the seed and the fractions, so that a run that goes on has the
-    same; `export` writes it to labels.json as `preprocessing`.
+    0 pads, in a batch up to its longest text; 1 stands for a token that the training part does not have, 2 ends a
+    target text. The vocabulary is that of the training part alone. It follows from the file, the seed and the
+    fractions, so that a run that goes on has the same; `export` writes it to labels.json as `preprocessing`, and
+    `predict --rows FILE` reads other texts by it.
     """
 
     end_id = END
@@ -88,12 +89,7 @@ class TextLines(Dataset):
         self.vocabulary_size = len(self.vocabulary)
         self._numbers = {token: number for number, token in enumerate(self.vocabulary) if number > END}
         self.preprocessing: dict[str, Any] = {"tokens": tokens, "lowercase": lowercase, "vocabulary": self.vocabulary}
-        self.texts = torch.zeros(len(mine), max_length, dtype=torch.int32)  # (N, T)
-        for text, row in zip(self.texts, mine, strict=True):
-            numbers = self.encode(row.text)[:max_length]
-            if not numbers:
-                raise ValueError(f"{row.where}: the text is empty")
-            text[: len(numbers)] = torch.tensor(numbers)
+        self.text_column, self.texts = text_column, self._inputs(mine)  # (N, T)
         if not pairs:
             self.classes = labels
             if strange := [row for row in mine if row.target not in labels]:
@@ -114,8 +110,28 @@ class TextLines(Dataset):
         return self.texts[index].long(), self.targets[index].long()
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch at once."""
-        return self.texts[indices].long(), self.targets[indices].long()
+        """A whole batch at once, whose texts are as long as the longest of them."""
+        texts = self.texts[indices].long()
+        return texts[:, : int((texts != 0).sum(1).max())], self.targets[indices].long()
+
+    def open_rows(self, path: str) -> tuple[list[str], torch.Tensor]:
+        """Where each text of another file stands, and the texts (N, T).
+
+        Raises:
+            UsageError: the file or the column of the texts is not there.
+            ValueError: a text is empty.
+        """
+        rows = _read(Path(path), self.text_column)
+        return [row.where for row in rows], self._inputs(rows).long()
+
+    def _inputs(self, rows: list[Row]) -> torch.Tensor:
+        texts = torch.zeros(len(rows), self.max_length, dtype=torch.int32)
+        for text, row in zip(texts, rows, strict=True):
+            numbers = self.encode(row.text)[: self.max_length]
+            if not numbers:
+                raise ValueError(f"{row.where}: the text is empty")
+            text[: len(numbers)] = torch.tensor(numbers)
+        return texts
 
     def apart(self, text: str) -> list[str]:
         """The tokens of a text."""
@@ -132,15 +148,14 @@ class TextLines(Dataset):
         return (" " if self.tokens == "words" else "").join(self.vocabulary[number] for number in numbers[:ends])
 
 
-def _read(path: Path, *columns: str) -> list[Row]:
+def _read(path: Path, text: str, target: str = "") -> list[Row]:
     if not path.is_file():
         there = ", ".join(sorted(one.name for one in path.parent.glob("*") if one.is_file())) or "no file"
         raise UsageError(f"there is no {path} (--data_dir, --file). {path.parent} has: {there}")
     tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, **tabs)
-        for name in columns:
+        for name in filter(None, (text, target)):
             if name not in (reader.fieldnames or []):
                 raise UsageError(f"{path} has no column {name!r}. It has: {', '.join(reader.fieldnames or [])}")
-        text, target = columns
-        return [Row(row[text] or "", row[target] or "", f"{path.name}:{reader.line_num}") for row in reader]
+        return [Row(row[text] or "", row.get(target) or "", f"{path.name}:{reader.line_num}") for row in reader]

@@ -43,21 +43,28 @@ class Placed(Dataset[Any]):
 
     def __getitems__(self, indices: Indices) -> Any:
         reseed(*indices.place)
-        data: Any = self.dataset
-        which: list[int] = list(indices)
-        while isinstance(data, Subset):
-            data, which = data.dataset, [data.indices[index] for index in which]
-        if hasattr(data, "__getitems__"):
-            return data.__getitems__(which)
-        return [_item(data, index) for index in which]
+        data, which = _uncut(self.dataset, list(indices))
+        return data.__getitems__(which) if hasattr(data, "__getitems__") else one_by_one(data, which)
 
 
-def _item(data: Dataset[Any], index: int) -> Any:
-    try:
-        return data[index]
-    except Exception as error:  # the user's own goes on as it is, with the item's number
-        error.add_note(f"while fetching item {index} of {type(data).__name__}")
-        raise
+def one_by_one(data: Any, which: list[int]) -> list[Any]:
+    """The items of those indices; a user's own exception goes on as it is, with the item's number."""
+    data, which = _uncut(data, which)
+    items = []
+    for index in which:
+        try:
+            items.append(data[index])
+        except Exception as error:
+            error.add_note(f"while fetching item {index} of {type(data).__name__}")
+            raise
+    return items
+
+
+def _uncut(data: Any, which: list[int]) -> tuple[Any, list[int]]:
+    """The dataset that a part was cut from, and where those items of the part are in it."""
+    while isinstance(data, Subset):
+        data, which = data.dataset, [data.indices[index] for index in which]
+    return data, which
 
 
 def outlive_signals(worker: int) -> None:

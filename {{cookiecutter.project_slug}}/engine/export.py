@@ -45,7 +45,8 @@ def run(
     model.channels_last = False
     network = model.network.to(memory_format=torch.contiguous_format).eval()
     data.num_workers = 0  # one batch is worth no workers
-    args, named = model.arguments(next(iter(data.test_dataloader())))
+    batch = data.sample()  # none of a stream
+    args, named = model.arguments(next(iter(data.test_dataloader())) if batch is None else batch)
     like = dict(enumerate(args)) | named
     args, named = _inputs(like, 2)  # a batch of 1 would be taken for fixed
     dim = {0: torch.export.Dim("batch")}

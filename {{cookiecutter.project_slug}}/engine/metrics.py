@@ -22,6 +22,7 @@ SHORT = {
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
 }
+_IGNORED = -100  # a target that does not count, to cross_entropy too
 
 
 class Mean(Metric):
@@ -81,7 +82,7 @@ def _load(name: str, loss: str, data: dict[str, Any]) -> Metric:
     takes = {**inspect.signature(found).parameters, **inspect.signature(found.__new__).parameters}
     about, options = kind(loss, data), dict[str, Any]()
     if full == "Accuracy" and about == "classes":  # it alone need not know how many classes there are
-        return MulticlassAccuracy(average="micro", validate_args=False)
+        return MulticlassAccuracy(average="micro", ignore_index=_IGNORED, validate_args=False)
     if ("task" in takes) != (about != "numbers"):
         fits = "mae, mse, r2, psnr ..." if about == "numbers" else "acc, f1, auroc ..."
         raise UsageError(f"--metrics {name} does not go with --loss {loss}, which is about {about}: {fits}")
@@ -89,6 +90,8 @@ def _load(name: str, loss: str, data: dict[str, Any]) -> Metric:
         options = _task(name, about, data) | {"validate_args": False}
         if "average" in takes and options["task"] != "binary":
             options["average"] = "macro"
+        if "ignore_index" in takes and about == "classes":
+            options["ignore_index"] = _IGNORED
         if "thresholds" in takes:
             options["thresholds"] = 200  # counts in bins, instead of every output of the epoch
     if "data_range" in takes:

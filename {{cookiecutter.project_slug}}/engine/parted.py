@@ -13,10 +13,9 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine import targets
-from engine.batches import base
+from engine.batches import base, one_by_one, reseed
 from engine.cut import cut
 from engine.discovery import UsageError
-from engine.loader import OrderedLoader
 
 
 class Parted(LightningDataModule):
@@ -85,11 +84,12 @@ class Parted(LightningDataModule):
         return part
 
     def sample(self) -> Any:
-        """A batch of two items to learn from, fetched in this process; None where that would move a stream on."""
+        """A batch of two items to learn from, one by one; None where that would move a stream on."""
         part: Any = self.part("train")
         if self._sample is None and not isinstance(part, IterableDataset):
             collate = getattr(base(part), "collate_fn", default_collate)
-            self._sample = next(iter(OrderedLoader(part, 2, seed=self.seed, collate_fn=collate)))
+            reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
+            self._sample = collate(one_by_one(part, [0, 1][: len(part)]))
         return self._sample
 
     def facts(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`predict`: what a checkpoint says of the test part, or of a folder of images, as predictions.csv.
+"""`predict`: what a checkpoint says of the test part, of a folder of images, or of a file, as predictions.csv.
 
 Each process writes what it sees to files of its own; when all are done the first one puts them together. So memory
 holds one batch, whatever the length. All processes must see the same run folder.
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from engine.discovery import UsageError
-from engine.images import Images, opener
+from engine.inputs import Images, named
 from engine.loader import seat
 
 
@@ -30,6 +30,7 @@ def run(
     *,
     format: Literal["csv", "npy", "pt"] = "csv",
     images: str | None = None,
+    rows: str | None = None,
 ) -> None:
     """Writes a row for each item: its number, its path or id where the dataset has such, class and probabilities.
 
@@ -40,18 +41,18 @@ def run(
     Args:
         format: of the file: a table, or an array of numpy or torch, which may hold images too.
         images: predict each image file below this folder instead of the test part.
+        rows: predict each row of this file instead of the test part, with a target or without.
 
     Raises:
-        UsageError: the outputs do not fit into a table; the dataset cannot open images, or none is there.
+        UsageError: the outputs do not fit into a table; the dataset cannot open images or rows, or none is there.
         TypeError: the network's output is no tensor.
     """
-    if images is not None:
-        data.predicts = Images(Path(images), opener(data))
-    trainer.callbacks.append(_Rows(folder, format, data))  # type: ignore[attr-defined]
+    data.predicts = named(data, images, rows)
+    trainer.callbacks.append(_Written(folder, format, data))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
-class _Rows(Callback):
+class _Written(Callback):
     def __init__(self, folder: Path, format: str, data: Any) -> None:
         self.folder, self.format, self.data, self.rows = folder, format, data, 0
         self.shape: tuple[int, ...] = ()

@@ -7,7 +7,8 @@ class LSTM(nn.Module):
     """Logits (B, num_classes) of texts (B, T), numbers of tokens that 0 fills up behind the last one.
 
     The state after the last token counts. It is picked out of all states: what is read after it cannot change it, so
-    that the numbers are those of a packed sequence, which cannot be exported.
+    that the numbers are those of a packed sequence, which cannot be exported. For long texts, clip the gradients:
+    `--gradient_clip_val 1`.
 
     Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", 1997.
     """

@@ -285,6 +285,27 @@ def test_masks_are_learnt_drawn_and_predicted() -> None:
     assert (RUN / "masks.png").exists()
 
 
+def test_what_a_mask_leaves_open_does_not_count() -> None:
+    pytest.importorskip("data.paired_images")
+    pytest.importorskip("model.unet")
+    folder = write_shapes(Path("pairs"), 40)
+    for path in (folder / "masks").iterdir():
+        numbers = np.asarray(Image.open(path)) * 100
+        numbers[:, :18] = 255
+        write(path, numbers)
+    how: dict[str, Any] = {"target_folder": "masks", "classes": ["nothing", "disc", "square"]}
+    how |= {"mask_values": (0, 100, 200), "ignore_index": 255}
+    masks = torch.stack([mask for _, mask in pairs_of("test", **how)])
+    assert masks.unique().tolist() == [-100, 0, 1, 2]
+    assert torch.equal(masks == -100, (torch.arange(32) < 16).expand_as(masks))  # two columns are cut off
+    flags = [*TASKS["unet"], "--mask_values", "0", "100", "200", "--ignore_index", "255", "--class_weights", "balanced"]
+    metrics = main.main([*QUICK[:4], *flags, "--max_epochs", "2"])
+    found = predicts().argmax(1)
+    known = (masks >= 0).numpy()
+    assert metrics["test_acc"] == pytest.approx((found == masks.numpy())[known].mean())
+    assert (RUN / "masks.png").exists()
+
+
 def test_noise_is_taken_away() -> None:
     pytest.importorskip("data.paired_images")
     pytest.importorskip("model.unet")
@@ -341,8 +362,11 @@ def test_a_pair_is_cut_at_the_same_place() -> None:
 def test_what_does_not_pair_is_named() -> None:
     folder = write_shapes(Path("pairs"), 10)
     masks = {"target_folder": "masks", "classes": ["nothing", "disc"], "val_fraction": 0, "test_fraction": 0}
-    with pytest.raises(ValueError, match=r"masks/001\.png has the number 2: .* below 2"):
+    with pytest.raises(ValueError, match=r"masks/001\.png has the number 2: a mask has one of 0, 1 a pixel; see"):
         pairs_of(**masks)[1]
+    for wrong in ((0, 1, 2), (1, 1), (-1, 0)):
+        with pytest.raises(ValueError, match="each of the 2 --classes has a number of its own"):
+            pairs_of(**masks, mask_values=wrong)
     write(folder / "masks" / "000.png", np.zeros((36, 30)))
     with pytest.raises(ValueError, match=r"images/000\.png is 36x36, and .*masks/000\.png is 30x36"):
         pairs_of(**masks)[0]

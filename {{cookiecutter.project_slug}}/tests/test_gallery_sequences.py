@@ -47,6 +47,8 @@ def test_texts_become_numbers_of_the_training_part() -> None:
     assert learn.targets.tolist() == [0, 1]
     assert (learn.classes, val.classes, val.ids) == (["no", "yes"], ["no", "yes"], ["val.tsv:2"])
     assert learn.decode([4, 3, 7, 0, 0]) == "to be or"
+    assert learn[1][0].tolist() == [3, 5, 0, 0, 0]
+    assert learn.__getitems__([1])[0].tolist() == [[3, 5]]  # a batch is as long as its longest text
 
 
 def test_a_word_of_the_test_part_alone_is_unknown() -> None:
@@ -108,6 +110,12 @@ def test_a_row_that_says_nothing_is_named(line: str, said: str) -> None:
         texts(split="val", file="{split}.tsv")
 
 
+def rows(*flags: str) -> list[dict[str, str]]:
+    """What `predict` writes as a table."""
+    main.main(["predict", "--ckpt_path", "version_0", *flags])
+    return list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+
+
 def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
     pytest.importorskip("data.text_lines")
     pytest.importorskip("model.lstm")
@@ -122,6 +130,12 @@ def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
     labels = json.loads((RUN / "labels.json").read_text())
     assert labels["classes"] == ["back", "forth"]
     assert set(labels["preprocessing"]["vocabulary"][3:]) == set("abcdef")
+    lines = Path("texts.tsv").read_text().splitlines()
+    found = rows()
+    texts = [lines[int(row["id"].split(":")[1]) - 1].split("\t")[1] for row in found]
+    Path("new.tsv").write_text("\n".join(["text", *texts]) + "\n")
+    for row, again in zip(found, rows("--rows", "new.tsv"), strict=True):
+        assert (row["name"], float(row["p0"])) == (again["name"], pytest.approx(float(again["p0"]), abs=1e-5))
 
 
 MORE = ["--precision", "bf16-mixed", "--gradient_clip_val", "1", "--ema_decay", "0.9"]
@@ -175,10 +189,8 @@ def test_an_encoder_decoder_learns_to_write_backwards() -> None:
     assert metrics["test_exact_match"] > 0.9  # the text as it stands, where it reads the same both ways: 0.08
     assert 1 > metrics["train_acc"] > metrics["train_exact_match"]  # of tokens, and of texts
     assert list(RUN.glob("checkpoints/best-*val_exact_match=0.9*"))  # more is better
-    main.main(["predict", "--ckpt_path", "version_0"])
-    rows = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
     lines = Path("texts.tsv").read_text().splitlines()
-    right = [row["text"] == lines[int(row["id"].split(":")[1]) - 1].split("\t")[1] for row in rows]
+    right = [row["text"] == lines[int(row["id"].split(":")[1]) - 1].split("\t")[1] for row in rows()]
     assert np.mean(right) == pytest.approx(metrics["test_exact_match"])
     written = gallery.predicts()
     assert written.shape == (200, 7)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import main
+from engine.discovery import UsageError
 from tests import gallery
 
 NET = ["--model_name", "tests.toys.Net", "--hidden_dim", "16", "--lr", "0.05", "--num_threads", "1"]
+FLAGS = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
 SMALL = """name,size,colour,kind
 a,0.0,red,yes
 b,,blue,no
@@ -89,8 +91,7 @@ def test_the_parts_follow_from_the_seed_and_never_overlap() -> None:
 def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
     there()
     write()
-    flags = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
-    metrics = gallery.goes_on(*flags, epochs=8)
+    metrics = gallery.goes_on(*FLAGS, epochs=8)
     assert metrics["test_acc"] > 0.85  # the most frequent class, middle: 0.52
     predicted = gallery.predicts()
     assert predicted.shape == (60, 3)
@@ -100,6 +101,44 @@ def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
     labels = json.loads(Path("lightning_logs/version_0/labels.json").read_text())
     assert labels["classes"] == ["high", "low", "middle"]
     assert labels["preprocessing"]["colour"] == {"texts": ["blue", "red"]}
+    lines = Path("table.csv").read_text().splitlines()
+    new = [lines[0], *(lines[int(name) + 1] for name in names)]
+    Path("new.csv").write_text("\n".join(line.rpartition(",")[0] for line in new) + "\n")  # less its target
+    np.testing.assert_allclose(gallery.predicts("--rows", "new.csv"), predicted, atol=1e-6)
+    assert Path("lightning_logs/version_0/predictions.txt").read_text().split() == [str(at) for at in range(60)]
+
+
+def test_another_table_is_read_as_the_first(small: dict[str, Any]) -> None:
+    learnt = table(split="train", **small)
+    Path("new.csv").write_text("colour,name,size\nred,x,8\nnone,7,\n")
+    ids, features = learnt.open_rows("new.csv")
+    assert ids == ["x", "7"]
+    assert torch.equal(features[0, :2], learnt.features[2, :2])  # a size of 8
+    assert features[:, 2:].tolist() == [[0, 0, 1], [0, 0, 0]]  # blue, missing, red; none of them
+    for text, said in (
+        ("name,size\nx,8\n", "new.csv has no column 'colour'. It has: name, size"),
+        ("name,size,colour\nx,big,red\n", "new.csv: column 'size' is one of numbers: could not convert .* 'big'"),
+    ):
+        Path("new.csv").write_text(text)
+        with pytest.raises((UsageError, ValueError), match=said):
+            learnt.open_rows("new.csv")
+
+
+def test_texts_that_look_like_numbers_stay_texts() -> None:
+    Path("table.csv").write_text("floor,size,target\n" + "1,5,a\nB,5,b\n" * 10)
+    Path("new.csv").write_text("floor,size\n1,5\n,5\n")  # with a missing one, pandas would read 1.0
+    assert table(split="train").open_rows("new.csv")[1].tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_rows_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    there()
+    write(100)
+    main.main([*gallery.QUICK, *FLAGS, "--max_epochs", "1"])
+    Path("empty.csv").write_text("x,y,colour\n")
+    for name, said in (("gone.csv", "there is no such file"), ("empty.csv", "there is no row in it")):
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "last", "--rows", name])
+        assert f"--rows {name}: {said}" in capsys.readouterr().err
 
 
 def test_a_number_is_told() -> None:

@@ -123,6 +123,13 @@ def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.
     with pytest.raises(SystemExit, match="2"):
         main.main(["predict", "--ckpt_path", "last", "--images", "."])
     assert "Blobs has no open_image(path), a static method" in capsys.readouterr().err
+    for argv, said in (
+        (["--rows", "new.csv"], "Blobs has no open_rows(path), a method"),
+        (["--rows", "new.csv", "--images", "."], "--images and --rows are two commands"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "last", *argv])
+        assert said in capsys.readouterr().err
 
 
 def test_mnist_opens_an_image_as_its_own() -> None:

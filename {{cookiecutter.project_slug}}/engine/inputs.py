@@ -1,4 +1,4 @@
-"""A folder of image files, each opened as the dataset of a checkpoint makes its own inputs."""
+"""What `predict` may look at instead of the test part: image files, or the rows of a file, read by the dataset."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from engine.discovery import UsageError
+
+
+def named(data: Any, images: str | None, rows: str | None) -> Dataset[Any] | None:
+    """What --images or --rows name; None where neither is given.
+
+    Raises: UsageError: both are.
+    """
+    if images is not None and rows is not None:
+        raise UsageError("--images and --rows are two commands")
+    return Images(Path(images), opener(data)) if images is not None else Rows(data, rows) if rows is not None else None
 
 
 class Images(Dataset[Any]):
@@ -44,6 +54,25 @@ class Images(Dataset[Any]):
             return self.open_image(self.ids[index])
         except self.broken:
             return None
+
+
+class Rows(TensorDataset):
+    """The rows of a file, by what the dataset calls them; an item is (input, a 0 in the place of the target).
+
+    Raises: UsageError: the dataset reads no files, or this one has no row.
+    """
+
+    def __init__(self, data: Any, path: str) -> None:
+        read = data.knows("open_rows")
+        if read is None:
+            what = "open_rows(path), a method that makes of a file the names of its rows and their inputs (N, ...)"
+            raise UsageError(f"--rows: {data.dataset_class.__name__} has no {what}")
+        if not Path(path).is_file():
+            raise UsageError(f"--rows {path}: there is no such file")
+        self.ids, inputs = read(path)
+        if not len(inputs):
+            raise UsageError(f"--rows {path}: there is no row in it")
+        super().__init__(inputs, torch.zeros(len(inputs)))
 
 
 def opener(data: Any) -> Callable[[str], Tensor]:
