@@ -98,13 +98,13 @@ class Network:
             host.die()
 
 
-def torchrun(folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks, in a new folder, that are started again when one dies."""
+def torchrun(folder: str, *argv: str, program: Path = PROJECT / "main.py") -> subprocess.CompletedProcess[str]:
+    """Two ranks of a program, in a new folder, that are started again when one dies."""
     with socket.socket() as free:  # two tests may run at a time
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
-    command += ["--master_port", port, str(PROJECT / "main.py"), *argv]
+    command += ["--master_port", port, str(program), *argv]
     Path(folder).mkdir()
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -144,23 +144,3 @@ def test_what_it_draws_is_in_the_run_folder(system: list[str]) -> None:
     for name in ("samples", "reconstructions") if system is VAE else ("samples",):
         pixels = matplotlib.image.imread(RUN / f"{name}.png")
         assert pixels.std() > 0.1  # something is on it
-
-
-@pytest.mark.slow
-def test_two_processes_learn_one_gan(shell) -> None:
-    pytest.importorskip("model.gan")
-    argv = [
-        *QUICK,
-        *GAN,
-        "--dataset",
-        "digits",
-        "--batch_size",
-        "32",
-        "--max_epochs",
-        "1",
-        "--limit_train_batches",
-        "4",
-    ]
-    done = shell(*argv, "--devices", "2", "--strategy", "ddp")
-    assert done.returncode == 0, done.stderr
-    assert torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8

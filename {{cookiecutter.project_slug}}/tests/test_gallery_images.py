@@ -411,13 +411,3 @@ def test_weights_of_classes_are_of_pixels() -> None:
     assert counts.class_counts().sum() == pixels.sum()
     assert counts.class_counts() / pixels.sum() == pytest.approx(pixels / pixels.sum(), abs=0.02)
     assert "test_acc" in main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", "--class_weights", "balanced"])
-
-
-@pytest.mark.slow
-def test_masks_by_two_processes(shell) -> None:
-    pytest.importorskip("data.paired_images")
-    pytest.importorskip("model.unet")
-    write_shapes(Path("pairs"), 40)
-    done = shell(*QUICK[:4], *TASKS["unet"], "--max_epochs", "1", "--devices", "2", "--strategy", "ddp")
-    assert done.returncode == 0, done.stderr
-    assert (RUN / "masks.png").exists()

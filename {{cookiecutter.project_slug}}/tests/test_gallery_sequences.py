@@ -148,16 +148,6 @@ def test_an_lstm_with_all_that_goes_beside() -> None:
     assert main.main([*gallery.QUICK, *LSTM, *MORE, "--max_epochs", "6"])["test_acc"] > 0.9
 
 
-@pytest.mark.slow
-def test_an_lstm_in_two_processes(shell) -> None:
-    pytest.importorskip("data.text_lines")
-    pytest.importorskip("model.lstm")
-    write_orders()
-    done = shell(*gallery.QUICK, *LSTM, "--max_epochs", "6", "--devices", "2", "--strategy", "ddp")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((RUN / "metrics.json").read_text())["test_acc"] > 0.9
-
-
 def test_its_numbers_are_those_of_a_packed_sequence() -> None:
     network = pytest.importorskip("model.lstm").LSTM(9, 2, num_layers=2).eval()
     tokens = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0], [3, 0, 0, 0]])
