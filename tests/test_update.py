@@ -43,7 +43,7 @@ def callbacks(folder: Path, model: object, data: object, *, word: str = "hello")
 '''
 END = "    return callbacks\n"
 MINE = f"    from model.own import Own\n\n    callbacks.append(Own())\n{END}"
-DELETED = ("data/mnist.py", "engine/swa.py", "tests/test_swa.py")
+DELETED = ("data/mnist.py", "engine/averaging.py", "tests/test_averaging.py")
 
 
 def change(path: Path, old: str, new: str) -> None:

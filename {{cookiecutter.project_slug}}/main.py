@@ -158,7 +158,6 @@ def load_callbacks(
     every_n_minutes: float | None = None,
     patience: int | None = None,
     bad_steps: Literal["stop", "skip", "ignore"] = "stop",
-    ema_decay: float | None = None,
 ) -> list["Callback"]:
     """Edit this list in place: an argument behind the `*` is a flag.
 
@@ -169,9 +168,8 @@ def load_callbacks(
         every_n_minutes: the same by the clock.
         patience: stop when the monitored metric has not got better for so many validations.
         bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
-        ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
     """
-    from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+    from pytorch_lightning.callbacks import EarlyStopping
 
     from engine.callbacks import EpochLines, ProgressBar, Reseed
     from engine.guard import Guard
@@ -190,8 +188,6 @@ def load_callbacks(
     ]
     if bad_steps != "ignore":
         callbacks.append(Guard(folder, bad_steps))
-    if ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=ema_decay))
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks

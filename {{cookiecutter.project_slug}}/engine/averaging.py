@@ -1,4 +1,4 @@
-"""`--swa_epoch`: stochastic weight averaging, the mean of the weights at the ends of the last epochs."""
+"""`--ema_decay` and `--swa_epoch`: an average of the weights is validated, kept and tested in their place."""
 
 from typing import Any
 
@@ -8,9 +8,31 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
 from engine.discovery import UsageError
 
 
-def callbacks(folder: Any, model: Any, data: Any, *, swa_epoch: int | None = None) -> list[Callback]:
-    """swa_epoch: from the end of this epoch on (the first is 1) validate, keep and test the mean of the weights."""
-    return [SWA(swa_epoch)] if swa_epoch is not None else []
+def callbacks(
+    folder: Any, model: Any, data: Any, *, ema_decay: float | None = None, swa_epoch: int | None = None
+) -> list[Callback]:
+    """An average, or none.
+
+    Args:
+        ema_decay: validate, keep and test an exponential moving average of the weights, such as 0.999.
+        swa_epoch: from the end of this epoch on (the first is 1) validate, keep and test the mean of the weights.
+
+    Raises: UsageError: both are given.
+    """
+    if ema_decay is not None and swa_epoch is not None:
+        raise UsageError("--swa_epoch and --ema_decay are two averages of the weights: give one of them")
+    return [EMA(ema_decay)] if ema_decay is not None else [SWA(swa_epoch)] if swa_epoch is not None else []
+
+
+class EMA(EMAWeightAveraging):
+    """The exponential moving average of the weights, as each step changes them."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":  # else, in the test after training too, the average that has been loaded is meant
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class SWA(WeightAveraging):
@@ -18,7 +40,7 @@ class SWA(WeightAveraging):
 
     It is taken before the epoch's validation, so that what is validated, saved and tested is the mean. Until then all
     is as without it. The running statistics of batch norm are averaged like the weights.
-    Raises: UsageError: there is an exponential average too, or the run ends before.
+    Raises: UsageError: the run ends before.
     """
 
     def __init__(self, first: int) -> None:
@@ -26,8 +48,6 @@ class SWA(WeightAveraging):
         self.first = first
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if any(isinstance(one, EMAWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
-            raise UsageError("--swa_epoch and --ema_decay are two averages of the weights: give one of them")
         if stage == "fit" and 0 <= (trainer.max_epochs or 0) < self.first:
             raise UsageError(f"--swa_epoch {self.first}: the run ends before, with --max_epochs {trainer.max_epochs}")
         super().setup(trainer, pl_module, stage)
@@ -62,5 +82,5 @@ class SWA(WeightAveraging):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if "averaging_state" in checkpoint:
+        if trainer.state.fn == "fit" and "averaging_state" in checkpoint:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""`--swa_epoch`: the mean of the weights at the ends of the last epochs."""
+"""`--swa_epoch` and `--ema_decay`: what is validated, kept and tested is an average of the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,13 @@ def test_the_mean_of_the_last_epochs_is_kept_and_measured(train) -> None:
         mean = torch.stack(watch.weights[2 : number + 1]).mean(0) if number >= 2 else weight
         torch.testing.assert_close(saved(f"best-epoch={number}-*"), mean)
     torch.testing.assert_close(saved("last.ckpt"), torch.stack(watch.weights[2:]).mean(0))
+
+
+@pytest.mark.parametrize("argv", [["--swa_epoch", "2"], ["--ema_decay", "0.95"]])
+def test_the_mean_is_what_is_tested_when_training_ends(train, argv: list[str]) -> None:
+    at_once = train("--max_epochs", 3, "--lr", 0.05, *argv)
+    assert main.main(["test", "--ckpt_path", "best"])["test_loss"] == pytest.approx(at_once["test_loss"])
+    assert train("--max_epochs", 3, "--lr", 0.05)["test_loss"] != pytest.approx(at_once["test_loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("halt", [5, 12])  # before the mean has begun, and after
