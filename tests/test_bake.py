@@ -25,6 +25,7 @@ engine/parted.py engine/parts.py engine/penalty.py engine/pictures.py engine/pla
 engine/plan_memory.py engine/plan_network.py engine/predict.py engine/recorded.py engine/report.py engine/runs.py
 engine/saving.py engine/schedulers.py engine/seen.py engine/settings.py engine/shards.py engine/signatures.py
 engine/space.py engine/storage.py engine/summary.py engine/targets.py engine/tune.py engine/watchdog.py
+engine/written.py
 main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch
 sweep.py tests/__init__.py tests/conftest.py tests/hosts.py tests/test_averaging.py tests/test_cluster.py tests/test_compile.py
 tests/test_data_facts.py tests/test_everywhere.py tests/test_examples.py tests/test_export.py tests/test_faults.py
@@ -37,6 +38,7 @@ MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_exam
 GALLERY = set(
     """
 data/csv_table.py data/image_folder.py data/paired_images.py data/streaming.py data/text_lines.py data/video_frames.py
+engine/pixels.py
 model/encoder_decoder.py model/gan.py model/lstm.py model/mlp.py model/resnet.py model/super_resolution.py
 model/unet.py model/vae.py model/vit_small.py tests/gallery.py tests/test_gallery_generative.py
 tests/test_gallery_images.py tests/test_gallery_ranks.py tests/test_gallery_sequences.py tests/test_gallery_streams.py

@@ -1,19 +1,20 @@
 """ImageFolder: photographs in a folder a class, cut out and mirrored at random in training."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
 from engine.cut import cut
 from engine.discovery import UsageError
+from engine.pixels import is_image, read
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
 
@@ -55,20 +56,24 @@ class ImageFolder(Dataset):
             seed: the cut follows from it.
 
         Raises:
-            UsageError: there is no class, or no image of any.
-            ValueError: a class is in one part alone; a file is no image, or is broken (also when it is fetched).
+            UsageError: there is no class, or no image of one, or a class that is not learnt; a size is out of range.
+            ValueError: a file is no image, or is broken (also when it is fetched).
         """
+        if img_size < 1 or not 0 < crop_scale <= 1:
+            said = f"--img_size {img_size} --crop_scale {crop_scale}"
+            raise UsageError(f"{said}: the first should be at least 1, and the second a share above 0, up to 1")
         root = Path(data_dir)
         pool = root / "train" if (root / "train").is_dir() else root
         self.classes, self.in_channels, self.img_size = _classes(pool), 1 if grey else 3, img_size
         self.num_features = self.in_channels * img_size**2
         parts = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
         left = _samples(pool, self.classes)
+        if empty := [name for number, name in enumerate(self.classes) if number not in {one for _, one in left}]:
+            raise UsageError(f"{pool / empty[0]} has no image: each folder in {pool} is a class. Take it away")
         val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
         found = cut(len(left), seed, val, test)
         parts = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | parts
         self.paths, self.targets = [path for path, _ in parts[split]], [number for _, number in parts[split]]
-        self._mode = "L" if grey else "RGB"
         whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]
         drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
@@ -88,28 +93,23 @@ class ImageFolder(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self._open(self.paths[index])), self.targets[index]
+        return self.transform(read(self.paths[index], self.in_channels)), self.targets[index]
 
     def open_image(self, path: str) -> Tensor:
         """(C, S, S) of an image file, as the validation sees it."""
-        return self._plain(self._open(path))
-
-    def _open(self, path: str) -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert(self._mode)  # a camera held upright says so in the file
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
-            raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
+        return self._plain(read(path, self.in_channels))
 
     def _statistics(self, kept: Path, paths: list[str], transform: Any) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, image after image, or as they were kept."""
         known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        name = f"{self._mode} {self.img_size}"
+        some = paths[:: 1 + len(paths) // _MOST]
+        files = [(Path(path).relative_to(kept.parent).as_posix(), os.path.getsize(path)) for path in some]
+        which = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
+        name = f"{self.in_channels} channels, size {self.img_size}, files {which}"  # of other files they are others
         if name not in known:
             total, squares = torch.zeros(2, self.in_channels, dtype=torch.float64)
-            some = paths[:: 1 + len(paths) // _MOST]
             for path in some:
-                pixels = transform(self._open(path)).double()  # (C, S, S)
+                pixels = transform(read(path, self.in_channels)).double()  # (C, S, S)
                 total, squares = total + pixels.mean((1, 2)), squares + pixels.square().mean((1, 2))
             mean = total / len(some)
             std = (squares / len(some) - mean.square()).clamp_min(1e-8).sqrt()
@@ -133,9 +133,9 @@ def _classes(folder: Path) -> list[str]:
 def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     """The image files below a folder and the number of their class."""
     if new := [name for name in _classes(folder) if name not in classes]:
-        raise ValueError(f"{folder / new[0]}: the training images have no class {new[0]!r}, but {', '.join(classes)}")
+        raise UsageError(f"{folder / new[0]}: the training images have no class {new[0]!r}, but {', '.join(classes)}")
     numbers = {name: number for number, name in enumerate(classes) if (folder / name).is_dir()}
-    samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
+    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
     if not samples:
         raise UsageError(f"{folder} has no image in the folders of its classes, {', '.join(numbers)}")
     return samples

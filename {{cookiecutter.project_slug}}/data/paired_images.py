@@ -3,18 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from engine.cut import cut
 from engine.discovery import UsageError
+from engine.pixels import is_image, numbers, read
 
 
 class PairedImages(Dataset):
@@ -65,22 +63,21 @@ class PairedImages(Dataset):
             seed: the cut into parts follows from it.
 
         Raises:
-            UsageError: there is no image, or an image has no target.
-            ValueError: the flags do not go together. When an item is fetched: a file is broken, too small or of another
-                size than its target, or a mask has a number that is no class.
+            UsageError: there is no image, or an image has no target; the flags do not go together.
+            ValueError: an item is fetched, and a file is broken, too small or of another size than its target, or a
+                mask has a number that is no class.
         """
-        if img_size % scale:
-            raise ValueError(f"--img_size {img_size} should be a multiple of --scale {scale}")
+        if min(img_size, scale) < 1 or img_size % scale:
+            raise UsageError(f"--img_size {img_size} should be a multiple of --scale {scale}, both at least 1")
         if classes and (scale > 1 or not target_folder):
-            raise ValueError("--classes goes with masks in a --target_folder, and with --scale 1")
-        self.numbers = [*(mask_values or range(len(classes or ()))), *([] if ignore_index is None else [ignore_index])]
-        if len({one for one in self.numbers if one >= 0}) != len(classes or ()) + (ignore_index is not None):
+            raise UsageError("--classes goes with masks in a --target_folder, and with --scale 1")
+        many, ignored = len(classes or ()), [] if ignore_index is None else [ignore_index]
+        self.mask_values = [*(mask_values or range(many)), *ignored]
+        if len({one for one in self.mask_values if one >= 0}) != many + len(ignored):
             said = f"--mask_values {' '.join(map(str, mask_values))} --ignore_index {ignore_index}"
-            raise ValueError(f"{said}: each of the {len(classes or ())} --classes has a number of its own, 0 or above")
-        self._classes_of = torch.full((max(self.numbers, default=0) + 2,), -1)  # number in a mask -> class; -1: of none
-        self._classes_of[self.numbers] = torch.arange(len(self.numbers))
-        if ignore_index is not None:
-            self._classes_of[ignore_index] = -100
+            raise UsageError(f"{said}: each of the {many} --classes has a number of its own, 0 or above")
+        self._classes_of = torch.full((max(self.mask_values, default=0) + 2,), -1)  # of a mask's number; -1: none
+        self._classes_of[self.mask_values] = torch.tensor([*range(many), *(-100 for _ in ignored)], dtype=torch.long)
         self.scale, self.noise, self.img_size, self.in_channels = scale, noise, img_size, 1 if grey else 3
         self.out_channels = len(classes) if classes else self.in_channels
         self.masks = bool(classes)
@@ -118,23 +115,22 @@ class PairedImages(Dataset):
         return (image + self.noise * torch.randn_like(image) if self.noise else image), target
 
     def open_image(self, path: str) -> Tensor:
-        """(C, S/scale, S/scale) from the middle of an image file, which is taken as an input as it is."""
-        size = self.img_size // self.scale
-        return v2.functional.center_crop(self._image(Path(path), size), [size, size]).as_subclass(Tensor)
+        """(C, H, W) of an image file, which is taken as an input as it is, the whole of it."""
+        return self._image(Path(path)).as_subclass(Tensor)
 
-    def _image(self, path: Path, least: int) -> Tensor:
-        pixels = _read(path, "L" if self.in_channels == 1 else "RGB").float() / 255
+    def _image(self, path: Path, least: int = 1) -> Tensor:
+        pixels = v2.functional.to_dtype(v2.functional.to_image(read(path, self.in_channels)), torch.float32, scale=True)
         if min(pixels.shape[1:]) < least:
             height, width = pixels.shape[1:]
             raise ValueError(f"{path} is {width}x{height}, less than {least}x{least}: see --img_size")
         return tv_tensors.Image(pixels)  # (C, H, W)
 
     def _mask(self, path: Path) -> Tensor:
-        numbers = _read(path, None).long()
-        classes = self._classes_of[numbers.clamp(max=len(self._classes_of) - 1)]
-        if numbers.dim() != 2 or (classes == -1).any():
-            what = "colours" if numbers.dim() != 2 else f"the number {int(numbers[classes == -1][0])}"
-            known = ", ".join(map(str, self.numbers))
+        found = numbers(path)
+        classes = self._classes_of[found.clamp(0, len(self._classes_of) - 1)]
+        if found.dim() != 2 or (classes == -1).any():
+            what = "colours" if found.dim() != 2 else f"the number {int(found[classes == -1][0])}"
+            known = ", ".join(map(str, self.mask_values))
             raise ValueError(f"{path} has {what}: a mask has one of {known} a pixel; see --mask_values, --ignore_index")
         return tv_tensors.Mask(classes)
 
@@ -145,7 +141,7 @@ def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
         name: {
             path.relative_to(folder / name).with_suffix(""): path
             for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in IMG_EXTENSIONS
+            if is_image(path)
         }
         for name in (images, targets)
     }
@@ -154,13 +150,3 @@ def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
     if alone := [path for key, path in found[images].items() if key not in found[targets]]:
         raise UsageError(f"{alone[0]} has no partner of its name in {folder / targets} ({len(alone)} in all)")
     return [(path, found[targets][key]) for key, path in found[images].items()]
-
-
-def _read(path: Path, mode: str | None) -> Tensor:
-    """The pixels of a file: (C, H, W), or without a mode (H, W) as they are."""
-    try:
-        with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert(mode) if mode else image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
-        raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
-    return pixels if mode is None else pixels[None] if mode == "L" else pixels.movedim(-1, 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from engine.discovery import UsageError
 
@@ -22,7 +22,7 @@ def named(data: Any, images: str | None, rows: str | None) -> Dataset[Any] | Non
 
 
 class Images(Dataset[Any]):
-    """The image files below a folder, by path; an item is (image, whether it could be read).
+    """The image files below a folder, by path, or one file; an item is (image, whether it could be read).
 
     Raises: UsageError: there is none that can be read.
     """
@@ -31,16 +31,20 @@ class Images(Dataset[Any]):
         from PIL import Image
 
         Image.init()
-        files = (path for path in folder.rglob("*") if path.suffix.lower() in Image.EXTENSION and path.is_file())
-        self.ids, self.open_image = sorted(map(str, files)), open_image
+        files = [folder] if folder.is_file() else folder.rglob("*")
+        some = (path for path in files if path.suffix.lower() in Image.EXTENSION and path.is_file())
+        self.ids, self.open_image = sorted(str(path) for path in some if path.name[0] != "."), open_image
         # What PIL raises for a file that is broken; anything else is a mistake in open_image.
         self.broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-        read = (image for index in range(len(self)) if (image := self._read(index)) is not None)
-        self.blank = next(read, torch.empty(0)).clone().zero_()  # stands for one that cannot be read
+        if not folder.exists():
+            raise UsageError(f"--images {folder}: there is no such folder or file")
         if not self.ids:
             raise UsageError(f"--images {folder}: there is no image file below it")
+        read = (image for index in range(len(self)) if (image := self._read(index)) is not None)
+        self.blank = next(read, torch.empty(0)).clone().zero_()  # stands for one that cannot be read
         if not self.blank.numel():
-            raise UsageError(f"--images {folder}: none of its {len(self)} image files can be read, as {self.ids[0]}")
+            said = f"none of its {len(self)} image files can be read"
+            raise UsageError(f"--images {folder}: {said}, as {self.why(0)}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +52,22 @@ class Images(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
         image = self._read(index)
         return (self.blank, False) if image is None else (image, True)
+
+    @staticmethod
+    def collate_fn(items: list[Any]) -> Any:
+        """A batch, of images of one size."""
+        if len({image.shape for image, _ in items}) > 1:
+            raise UsageError("--images: they are of different sizes, so each is a batch: --batch_size 1")
+        return default_collate(items)
+
+    def why(self, index: int) -> str:
+        """Which file cannot be read, and why."""
+        path = self.ids[index]
+        try:
+            self.open_image(path)
+        except self.broken as error:
+            return str(error) if path in str(error) else f"{path} ({error})"
+        return path
 
     def _read(self, index: int) -> Tensor | None:
         try:

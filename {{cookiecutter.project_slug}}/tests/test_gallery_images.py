@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_folders_of_parts_are_taken_as_they_are_and_what_is_missing_is_cut() -> 
     assert (len(val), len(test), len(train)) == (20, 5, 45)
     assert val.targets[val.paths.index("digits/val/digit 7/new.png")] == 7
     Path("digits/val/eleven").mkdir()
-    with pytest.raises(ValueError, match="no class 'eleven'"):
+    with pytest.raises(UsageError, match="no class 'eleven'"):
         folder_of("val")
 
 
@@ -180,9 +181,13 @@ def test_mean_and_deviation_are_of_the_training_images_and_are_kept() -> None:
     image, _ = val[0]
     assert image.shape == (3, 16, 16)
     assert image[0].unique().tolist() == pytest.approx([(100 / 255 - 0.5) / 0.5])
-    write(Path("digits/train/a/more.png"), np.full((20, 30, 3), 255))  # what is trained on later changes nothing
-    assert folder_of("test").preprocessing == val.preprocessing
-    assert json.loads(Path("digits/mean_std.json").read_text())["RGB 16"]["mean"] == train.preprocessing["mean"]
+    kept = Path("digits/mean_std.json")
+    told = {name: {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]} for name in json.loads(kept.read_text())}
+    assert len(told) == 1
+    kept.write_text(json.dumps(told))
+    assert folder_of("test").preprocessing["mean"] == [0.1, 0.2, 0.3]  # not worked out again
+    write(Path("digits/train/a/more.png"), np.full((20, 30, 3), 255))  # other images have others
+    assert folder_of("test").preprocessing["mean"] == pytest.approx([2 / 3, (0.2 + 0.2 + 1) / 3, 1 / 3], abs=1e-6)
 
 
 def test_only_training_images_are_cut_out_at_random() -> None:
@@ -208,6 +213,39 @@ def test_a_folder_without_classes_or_images_says_so() -> None:
     Path("digits/empty").mkdir(parents=True)
     with pytest.raises(UsageError, match="digits has no image in the folders of its classes, empty"):
         folder_of()
+    write_digits(Path("digits"), 80)
+    with pytest.raises(UsageError, match="digits/empty has no image: each folder in digits is a class"):
+        folder_of()
+    for wrong in ({"img_size": 0}, {"crop_scale": 2.0}):
+        with pytest.raises(UsageError, match="the first should be at least 1, and the second a share"):
+            folder_of(**wrong)
+
+
+def test_files_of_every_kind_are_seen_as_they_are_meant() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    plain = Image.fromarray(pixels)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held to the side
+    seen_through = plain.convert("P")
+    seen_through.putpalette([level for level in range(256) for _ in range(3)])
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "bytes": (plain, {}),
+        "deep": (Image.fromarray(pixels.astype(np.uint16) * 257), {}),
+        "palette": (seen_through, {"transparency": bytes(range(256))}),
+        "turned": (plain.transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
+    }
+    for name, (image, how) in files.items():
+        Path("digits", name).mkdir(parents=True)
+        image.save(Path("digits", name, f"{name}.PNG"), **how)
+        Path("digits", name, f"._{name}.png").write_bytes(b"the system's own")
+    expected = torch.from_numpy(pixels)[None] / 255
+    for grey in (True, False):
+        data = folder_of(grey=grey, val_fraction=0.0, test_fraction=0.0)
+        assert len(data) == 4
+        mean, std = (torch.tensor(data.preprocessing[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        for path in data.paths:
+            image = data.open_image(path) * std + mean
+            torch.testing.assert_close(image, expected.expand_as(image), atol=1e-5, rtol=0)
 
 
 TUNED = ["--freeze", "backbone", "--unfreeze_epoch", "1", "--lr_scale", "backbone=0.1"]
@@ -341,10 +379,38 @@ def test_a_network_of_pairs_goes_on_predicts_and_is_exported(name: str, argv: li
     write_shapes(Path("pairs"), 40)
     goes_on(*TASKS[name], "--model_name", name, *argv)
     assert predicts().shape == (4, 3, 32, 32)
-    assert predicts("--images", "pairs/images").shape == (40, 3, 32, 32)
+    side = 72 if name == "super_resolution" else 36  # of whole files, not of what is cut out
+    assert predicts("--images", "pairs/images").shape == (40, 3, side, side)
     if not argv:
         size = 16 if name == "super_resolution" else 32
         assert exports()(torch.zeros(3, 3, size, size)).shape == (3, 3, 32, 32)
+
+
+def test_what_comes_out_is_written_as_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("data.paired_images")
+    pytest.importorskip("model.unet")
+    write_shapes(Path("pairs"), 20)
+    for path in Path("pairs/masks").iterdir():
+        write(path, np.asarray(Image.open(path)) * 100)
+    main.main([*QUICK, *TASKS["unet"], "--mask_values", "0", "100", "200", "--max_epochs", "1"])
+    best = predicts("--images", "pairs/images").argmax(1)
+    shutil.copytree("pairs/images", "new")
+    write(Path("new/wide/020.png"), np.zeros((40, 50, 3)))
+    Path("new/broken.png").write_bytes(b"no image")
+    as_pictures = ["predict", "--ckpt_path", "version_0", "--format", "png", "--images", "new"]
+    with pytest.raises(SystemExit, match="2"):
+        main.main(as_pictures)
+    assert "they are of different sizes, so each is a batch: --batch_size 1" in capsys.readouterr().err
+    main.main([*as_pictures, "--batch_size", "1"])
+    said = capsys.readouterr()
+    assert f"{RUN}/predictions: 21 files; 1 that cannot be read left out" in said.out
+    assert "left out: new/broken.png is no image, or is broken" in said.err
+    for number, mask in enumerate(best):
+        with Image.open(RUN / "predictions" / f"{number:03}.png") as written:
+            assert written.mode == "P"  # the numbers of the masks, and colours for who looks
+            np.testing.assert_array_equal(np.asarray(written), 100 * mask)
+    with Image.open(RUN / "predictions/wide/020.png") as written:
+        assert written.size == (50, 40)
 
 
 def test_a_pair_is_cut_at_the_same_place() -> None:
@@ -365,7 +431,7 @@ def test_what_does_not_pair_is_named() -> None:
     with pytest.raises(ValueError, match=r"masks/001\.png has the number 2: a mask has one of 0, 1 a pixel; see"):
         pairs_of(**masks)[1]
     for wrong in ((0, 1, 2), (1, 1), (-1, 0)):
-        with pytest.raises(ValueError, match="each of the 2 --classes has a number of its own"):
+        with pytest.raises(UsageError, match="each of the 2 --classes has a number of its own"):
             pairs_of(**masks, mask_values=wrong)
     write(folder / "masks" / "000.png", np.zeros((36, 30)))
     with pytest.raises(ValueError, match=r"images/000\.png is 36x36, and .*masks/000\.png is 30x36"):
@@ -381,9 +447,9 @@ def test_what_does_not_pair_is_named() -> None:
     (folder / "masks" / "004.png").unlink()
     with pytest.raises(UsageError, match=r"images/004\.png has no partner .*masks \(1 in all\)"):
         pairs_of(**masks)
-    with pytest.raises(ValueError, match="img_size 32 should be a multiple of --scale 3"):
+    with pytest.raises(UsageError, match="img_size 32 should be a multiple of --scale 3"):
         pairs_of(scale=3)
-    with pytest.raises(ValueError, match="--classes goes with masks"):
+    with pytest.raises(UsageError, match="--classes goes with masks"):
         pairs_of(classes=["a", "b"])
 
 

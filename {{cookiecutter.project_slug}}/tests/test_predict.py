@@ -2,11 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 import main
 from data import DInterface
@@ -55,7 +58,52 @@ def test_images_come_out_as_an_array_and_fit_no_table(train, capsys: pytest.Capt
     assert np.load(RUN / "predictions.npy").shape == (9, 2, 4, 4)
     with pytest.raises(SystemExit, match="2"):
         main.main(["predict", "--ckpt_path", "last"])
-    assert "an output of shape (2, 4, 4) fits no table: --format npy or pt" in capsys.readouterr().err
+    assert "an output of shape (2, 4, 4) fits no table: --format png, npy or pt" in capsys.readouterr().err
+
+
+class Levels(Dataset):
+    """Images as numbers of about mean 0 and deviation 1."""
+
+    preprocessing: ClassVar = {"white": 100, "mean": [40.0, 60.0, 20.0], "std": [20.0, 30.0, 10.0]}
+
+    def __init__(self) -> None:
+        self.levels = torch.randint(0, 101, (40, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(self.preprocessing[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return (self.levels[index] - mean) / std, torch.zeros(3, 4, 5)
+
+
+class Same(torch.nn.Module):
+    """What went in, but for a weight that cannot learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0 * self.nothing
+
+
+def test_images_that_come_out_are_written_as_the_files_were(train, capsys: pytest.CaptureFixture[str]) -> None:
+    here = "tests.test_predict"
+    train("--model_name", f"{here}.Same", "--dataset", f"{here}.Levels", "--loss", "mse_loss", "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert f"{RUN}/predictions: 4 files" in capsys.readouterr().out
+    part = DInterface(Levels).part("test")
+    for number, index in enumerate(part.indices):
+        written = np.asarray(Image.open(RUN / f"predictions/{number:06}.png"))  # (4, 5, 3)
+        np.testing.assert_allclose(written, part.dataset.levels[index].movedim(0, 2) * 2.55, atol=0.51)
+
+
+def test_what_is_no_picture_is_not_written_as_one(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert "--format png: an output of shape (3,) is no picture: take npy or pt" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -102,7 +150,9 @@ def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: 
     assert [int(row["index"]) for row in rows] == [0, 1, 3, 4, 5]
     for row, other in zip(rows, of_part, strict=False):
         assert float(row[f"p{row['class']}"]) == pytest.approx(float(other[f"p{row['class']}"]), abs=0.02)
-    assert said.err == "cannot be read: new/1b.jpg\n"
+    assert said.err == "left out: cannot identify image file 'new/1b.jpg'\n"
+    main.main([*lenet, "--images", "new/0.png"])
+    assert [row["id"] for row in table()] == ["new/0.png"]
     assert "predictions.csv: 5 rows; 1 that cannot be read left out" in said.out
 
 
@@ -113,9 +163,10 @@ def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: 
 def test_no_image_that_can_be_read(lenet, capsys: pytest.CaptureFixture[str], name: str, why: str) -> None:
     Path("new").mkdir()
     Path("new", name).write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match="2"):
-        main.main([*lenet, "--images", "new"])
-    assert f"--images new: {why}" in capsys.readouterr().err
+    for folder, said in (("new", why), ("nowhere", "there is no such folder or file")):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*lenet, "--images", folder])
+        assert f"--images {folder}: {said}" in capsys.readouterr().err
 
 
 def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,53 @@
+"""Image files as they are meant to be seen: upright, and with the grey levels that they have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether it is called like an image; a file whose name begins with a dot is the system's own."""
+    return Path(path).suffix.lower() in IMG_EXTENSIONS and not Path(path).name.startswith(".")
+
+
+def read(path: str | Path, channels: int) -> Image.Image | Tensor:
+    """An image of 1 or 3 channels: PIL's, of bytes; of a file of 16 bits a grey level, floats (channels, H, W) in 0..1.
+
+    Raises:
+        ValueError: the file is no image, or is broken, or has levels whose range it does not say.
+    """
+    with _opened(path) as image:
+        if image.mode in ("I", "F"):
+            raise ValueError(f"of its mode {image.mode} the white is not known: save it with 8 or 16 bits")
+        if image.mode.startswith("I;16"):
+            grey = torch.from_numpy(np.array(image).astype(np.float32) / 65535)  # (H, W)
+            return grey.expand(channels, -1, -1)
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("L" if channels == 1 else "RGB")
+
+
+def numbers(path: str | Path) -> Tensor:
+    """The numbers of a mask as they stand in the file, (H, W); colours (H, W, channels).
+
+    Raises:
+        ValueError: the file is no image, or is broken.
+    """
+    with _opened(path) as image:
+        return torch.from_numpy(np.array(image).astype(np.int64))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, turned as the camera says it was held."""
+    try:
+        with Image.open(path) as image:
+            yield ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
+        raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
