@@ -14,25 +14,25 @@ from tests.conftest import INNER, ROOT, copy, run
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
-data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/averaging.py engine/batches.py
-engine/callbacks.py engine/checkpoints.py engine/command_line.py engine/compile.py engine/completion.py
-engine/config.py engine/consolidate.py engine/curves.py engine/cut.py engine/data_facts.py engine/discovery.py
-engine/environment.py engine/export.py engine/figures.py engine/flags.py engine/folds.py engine/freeze.py
-engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/inputs.py engine/inspection.py
-engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py engine/losses.py engine/machine.py
-engine/measured.py engine/metrics.py engine/mirror.py engine/mix.py engine/monitors.py engine/optimizers.py
-engine/parted.py engine/parts.py engine/penalty.py engine/pictures.py engine/plan.py engine/plan_costs.py
-engine/plan_memory.py engine/plan_network.py engine/predict.py engine/recorded.py engine/report.py engine/runs.py
-engine/saving.py engine/schedulers.py engine/seen.py engine/settings.py engine/shards.py engine/signatures.py
-engine/space.py engine/storage.py engine/summary.py engine/targets.py engine/tune.py engine/watchdog.py
-engine/written.py
-main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch
-sweep.py tests/__init__.py tests/conftest.py tests/hosts.py tests/test_averaging.py tests/test_cluster.py tests/test_compile.py
-tests/test_data_facts.py tests/test_everywhere.py tests/test_examples.py tests/test_export.py tests/test_faults.py
-tests/test_flags.py tests/test_folds.py tests/test_loggers.py tests/test_mirror.py tests/test_monitors.py
-tests/test_pictures.py tests/test_plan.py tests/test_predict.py tests/test_ray.py tests/test_report.py
-tests/test_resume.py tests/test_sharding.py tests/test_slurm.py tests/test_summary.py
-tests/test_sweep.py tests/test_toolbox.py tests/test_train.py tests/test_trials.py tests/test_tune.py tests/toys.py
+data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/averaging.py
+engine/batches.py engine/callbacks.py engine/checkpoints.py engine/command_line.py engine/compile.py
+engine/completion.py engine/config.py engine/consolidate.py engine/curves.py engine/cut.py engine/data_facts.py
+engine/discovery.py engine/environment.py engine/export.py engine/figures.py engine/flags.py engine/folds.py
+engine/freeze.py engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/inputs.py
+engine/inspection.py engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py
+engine/losses.py engine/machine.py engine/measured.py engine/metrics.py engine/mirror.py engine/mix.py
+engine/monitors.py engine/optimizers.py engine/parted.py engine/parts.py engine/penalty.py engine/pictures.py
+engine/plan.py engine/plan_costs.py engine/plan_memory.py engine/plan_network.py engine/predict.py engine/recorded.py
+engine/report.py engine/runs.py engine/saving.py engine/schedulers.py engine/seen.py engine/settings.py
+engine/shards.py engine/signatures.py engine/space.py engine/storage.py engine/summary.py engine/targets.py
+engine/tune.py engine/watchdog.py engine/written.py main.py model/__init__.py model/lenet.py model/model_interface.py
+pyproject.toml ray_train.py scripts/train.sbatch sweep.py tests/__init__.py tests/conftest.py tests/hosts.py
+tests/test_averaging.py tests/test_cluster.py tests/test_compile.py tests/test_data_facts.py tests/test_everywhere.py
+tests/test_examples.py tests/test_export.py tests/test_faults.py tests/test_flags.py tests/test_folds.py
+tests/test_loggers.py tests/test_mirror.py tests/test_monitors.py tests/test_pictures.py tests/test_plan.py
+tests/test_predict.py tests/test_ray.py tests/test_report.py tests/test_resume.py tests/test_sharding.py
+tests/test_slurm.py tests/test_summary.py tests/test_sweep.py tests/test_toolbox.py tests/test_train.py
+tests/test_trials.py tests/test_tune.py tests/toys.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py"}
 GALLERY = set(

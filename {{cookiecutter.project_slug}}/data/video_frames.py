@@ -33,6 +33,7 @@ class VideoFrames(Dataset):
         split: str,
         num_frames: int = 8,
         img_size: int = 112,
+        channels_first: bool = False,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
@@ -44,6 +45,7 @@ class VideoFrames(Dataset):
             split: "train", "val" or "test".
             num_frames: of each clip, K.
             img_size: height and width that come out, S.
+            channels_first: (3, K, S, S) instead, as the networks of torchvision.models.video take it.
             val_fraction: share of the clips for validation, 0 for none, where there is no folder train.
             test_fraction: share of the clips for the test, where there is no folder train.
             seed: the cut follows from it.
@@ -58,16 +60,17 @@ class VideoFrames(Dataset):
             raise UsageError(f"--num_frames {num_frames} and --img_size {img_size} should be at least 1")
         whole = not Path(data_dir, "train").is_dir()
         self.root, learn = Path(data_dir, "" if whole else split), Path(data_dir, "" if whole else "train")
-        clips = sorted(one for one in self.root.glob("*/*") if one.suffix.lower() in SUFFIXES)
+        clips = sorted(filter(_is_clip, self.root.glob("*/*")))
         if not clips:
             raise UsageError(f"there is no clip {self.root}/CLASS/CLIP, a file of {', '.join(SUFFIXES)} (--data_dir)")
-        self.classes = sorted({one.parent.name for one in learn.glob("*/*") if one.suffix.lower() in SUFFIXES})
+        self.classes = sorted({one.parent.name for one in filter(_is_clip, learn.glob("*/*"))})
         if strange := {one.parent.name for one in clips} - {*self.classes}:
             raise UsageError(f"{learn} has no class {sorted(strange)[0]!r}. It has: {', '.join(self.classes)}")
         mine = cut(len(clips), seed, val_fraction, test_fraction)[split] if whole else range(len(clips))
         self.paths = [str(clips[at]) for at in mine]
         self.targets = torch.tensor([self.classes.index(clips[at].parent.name) for at in mine], dtype=torch.long)
-        self.split, self.num_frames, self.img_size = split, num_frames, img_size
+        self.split, self.num_frames, self.img_size, self.channels_first = split, num_frames, img_size, channels_first
+        self.num_features = num_frames * 3 * img_size**2
         self.preprocessing: dict[str, Any] = {"frames": num_frames, "size": img_size, "range": [0, 1]}
 
     def __len__(self) -> int:
@@ -75,7 +78,12 @@ class VideoFrames(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         frames = read(Path(self.paths[index]), self.num_frames, self.img_size, draw=self.split == "train")
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, self.targets[index]
+        clip = torch.from_numpy(frames).permute(*((3, 0, 1, 2) if self.channels_first else (0, 3, 1, 2)))
+        return clip.float() / 255, self.targets[index]
+
+
+def _is_clip(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def places(length: int, segments: int, draw: bool) -> list[int]:
@@ -100,7 +108,7 @@ def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
                 raise ValueError("it has no video")
             length = sum(1 for packet in clip.demux(video=0) if packet.size)
         if length < num_frames:
-            raise ValueError(f"it has {length} frames, and --num_frames is {num_frames}")
+            raise ValueError(f"it has {length} frames that can be read, and --num_frames is {num_frames}")
         wanted = places(length, num_frames, draw)
         with av.open(str(path)) as clip:
             for number, frame in enumerate(clip.decode(video=0)):
@@ -108,8 +116,10 @@ def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
                     found.append(_centre(frame, size))
                 if len(found) == num_frames:
                     return np.stack(found)
-    except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be decoded ({error.strerror}): mend it or take it away") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     raise ValueError(f"{path}: it breaks off before frame {wanted[len(found)]} of {length}")
 
 

@@ -97,6 +97,15 @@ def _scaled(images: Tensor, like: Tensor | None = None) -> Tensor:
     return ((images - least) / torch.where(most > least, most - least, 1.0)).clamp(0, 1)
 
 
+def of_one_range(rows: dict[str, Tensor]) -> list[str]:
+    """Which of "input" and "output" to draw as bright as "target": the output, and an input that is of its kind."""
+    target, given = rows["target"].float(), rows.get("input")
+    if given is None or given.shape[1] != target.shape[1]:
+        return ["output"]
+    near = (given.float().mean() - target.mean()).abs() < target.std() and given.float().std() < 2 * target.std()
+    return ["input", "output"] if near else ["output"]
+
+
 def alike(images: Tensor, like: Tensor) -> Tensor:
     """Images (N, 1|3, H, W) as bytes, drawn as bright as `like`, the images that they should be."""
     return (255 * _scaled(images, like)).byte()

@@ -73,7 +73,9 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
                 f"--{key} {chosen[key]}: the checkpoint was made with {kept[key].text}, which cannot change"
             )
     if asks_help and not chosen:
-        help.overview(discovery.actions(), {key: discovery.names(folder) for key, folder in NAMES.items()})
+        own = {key: group for key, group in groups_of({}, action).items() if key == "action"}
+        there = {key: discovery.names(folder) for key, folder in NAMES.items()}
+        help.overview(discovery.actions(), there, action, flags_of(own))
     if not (asks_help or first.ckpt_path or action in ("fit", *_FRESH)):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:

@@ -42,11 +42,18 @@ _COMMON = [
 _INDENT = 30
 
 
-def overview(actions: dict[str, str], names: dict[str, list[str]]) -> NoReturn:
-    """Help where nothing is chosen yet, then exit."""
+_EXAMPLE = {"model_name": "lenet", "dataset": "digits"}  # that go together, while they are there
+
+
+def overview(actions: dict[str, str], names: dict[str, list[str]], chosen: str, flags: dict[str, Any]) -> NoReturn:
+    """Help where no names are given yet, then exit. flags: those of the action that is chosen."""
     print("usage: python main.py [ACTION] --model_name NAME --dataset NAME [--FLAG VALUE ...]\n\nactions:")
     for action, words in actions.items():
         _row(action, words)
+    if flags:
+        print(f"\n{chosen}:")
+    for flag in flags.values():
+        _row(f"--{flag.name}", _words(flag, {}))
     print("\nnames (a file of model/ or data/, or a dotted path such as torchvision.models.resnet18):")
     for name, there in names.items():
         _row(f"--{name}", "one of: " + (", ".join(there) or "nothing yet"))
@@ -58,8 +65,9 @@ def overview(actions: dict[str, str], names: dict[str, list[str]]) -> NoReturn:
         "last, best, version_N, a run folder or a file: go on from it, or measure it; it brings its flags",
     )
     _row("--help", "with --model_name and --dataset: all their flags; --help_all: the whole Trainer's too")
-    first = [f"--{name} {there[0]}" for name, there in names.items() if there]
-    print(f"\nfor example: python main.py {' '.join(first)} --max_epochs 5")
+    both = all(_EXAMPLE[key] in there for key, there in names.items())
+    some = _EXAMPLE if both else {key: there[0] for key, there in names.items() if there}
+    print(f"\nfor example: python main.py {' '.join(f'--{key} {name}' for key, name in some.items())} --max_epochs 5")
     print(end="", flush=True)
     raise SystemExit(0)
 

@@ -118,7 +118,9 @@ class Pictures(Callback):
             show(trainer, self.folder / "confusion_matrix.png", lambda: figures.confusion(counts, names, title))
         if worst := seen.worst:
             said = zip(worst["true"].tolist(), worst["guess"].tolist(), worst["p"].tolist(), strict=True)
-            labels = [f"{names[true]} \N{RIGHTWARDS ARROW} {names[guess]}\n{100 * p:.0f}%" for true, guess, p in said]
+            apart = "\n" if max(map(len, names)) > 6 else " "
+            arrow = f"{apart}\N{RIGHTWARDS ARROW} "
+            labels = [f"{names[true]}{arrow}{names[guess]}\n{100 * p:.0f}%" for true, guess, p in said]
             title = f"worst mistakes of the {self.part} part{share}: true \N{RIGHTWARDS ARROW} predicted"
             show(trainer, self.folder / "mistakes.png", lambda: figures.images(worst["image"].split(8), labels, title))
         if len(pairs := seen.pairs):
@@ -128,7 +130,7 @@ class Pictures(Callback):
             of, title = masks.pop("input"), f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "masks.png", lambda: figures.masks(of, masks, names, title))
         if rows := dict(seen.rows):
-            rows["output"] = figures.alike(rows["output"], rows["target"])
+            rows |= {name: figures.alike(rows[name], rows["target"]) for name in figures.of_one_range(rows)}
             title = f"first items of the {self.part} part{share}"
             show(trainer, self.folder / "images.png", lambda: figures.images([*rows.values()], [], title, [*rows]))
 

@@ -30,7 +30,8 @@ class Summary(Callback):
         size = sum(one.numel() * one.element_size() for one in (*weights, *module.buffers())) / 1e6
         share = "" if trained == count else f", {trained:,} of them trained"
         cost = "" if flops is None else f", {_short(flops)}FLOPs an item"
-        name = type(getattr(module, "network", None) or module).__name__
+        plain = type(module).__name__ == "MInterface"  # else it is a system that has a name of its own
+        name = type(module.network if plain else module).__name__
         print(f"{name}: {count:,} parameters{share}, {size:.3g} MB{cost}", flush=True)
         if self.depth is not None:
             from pytorch_lightning.utilities.model_summary import ModelSummary

@@ -147,6 +147,7 @@ class GAN(MInterface):
         return []
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if isinstance(self.trainer.strategy, DDPStrategy):  # each of the two backward passes leaves the other out
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)  # there is no public way
 

@@ -68,6 +68,7 @@ class MInterface(Measured):
         # The output is one logit for each question; what goes into binary_cross_entropy is a share already.
         self.answers_yes_or_no = kind == "questions" and loss != "binary_cross_entropy"
         self.loss_name, self.class_weights = loss, class_weights
+        self._alike = loss in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # of outputs as the targets are
         self.lr, self.lr_scale = lr, lr_scale
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
@@ -119,11 +120,14 @@ class MInterface(Measured):
         inputs, target = self.split(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         if self.classifies and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
-            raise ValueError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
+            raise UsageError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
         if not self.classifies and output.shape == (*target.shape, 1):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
             self.last_output = output.detach()
+        if self._alike and output.shape != target.shape:  # torch would spread one of them over the other
+            said = f"the network gives {tuple(output.shape)}, and the targets are {tuple(target.shape)}"
+            raise UsageError(f"--loss {self.loss_name}: {said}")
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share
@@ -176,7 +180,8 @@ class MInterface(Measured):
     def setup(self, stage: str) -> None:
         if self.class_weights and stage == "fit":
             if not self.classifies:
-                raise UsageError(f"--class_weights goes with a loss over classes, and --loss is {self.loss_name}")
+                has = f"--loss is {self.loss_name}" if type(self) is MInterface else f"{type(self).__name__} has none"
+                raise UsageError(f"--class_weights goes with a loss over classes, and {has}")
             counts = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss = partial(self.loss, weight=weight.float().to(self.device))

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from engine.discovery import UsageError
+
 
 class ResNet(nn.Module):
     """`backbone`, a network of torchvision without its last layer, and `head`, a new one: images (B, 1|3, H, W).
 
+    Of clips (B, K, 1|3, H, W) each frame is told, and the mean of the frames' logits counts (temporal segments).
+
     To fine-tune: `--pretrained --freeze backbone --unfreeze_epoch 3 --lr_scale backbone=0.1` trains the head alone for
     three epochs, then all of it, the backbone at a tenth of the rate.
 
-    Source: K. He et al., "Deep residual learning for image recognition", 2016; the others: torchvision's pages.
+    Sources: K. He et al., "Deep residual learning for image recognition", 2016; the others: torchvision's pages; clips:
+    L. Wang et al., "Temporal segment networks", 2016.
     """
 
     def __init__(
@@ -38,13 +43,13 @@ class ResNet(nn.Module):
             dropout: share of what the head sees that training hides.
 
         Raises:
-            ValueError: there is no such classifier, or it cannot be given another head.
+            UsageError: there is no such classifier, or it cannot be given another head.
         """
         super().__init__()
         known = models.list_models(module=models, exclude=["googlenet", "inception*", "squeezenet*"])  # no single head
         if backbone not in known or in_channels not in (1, 3):
             what = f"--backbone {backbone} for {in_channels} channels"
-            raise ValueError(f"{what}: for 1 or 3 there are {', '.join(known)}")
+            raise UsageError(f"{what}: for 1 or 3 there are {', '.join(known)}")
         self.name, self.pretrained, self.weights_file = backbone, pretrained, weights_file
         self.backbone = models.get_model(backbone)
         self._last, old = [one for one in self.backbone.named_modules() if isinstance(one[1], nn.Linear)][-1]
@@ -52,7 +57,9 @@ class ResNet(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(old.in_features, num_classes))  # -> (B, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 1|3, H, W)."""
+        """Logits (B, num_classes) of images (B, 1|3, H, W) or clips (B, K, 1|3, H, W)."""
+        if images.dim() == 5:
+            return self(images.flatten(0, 1)).unflatten(0, (-1, images.shape[1])).mean(1)
         return self.head(self.backbone(images.expand(-1, 3, -1, -1)))
 
     def fetch_weights(self) -> None:

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.discovery import UsageError
+
 
 class SuperResolution(nn.Module):
     """Convolutions at the small size, whose channels are then laid out as pixels; they mend a bicubic enlargement.
@@ -22,11 +24,11 @@ class SuperResolution(nn.Module):
             num_layers: convolutions before the last one.
 
         Raises:
-            ValueError: scale is below 2.
+            UsageError: scale is below 2.
         """
         super().__init__()
         if scale < 2:
-            raise ValueError(f"--scale {scale}: an image can be made 2, 3, 4 ... times as large")
+            raise UsageError(f"--scale {scale}: an image can be made 2, 3, 4 ... times as large")
         self.scale = scale
         layers: list[nn.Module] = []
         for number in range(num_layers):

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.discovery import UsageError
+
 
 class UNet(nn.Module):
     """Halves the image `depth` times and doubles it again; each size hands its details across to the way up.
@@ -26,11 +28,11 @@ class UNet(nn.Module):
             residual: what comes out is added to the image: for denoising, where little is to be changed.
 
         Raises:
-            ValueError: `residual` with another number of channels.
+            UsageError: `residual` with another number of channels.
         """
         super().__init__()
         if residual and in_channels != out_channels:
-            raise ValueError(f"--residual adds {out_channels} channels to {in_channels}: it goes from image to image")
+            raise UsageError(f"--residual adds {out_channels} channels to {in_channels}: it goes from image to image")
         self.residual = residual
         widths = [width * 2**level for level in range(depth + 1)]
         self.first = _convolutions(in_channels, width)  # (B, C, H, W) -> (B, D, H, W)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
+from engine.discovery import UsageError
 from model.model_interface import MInterface
 
 
@@ -72,14 +73,14 @@ class VAE(MInterface):
         return loss
 
     def surprise(self, output: Tensor, images: Tensor) -> Tensor:
-        """-log p(x|z) of each pixel, in nats. Raises: ValueError: pixels outside 0..1 under a Bernoulli likelihood."""
+        """-log p(x|z) of each pixel, in nats. Raises: UsageError: pixels outside 0..1 under a Bernoulli likelihood."""
         if self.likelihood == "gaussian":
             log_variance = 10 * self.spread  # so that it moves ten times as fast as a weight: it has further to go
             return 0.5 * ((output - images) ** 2 * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
         low, high = images.aminmax()
         if low < 0 or high > 1:
             said = f"--likelihood bernoulli takes pixels in 0..1, and these are in {low:.3g}..{high:.3g}"
-            raise ValueError(f"{said}: take --likelihood gaussian, or have the dataset scale them")
+            raise UsageError(f"{said}: take --likelihood gaussian, or have the dataset scale them")
         return functional.binary_cross_entropy_with_logits(output, images, reduction="none")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:

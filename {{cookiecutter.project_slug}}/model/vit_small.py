@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from engine.discovery import UsageError
+
 
 class ViTSmall(nn.Module):
     """Images (B, C, S, S) are cut into N = (S / patch_size)^2 patches, of which each looks at all others, depth times.
@@ -40,12 +42,12 @@ class ViTSmall(nn.Module):
             dropout: share of the values that training hides before they are added to a token.
 
         Raises:
-            ValueError: the sizes do not divide.
+            UsageError: the sizes do not divide.
         """
         super().__init__()
         if img_size % patch_size or dim % num_heads:
             sizes = f"--img_size {img_size} --patch_size {patch_size} --dim {dim} --num_heads {num_heads}"
-            raise ValueError(f"{sizes}: the first should be a multiple of the second, and the third of the fourth")
+            raise UsageError(f"{sizes}: the first should be a multiple of the second, and the third of the fourth")
         many = (img_size // patch_size) ** 2 + (pooling == "token")
         self.patches = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "token" else None

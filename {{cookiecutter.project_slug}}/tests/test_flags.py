@@ -289,6 +289,8 @@ def test_a_printed_config_is_a_config(shell, project: Path) -> None:
 def test_help(shell, project: Path) -> None:
     first = shell("--help", project=project).stdout
     assert all(word in first for word in ("fit", "export", "my_net", "my_data", "--config"))
+    assert "--format" not in first
+    assert "--format" in shell("predict", "--help", project=project).stdout
     chosen = shell(*CHOSEN, "--help", project=project, COLUMNS="80").stdout
     assert "width of the hidden layer (int; default 32)" in chosen
     assert "share that is dropped, in 0..1 (100% is too much)" in " ".join(chosen.split())

@@ -103,11 +103,14 @@ def test_a_gaussian_vae_learns_how_far_it_is_off() -> None:
     assert main.main([*QUICK, *argv])["test_loss"] < alone - 20
 
 
-def test_a_bernoulli_vae_wants_pixels_from_0_to_1() -> None:
+def test_a_bernoulli_vae_wants_pixels_from_0_to_1(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("model.vae")
     argv = [*QUICK, *VAE, "--dataset", f"{HERE}.Few", "--likelihood", "bernoulli", "--max_epochs", "1"]
-    with pytest.raises(ValueError, match=r"takes pixels in 0..1, and these are in .*: take --likelihood gaussian"):
+    with pytest.raises(SystemExit, match="2"):
         main.main(argv)
+    said = capsys.readouterr().err
+    assert "--likelihood bernoulli takes pixels in 0..1, and these are in -" in said
+    assert "take --likelihood gaussian" in said
 
 
 def test_a_gan_draws_the_mean_and_the_spread_of_its_data() -> None:
@@ -135,6 +138,15 @@ def test_a_gan_refuses_by_name(flags: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         main.main([*QUICK, *GAN, "--dataset", f"{HERE}.Few", *flags.split()])
     assert f"{REFUSED[flags]} does not go with the two optimisers of a GAN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", [VAE, GAN], ids=["vae", "gan"])
+def test_what_needs_classes_is_refused(system: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(f"model.{system[1]}")
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*QUICK, *system, "--dataset", f"{HERE}.Few", "--class_weights", "balanced"])
+    said = f"a loss over classes, and {system[1].upper()} has none"
+    assert f"--class_weights goes with {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", [VAE, GAN], ids=["vae", "gan"])

@@ -294,7 +294,7 @@ def test_without_a_connection_there_is_a_way_out(tmp_path: Path, monkeypatch: py
     Path("page.pth").write_text("<html>")
     with pytest.raises(RuntimeError, match=r"from page\.pth.*Ways out"):
         ResNet(num_classes=4, weights_file="page.pth").fetch_weights()
-    with pytest.raises(ValueError, match="resnet51 for 3 channels: for 1 or 3 there are alexnet"):
+    with pytest.raises(UsageError, match="resnet51 for 3 channels: for 1 or 3 there are alexnet"):
         ResNet(num_classes=4, backbone="resnet51")
 
 
@@ -461,8 +461,11 @@ def test_what_suits_no_masks_is_refused(capsys: pytest.CaptureFixture[str]) -> N
         with pytest.raises(SystemExit, match="2"):
             main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", *argv])
         assert why in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"the targets are numbers .*: --loss mse_loss, say"):
-        main.main([*QUICK, *PAIRS, *UNET, "--noise", "0.1", "--max_epochs", "1"])
+    wrong = {"the targets are numbers": [], "--loss mse_loss: the network gives (2, 3, 16, 16)": ["--loss", "mse_loss"]}
+    for said, argv in wrong.items():
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*QUICK, *PAIRS, *UNET, "--scale", "2", "--max_epochs", "1", *argv])
+        assert said in capsys.readouterr().err
 
 
 def test_weights_of_classes_are_of_pixels() -> None:
