@@ -90,24 +90,24 @@ def _pixels(images: Tensor) -> Any:
 
 
 def _scaled(images: Tensor, like: Tensor | None = None) -> Tensor:
-    """Images (N, 1|3, H, W), each from its least value, 0, to its greatest, 1; or by the values of another, `like`."""
+    """Images (N, 1|3, H, W), each from its least value, 0, to its greatest, 1; or from the least of all of `like`."""
     images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
-    flat = (images if like is None else torch.nan_to_num(like.float(), 0.0, 0.0, 0.0)).flatten(1)
+    flat = images.flatten(1) if like is None else torch.nan_to_num(like.float(), 0.0, 0.0, 0.0).view(1, -1)
     least, most = (flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1))
     return ((images - least) / torch.where(most > least, most - least, 1.0)).clamp(0, 1)
 
 
 def of_one_range(rows: dict[str, Tensor]) -> list[str]:
-    """Which of "input" and "output" to draw as bright as "target": the output, and an input that is of its kind."""
+    """Which rows to draw in the range of "target": itself, the output, and an input that is of its kind."""
     target, given = rows["target"].float(), rows.get("input")
     if given is None or given.shape[1] != target.shape[1]:
-        return ["output"]
+        return ["output", "target"]
     near = (given.float().mean() - target.mean()).abs() < target.std() and given.float().std() < 2 * target.std()
-    return ["input", "output"] if near else ["output"]
+    return ["input", "output", "target"] if near else ["output", "target"]
 
 
 def alike(images: Tensor, like: Tensor) -> Tensor:
-    """Images (N, 1|3, H, W) as bytes, drawn as bright as `like`, the images that they should be."""
+    """Images (N, 1|3, H, W) as bytes, from the least value of all of `like`, the images that they should be."""
     return (255 * _scaled(images, like)).byte()
 
 
