@@ -127,7 +127,7 @@ class PairedImages(Dataset):
 
     def _mask(self, path: Path) -> Tensor:
         found = numbers(path)
-        classes = self._classes_of[found.clamp(0, len(self._classes_of) - 1)]
+        classes = self._classes_of[found.clamp(-1, len(self._classes_of) - 1)]
         if found.dim() != 2 or (classes == -1).any():
             what = "colours" if found.dim() != 2 else f"the number {int(found[classes == -1][0])}"
             known = ", ".join(map(str, self.mask_values))
