@@ -42,7 +42,7 @@ def run(
 
     Args:
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
-        images: predict each image file below this folder instead of the test part.
+        images: predict each image file below this folder, or this one file, instead of the test part.
         rows: predict each row of this file instead of the test part, with a target or without.
 
     Raises:
