@@ -27,7 +27,7 @@ class CsvTable(Dataset):
 
     Medians, means, deviations and texts are those of the training part alone. They follow from the file, the seed and
     the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
-    `predict --rows FILE` reads another table by them, with a target or without.
+    `predict --rows FILE` reads another table by them, with a target or without, in the same encoding.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class CsvTable(Dataset):
         learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty:
             raise UsageError(f"{path}: no row is left to learn from")
-        self.columns = {name: _fit(dates.get(name, rows[name])[learn.index]) for name in inputs}
-        for name in dates:
-            self.columns[name]["unit"] = "days since 1970-01-01"
         useless = {name: "is empty" for name in inputs if learn[name].isna().all()}
+        self.columns = {name: _fit(dates.get(name, rows[name])[learn.index]) for name in inputs if name not in useless}
+        for name in dates.keys() & self.columns:
+            self.columns[name]["unit"] = "days since 1970-01-01"
         for name, fitted in self.columns.items():
             if (texts := len(fitted.get("texts", ()))) > 100:
                 useless[name] = f"has {texts} different texts, too many for categories"

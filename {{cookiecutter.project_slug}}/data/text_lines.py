@@ -33,7 +33,8 @@ class TextLines(Dataset):
     0 pads, in a batch up to its longest text; 1 stands for a token that the training part does not have, 2 ends a
     target text. The vocabulary is that of the training part alone. It follows from the file, the seed and the
     fractions, so that a run that goes on has the same; `export` writes it to labels.json as `preprocessing`, and
-    `predict --rows FILE` reads other texts by it. An exported network takes texts of `max_length` numbers, (B, T).
+    `predict --rows FILE` reads other texts by it, in the same encoding. An exported network takes texts of
+    `max_length` numbers, (B, T).
 
     In a .csv file, quotes may hold a text that has separators or ends of lines in it; in a .tsv file they are letters
     like any other. Words are found as in J. Devlin et al., "BERT: Pre-training of deep bidirectional transformers for
