@@ -1,6 +1,6 @@
 """CsvTable: a table in a CSV or Parquet file, one row an item, one column the target."""
 
-from collections.abc import Iterable
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,22 +9,25 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.cut import cut
-from engine.discovery import UsageError
+from engine.discovery import UsageError, missing, no_column, not_in
 
 if TYPE_CHECKING:
     import pandas as pd
+
+DATE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
 
 
 class CsvTable(Dataset):
     """Rows as features (F,) and a class number, or for a target that is a number, (F,) and that number.
 
     A column of numbers becomes (x - mean) / std, a missing one its median, and a further 0 or 1 that says whether it
-    was missing where that happens in the training part. Any other column becomes a 0 or 1 for each of its texts,
+    was missing where that happens in the training part. Dates, in a CSV file texts like 2024-05-31 or
+    2024-05-31 18:30, are numbers of days since 1970-01-01. Any other column becomes a 0 or 1 for each of its texts,
     "missing" being one of them; a text that the training part does not have is all 0.
 
     Medians, means, deviations and texts are those of the training part alone. They follow from the file, the seed and
     the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
-    `predict --rows FILE` reads another table by them, with a target or without.
+    `predict --rows FILE` reads another table by them, with a target or without, in the same encoding.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class CsvTable(Dataset):
         drop: tuple[str, ...] = (),
         id_column: str | None = None,
         split_column: str | None = None,
+        separator: str = ",",
+        encoding: str = "utf-8",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
@@ -53,54 +58,65 @@ class CsvTable(Dataset):
             drop: columns to leave out.
             id_column: names the rows in predictions, and is left out; none names them by their place from 0.
             split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
+            separator: one character between the columns of a CSV file.
+            encoding: of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
             seed: the cut follows from it.
             data_dir: folder in which the file lies.
 
         Raises:
-            UsageError: the file or a column is not there, or a column has too many texts.
-            ValueError: the file cannot be read, or a value is infinite, or the target is missing.
+            UsageError: the file or a column is not there or cannot be read, a column is empty or has too many texts, a
+                value is infinite, a target is missing, or one is in no row to learn from, by the split_column.
         """
-        path = Path(data_dir, table)
-        rows = _read(path)
-        known = ", ".join(map(str, rows.columns))
-        for name in (target, id_column, split_column, *drop):
-            if name is not None and name not in rows:
-                raise UsageError(f"{path} has no column {name!r}. It has: {known}")
+        path, self.id_column = Path(data_dir, table), id_column
+        self.separator, self.encoding = separator.replace("\\t", "\t"), encoding
+        rows = self._read(path, target, id_column, split_column, *drop)
         if (gone := rows.index[rows[target].isna()]).size:
             said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
-            raise ValueError(f"{path}: {said}. Rows to be told belong in a file of their own: predict --rows FILE")
+            raise UsageError(f"{path}: {said}. Rows to be told belong in a file of their own: predict --rows FILE")
         part = np.empty(len(rows), dtype=object)
         for name, indices in cut(len(rows), seed, val_fraction, test_fraction).items():
             part[indices.numpy()] = name
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:
             raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
+        inputs = [str(name) for name in rows if name not in (target, id_column, split_column, *drop)]
+        dates = {name: days for name in inputs if (days := _days(rows[name])) is not None}
         learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty:
             raise UsageError(f"{path}: no row is left to learn from")
-        self.id_column = id_column
-        self.columns: dict[str, dict[str, Any]] = {
-            str(name): _fit(learn[name], f"{path}: column {name!r}")
-            for name in rows
-            if name not in (target, id_column, split_column, *drop)
-        }
+        useless = {name: "is empty" for name in inputs if learn[name].isna().all()}
+        self.columns = {name: _fit(dates.get(name, rows[name])[learn.index]) for name in inputs if name not in useless}
+        for name in dates.keys() & self.columns:
+            self.columns[name]["unit"] = "days since 1970-01-01"
+        for name, fitted in self.columns.items():
+            if (texts := len(fitted.get("texts", ()))) > 100:
+                useless[name] = f"has {texts} different texts, too many for categories"
+        if useless:
+            said = ", ".join(f"{name!r} {why}" for name, why in useless.items())
+            raise UsageError(f"{path}: in the training part {said}: --drop {shlex.join((*drop, *useless))}")
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
         self.num_features = self.features.shape[1]
         told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
+        self.scale = 0.0, 1.0  # mean and deviation of a target that is scaled
         whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
         if task == "classes" or (task is None and whole):
             kinds = sorted(told.unique())
+            if split_column and (strange := sorted(set(kinds) - set(told[learn.index]))):
+                said = f"{split_column!r} leaves no row to learn from where {target!r} is"
+                raise UsageError(f"{path}: {said} {', '.join(map(str, strange))}")
             self.classes, self.num_classes = [str(one) for one in kinds], len(kinds)
             self.targets = torch.tensor([kinds.index(one) for one in told[mine.index]], dtype=torch.long)  # (N,)
         elif not _is_number(told):
             raise UsageError(f"--task number: {path} has texts in {target!r}")
         else:
-            mean, std = (told[learn.index].mean(), told[learn.index].std(ddof=0)) if scale_target else (0.0, 1.0)
-            self.targets = torch.tensor(((told[mine.index] - mean) / (std or 1.0)).to_numpy(np.float32))  # (N,)
-            self.preprocessing[target] = {"mean": float(mean), "std": float(std or 1.0)}
+            if scale_target:
+                self.scale = float(told[learn.index].mean()), float(told[learn.index].std(ddof=0)) or 1.0
+            mean, std = self.scale
+            self.targets = torch.tensor(((told[mine.index] - mean) / std).to_numpy(np.float32))  # (N,)
+            self.preprocessing[target] = {"mean": mean, "std": std}
             self.num_classes = 1  # one output, for the number
 
     def __len__(self) -> int:
@@ -113,17 +129,20 @@ class CsvTable(Dataset):
         """A whole batch at once."""
         return self.features[indices], self.targets[indices]
 
+    def inverse_transform(self, values: torch.Tensor) -> torch.Tensor:
+        """Numbers as the network tells them, (N, ...) -> in the unit of the file, which scale_target leaves."""
+        mean, std = self.scale
+        return values.float() * std + mean
+
     def open_rows(self, path: str) -> tuple[list[str], torch.Tensor]:
         """Names and features (N, F) of another table's rows.
 
         Raises:
-            UsageError: the file or a column is not there.
-            ValueError: a value is no number, and those to learn from were.
+            UsageError: the file or a column is not there or cannot be read, or a value is no number or date, and those
+                to learn from were.
         """
-        rows = _read(Path(path), [name for name, fitted in self.columns.items() if "texts" in fitted])
-        for name in (*self.columns, self.id_column):
-            if name is not None and name not in rows:
-                raise UsageError(f"{path} has no column {name!r}. It has: {', '.join(map(str, rows.columns))}")
+        texts = {name: str for name, fitted in self.columns.items() if "texts" in fitted}
+        rows = self._read(Path(path), *self.columns, self.id_column, texts=texts)
         return self._inputs(rows, path)
 
     def _inputs(self, rows: "pd.DataFrame", path: str) -> tuple[list[str], torch.Tensor]:
@@ -131,45 +150,60 @@ class CsvTable(Dataset):
         columns = [_apply(rows[name], fitted, f"{path}: column {name!r}") for name, fitted in self.columns.items()]
         return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 
+    def _read(self, path: Path, *wanted: str | None, texts: dict[str, Any] | None = None) -> "pd.DataFrame":
+        """texts: columns whose values are not to be taken for numbers, whatever they look like."""
+        if not path.is_file():
+            raise missing(path, "--data_dir, --table")
+        try:
+            import pandas as pd
 
-def _read(path: Path, texts: Iterable[str] = ()) -> "pd.DataFrame":
-    """texts: columns whose values are not to be taken for numbers, whatever they look like."""
-    if not path.is_file():
-        there = ", ".join(sorted(one.name for one in path.parent.glob("*") if one.is_file())) or "no file"
-        raise UsageError(f"there is no {path} (--data_dir, --table). {path.parent} has: {there}")
-    try:
-        import pandas as pd
-
-        if path.suffix == ".parquet":
-            rows = pd.read_parquet(path)
-        else:
-            rows = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(texts, str))
-    except ImportError:  # pandas, or pyarrow
-        raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    for name in rows:
-        if rows[name].isin([np.inf, -np.inf]).any():
-            raise ValueError(f"{path} has infinite values in {name!r}")
-    return rows
+            if path.suffix == ".parquet":
+                rows = pd.read_parquet(path).reset_index(drop=True)
+            else:
+                rows = pd.read_csv(path, sep=self.separator, encoding=self.encoding, dtype=texts, low_memory=False)
+        except ImportError:  # pandas, or pyarrow
+            raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
+        except (UnicodeError, LookupError) as error:
+            raise not_in(path, self.encoding, error) from None
+        except (ValueError, OSError) as error:
+            raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        if not rows.index.equals(pd.RangeIndex(len(rows))):
+            raise UsageError(f"{path} has more fields in its rows than in its head line: another --separator?")
+        if strange := [name for name in wanted if name is not None and name not in rows]:
+            raise no_column(path, strange[0], rows)
+        if endless := [name for name in rows if rows[name].isin([np.inf, -np.inf]).any()]:
+            raise UsageError(f"{path} has infinite values in {endless[0]!r}")
+        return rows
 
 
 def _is_number(column: "pd.Series") -> bool:
     return column.dtype.kind in "biuf"
 
 
-def _fit(column: "pd.Series", said: str) -> dict[str, Any]:
+def _days(column: "pd.Series") -> "pd.Series | None":
+    """Days since 1970-01-01 of a column of dates, None of any other."""
+    import pandas as pd
+
+    if column.dtype.kind == "M":
+        dates = pd.to_datetime(column, utc=True)
+    else:
+        texts = column.dropna().astype(str)
+        if (_is_number(column) and len(texts)) or not texts.str.fullmatch(DATE).all():
+            return None
+        try:
+            dates = pd.to_datetime(texts, utc=True, format="ISO8601").reindex(column.index)
+        except ValueError:  # such as 2024-02-30
+            return None
+    return (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+
+
+def _fit(column: "pd.Series") -> dict[str, Any]:
     """What a column of the training part says of itself."""
-    if column.isna().all():
-        raise UsageError(f"{said} is empty in the training part: --drop {column.name}")
     if _is_number(column):
         full = column.astype(float).fillna(median := float(column.median()))
         std = float(full.std(ddof=0))
         return {"median": median, "mean": float(full.mean()), "std": std or 1.0, "missing": bool(column.isna().any())}
-    texts = sorted(set(column.astype(object).where(column.notna(), "missing").astype(str)))
-    if len(texts) > 100:
-        raise UsageError(f"{said} has {len(texts)} different texts, too many for categories: --drop {column.name}")
-    return {"texts": texts}
+    return {"texts": sorted(set(column.astype(object).where(column.notna(), "missing").astype(str)))}
 
 
 def _apply(column: "pd.Series", fitted: dict[str, Any], said: str) -> np.ndarray:
@@ -177,10 +211,11 @@ def _apply(column: "pd.Series", fitted: dict[str, Any], said: str) -> np.ndarray
     if "texts" in fitted:
         texts = column.astype(object).where(column.notna(), "missing").astype(str).to_numpy(dtype=object)
         return texts[:, None] == np.array(fitted["texts"], dtype=object)
-    gone = column.isna().to_numpy()[:, None]
+    if "unit" in fitted and (column := _days(column)) is None:
+        raise UsageError(f"{said} is one of dates, such as 2024-05-31")
     try:
         values = column.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
-    except ValueError as error:
-        raise ValueError(f"{said} is one of numbers: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{said} is one of numbers: {error}") from None
     scaled = (values - fitted["mean"]) / fitted["std"]
-    return np.concatenate([scaled, gone], axis=1) if fitted["missing"] else scaled
+    return np.concatenate([scaled, column.isna().to_numpy()[:, None]], axis=1) if fitted["missing"] else scaled

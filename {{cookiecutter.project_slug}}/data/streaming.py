@@ -19,13 +19,16 @@ class Streaming(Dataset):
 
     A chunk is a row group. An epoch takes the chunks in a new order and mixes the items of `window` of them at a time,
     so that each is read once an epoch, by one rank (and by each of its workers, where --num_workers asks for such). In
-    memory are `window` chunks a process. An item is its row: every column a tensor, the last one the target; images of
-    bytes (C, H, W) come as floats in 0..1. Such files are written, from any dataset, by
+    memory are `window` chunks a process. An item is its row: every column a tensor, the last one the target, a class or
+    a number; images of bytes (C, H, W) come as floats in 0..1. Where all columns before the target are single numbers,
+    they come as one tensor (F,) of floats. An index that pandas keeps in the file is left out. Such files are written
+    by pandas' `to_parquet`, and, from any dataset, by
 
         Streaming.write(dataset, "datasets/train")
 
-    It knows `num_classes`, from the files' statistics, and of the first column `in_channels` and `img_size`, or
-    `num_features`. Sources: https://parquet.apache.org; pyarrow, whose file systems take s3:// and gs:// addresses.
+    It knows `num_classes`, from the files' statistics, or 1 for a target that is a number, and of the first input
+    `in_channels` and `img_size`, or `num_features`. Sources: https://parquet.apache.org; pyarrow, whose file systems
+    take s3:// and gs:// addresses.
     """
 
     def __init__(self, split: str, data_dir: str = "datasets", window: int = 4) -> None:
@@ -38,7 +41,8 @@ class Streaming(Dataset):
 
         Raises:
             UsageError: pyarrow is not there; window is below 1; there are no such files.
-            ValueError: a file is broken, or has other columns than the first; the message names it.
+            ValueError: a file is broken, has other columns than the first, or a column that is no numbers; the message
+                names it.
         """
         if window < 1:
             raise UsageError(f"--window {window} should be at least 1")
@@ -47,22 +51,28 @@ class Streaming(Dataset):
         self._about: dict[str, Any] = {}  # what the end of each file says
         self.chunks: list[tuple[str, int]] = []  # file and row group
         self._held: OrderedDict[int, list[Tensor]] = OrderedDict()  # chunks in memory, the one used last at the end
-        sizes, schema, greatest = list[int](), None, list[Any]()
+        self._columns: list[tuple[Any, ...]] = []
+        sizes, greatest = list[int](), list[Any]()
         for path in paths:
             file = _opened(self._store, path)
-            schema, self._about[path] = schema or file.schema_arrow, file.metadata
-            if not file.schema_arrow.equals(schema, check_metadata=True):
+            columns, self._about[path] = _columns(file.schema_arrow), file.metadata
+            self._columns = self._columns or columns
+            if columns != self._columns:
                 raise ValueError(f"{path}: its columns are not those of {paths[0]}")
-            for number in range(file.num_row_groups):
-                group = file.metadata.row_group(number)
-                self.chunks.append((path, number))
-                sizes.append(group.num_rows)
-                found = group.column(group.num_columns - 1).statistics
-                greatest.append(found.max if found is not None and found.has_min_max else None)
+            target = f"{columns[-1][0]}."  # of lists, the numbers are at target.list.element
+            at = max(at for at in range(len(file.schema)) if f"{file.schema.column(at).path}.".startswith(target))
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            self.chunks += [(path, number) for number in range(len(groups))]
+            sizes += [group.num_rows for group in groups]
+            found = [group.column(at).statistics for group in groups]
+            greatest += [one.max if one is not None and one.has_min_max else None for one in found]
         self.starts = [0, *accumulate(sizes)]
+        item = self[0] if len(self) else (torch.empty(0, 0),)
+        shape = item[0].shape
         if sizes and all(isinstance(one, int) for one in greatest):
             self.num_classes = max(greatest) + 1
-        shape = self[0][0].shape if sizes else ()
+        elif item[-1].is_floating_point() and not item[-1].dim():
+            self.num_classes = 1  # one output, for the number
         if len(shape) == 3:
             self.in_channels, self.img_size = shape[0], shape[2]
         elif len(shape) == 1:
@@ -104,11 +114,11 @@ class Streaming(Dataset):
 
             path, number = self.chunks[chunk]
             try:
-                table = _opened(self._store, path, self._about[path]).read_row_group(number)
-                columns = [_tensor(table, name) for name in table.column_names]
-            except (OSError, ArrowException, ValueError, TypeError) as error:  # the latter two: of what is no number
+                names = [name for name, *_ in self._columns]
+                table = _opened(self._store, path, self._about[path]).read_row_group(number, names)
+                self._held[chunk] = _fed([_tensor(table, name) for name in names])
+            except (OSError, ArrowException, ValueError) as error:  # the last one: of what is no number
                 raise ValueError(f"{path}: its row group {number} cannot be read: {error}") from None
-            self._held[chunk] = columns
             self.reads += 1
         self._held.move_to_end(chunk)
         return self._held[chunk]
@@ -143,8 +153,7 @@ def _files(folder: str) -> tuple[Any, list[str]]:
         from pyarrow import fs
     except ImportError:
         raise UsageError('data/streaming.py needs pyarrow: pip install -e ".[streaming]"') from None
-    there = "://" in folder
-    store, inside = fs.FileSystem.from_uri(folder) if there else (fs.LocalFileSystem(), folder)
+    store, inside = fs.FileSystem.from_uri(folder) if "://" in folder else (fs.LocalFileSystem(), folder)
     found = store.get_file_info(fs.FileSelector(inside, allow_not_found=True))
     if not (paths := sorted(one.path for one in found if one.path.endswith(".parquet"))):
         raise UsageError(f"{folder} has no files *.parquet; Streaming.write(dataset, folder) makes them")
@@ -159,6 +168,12 @@ def _opened(store: Any, path: str, about: Any = None) -> Any:
         return parquet.ParquetFile(store.open_input_file(path), metadata=about, page_checksum_verification=True)
     except (OSError, ArrowException) as error:
         raise ValueError(f"{path} is no Parquet file, or is cut short: {error}") from None
+
+
+def _columns(schema: Any) -> list[tuple[Any, ...]]:
+    """Name, type and own metadata of the columns, less those in which pandas keeps its index."""
+    indices, own = (schema.pandas_metadata or {}).get("index_columns", []), (b"shape", b"dtype")
+    return [(one.name, one.type, *map((one.metadata or {}).get, own)) for one in schema if one.name not in indices]
 
 
 def _table(columns: list[np.ndarray]) -> Any:
@@ -188,9 +203,18 @@ def _tensor(table: Any, name: str) -> Tensor:
         width = column.type.byte_width
         raw = bytearray(column.buffers()[1][column.offset * width : (column.offset + len(column)) * width])
         return torch.frombuffer(raw, dtype=getattr(torch, about[b"dtype"].decode())).view(len(column), *shape)
-    if hasattr(column, "to_numpy_ndarray"):
-        return torch.from_numpy(column.to_numpy_ndarray().copy())
-    values = column.to_numpy(zero_copy_only=False)
-    if values.dtype == object:
-        values = np.stack(values)
-    return torch.from_numpy(np.array(values))
+    try:
+        values = column.to_numpy_ndarray() if hasattr(column, "to_numpy_ndarray") else column.to_numpy(False)
+        return torch.from_numpy(np.array(np.stack(values) if values.dtype == object else values))
+    except (TypeError, ValueError):
+        wanted = "numbers are wanted, or lists of numbers that are all as long"
+        raise ValueError(f"{name} is of type {column.type}: {wanted}") from None
+
+
+def _fed(columns: list[Tensor]) -> list[Tensor]:
+    """Columns (N, ...) as networks take them: floats in single precision, classes as int64, and as one input (N, F)
+    what are single numbers all."""
+    *inputs, target = (one.float() if one.dtype == torch.float64 else one for one in columns)
+    if inputs and all(one.dim() == 1 for one in inputs):
+        inputs = [torch.stack([one.float() for one in inputs], 1)]  # (N, F)
+    return [*inputs, target if target.is_floating_point() or target.dim() > 1 else target.long()]

@@ -1,6 +1,7 @@
 """TextLines: short texts in a .tsv or .csv file, one a row, with a label or with a text to be made of them."""
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,9 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.cut import cut
-from engine.discovery import UsageError
+from engine.discovery import UsageError, missing, no_column, not_in
 
 UNKNOWN, END = 1, 2
+# Ideographs, kana, and the punctuation that goes with them: what is written without blanks.
+ALONE = "\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff5b-\uff9f\U00020000-\U0003ffff"
+WORD = re.compile(f"[{ALONE}]|[^\\s{ALONE}]+")
+BLANK = re.compile(f"(?<=[{ALONE}]) (?=[{ALONE}])")
 
 
 class Row(NamedTuple):
@@ -28,7 +33,12 @@ class TextLines(Dataset):
     0 pads, in a batch up to its longest text; 1 stands for a token that the training part does not have, 2 ends a
     target text. The vocabulary is that of the training part alone. It follows from the file, the seed and the
     fractions, so that a run that goes on has the same; `export` writes it to labels.json as `preprocessing`, and
-    `predict --rows FILE` reads other texts by it.
+    `predict --rows FILE` reads other texts by it, in the same encoding. An exported network takes texts of
+    `max_length` numbers, (B, T).
+
+    In a .csv file, quotes may hold a text that has separators or ends of lines in it; in a .tsv file they are letters
+    like any other. Words are found as in J. Devlin et al., "BERT: Pre-training of deep bidirectional transformers for
+    language understanding", 2019: what stands between blanks, and each Chinese character or kana by itself.
     """
 
     end_id = END
@@ -45,6 +55,8 @@ class TextLines(Dataset):
         max_length: int = 64,
         min_count: int = 1,
         max_vocabulary: int = 20_000,
+        separator: str | None = None,
+        encoding: str = "utf-8",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int = 0,
@@ -58,25 +70,32 @@ class TextLines(Dataset):
             text_column: the texts.
             target_column: their labels, or the texts to be made of them.
             pairs: the targets are texts too.
-            tokens: words are what stands between blanks.
+            tokens: words are what stands between blanks, and each Chinese character or kana by itself.
             lowercase: take capitals for small letters.
             max_length: tokens of a text that are read, T; the rest of a longer one is cut off.
             min_count: tokens that are rarer in the training part count as unknown.
             max_vocabulary: only so many tokens, the most frequent ones, are known.
+            separator: one character between columns, none for a tab in a .tsv file and a comma in others.
+            encoding: of the file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none, where there is one file.
             test_fraction: share of the rows for the test, where there is one file.
             seed: the cut follows from it.
             data_dir: folder in which the file lies.
 
         Raises:
-            UsageError: the file or a column is not there.
-            ValueError: a text is empty, a target text is too long, or a label is none of those to learn from.
+            UsageError: the file or a column is not there or cannot be read; a text or a label is empty, a target text
+                too long, a label none of those to learn from, or max_length below 1.
         """
+        if max_length < 1:
+            raise UsageError(f"--max_length {max_length} should be at least 1")
         self.tokens, self.lowercase, self.max_length = tokens, lowercase, max_length
-        learn = _read(Path(data_dir, file.replace("{split}", "train")), text_column, target_column)
+        self.separator, self.encoding, self.text_column = separator, encoding, text_column
+        learn = self._read(Path(data_dir, file.replace("{split}", "train")), target_column)
+        if not learn:
+            raise UsageError(f"{Path(data_dir, file.replace('{split}', 'train'))} has no row below its head line")
         labels = sorted({row.target for row in learn})
         if "{split}" in file:
-            mine = _read(Path(data_dir, file.replace("{split}", split)), text_column, target_column)
+            mine = self._read(Path(data_dir, file.replace("{split}", split)), target_column)
         else:
             parts = cut(len(learn), seed, val_fraction, test_fraction)
             mine = [learn[at] for at in parts[split]]
@@ -89,18 +108,19 @@ class TextLines(Dataset):
         self.vocabulary_size = len(self.vocabulary)
         self._numbers = {token: number for number, token in enumerate(self.vocabulary) if number > END}
         self.preprocessing: dict[str, Any] = {"tokens": tokens, "lowercase": lowercase, "vocabulary": self.vocabulary}
-        self.text_column, self.texts = text_column, self._inputs(mine)  # (N, T)
+        self.preprocessing |= {"max_length": max_length, "padding": 0, "unknown": UNKNOWN, "end": END}
+        self.texts = self._inputs(mine)  # (N, T)
         if not pairs:
             self.classes = labels
             if strange := [row for row in mine if row.target not in labels]:
-                raise ValueError(f"{strange[0].where}: {strange[0].target!r} is no label to learn: {', '.join(labels)}")
+                raise UsageError(f"{strange[0].where}: {strange[0].target!r} is no label to learn: {', '.join(labels)}")
             self.targets = torch.tensor([labels.index(row.target) for row in mine])  # (N,)
             return
         self.targets = torch.zeros_like(self.texts)
         for text, row in zip(self.targets, mine, strict=True):
             numbers = [*self.encode(row.target), END]
             if len(numbers) > max_length:
-                raise ValueError(f"{row.where}: the target has {len(numbers)} tokens with its end: --max_length")
+                raise UsageError(f"{row.where}: the target has {len(numbers)} tokens with its end: --max_length")
             text[: len(numbers)] = torch.tensor(numbers)
 
     def __len__(self) -> int:
@@ -118,10 +138,9 @@ class TextLines(Dataset):
         """Where each text of another file stands, and the texts (N, T).
 
         Raises:
-            UsageError: the file or the column of the texts is not there.
-            ValueError: a text is empty.
+            UsageError: the file or the column of the texts is not there or cannot be read, or a text is empty.
         """
-        rows = _read(Path(path), self.text_column)
+        rows = self._read(Path(path))
         return [row.where for row in rows], self._inputs(rows).long()
 
     def _inputs(self, rows: list[Row]) -> torch.Tensor:
@@ -129,14 +148,14 @@ class TextLines(Dataset):
         for text, row in zip(texts, rows, strict=True):
             numbers = self.encode(row.text)[: self.max_length]
             if not numbers:
-                raise ValueError(f"{row.where}: the text is empty")
+                raise UsageError(f"{row.where}: the text is empty")
             text[: len(numbers)] = torch.tensor(numbers)
         return texts
 
     def apart(self, text: str) -> list[str]:
         """The tokens of a text."""
         text = text.lower() if self.lowercase else text
-        return text.split() if self.tokens == "words" else list(text)
+        return WORD.findall(text) if self.tokens == "words" else list(text)
 
     def encode(self, text: str) -> list[int]:
         """The numbers of its tokens."""
@@ -145,17 +164,39 @@ class TextLines(Dataset):
     def decode(self, numbers: list[int]) -> str:
         """The text of numbers, up to its end or padding."""
         ends = next((at for at, number in enumerate(numbers) if number in (0, END)), len(numbers))
-        return (" " if self.tokens == "words" else "").join(self.vocabulary[number] for number in numbers[:ends])
+        words = [self.vocabulary[number] for number in numbers[:ends]]
+        return BLANK.sub("", " ".join(words)) if self.tokens == "words" else "".join(words)
 
-
-def _read(path: Path, text: str, target: str = "") -> list[Row]:
-    if not path.is_file():
-        there = ", ".join(sorted(one.name for one in path.parent.glob("*") if one.is_file())) or "no file"
-        raise UsageError(f"there is no {path} (--data_dir, --file). {path.parent} has: {there}")
-    tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, **tabs)
-        for name in filter(None, (text, target)):
-            if name not in (reader.fieldnames or []):
-                raise UsageError(f"{path} has no column {name!r}. It has: {', '.join(reader.fieldnames or [])}")
-        return [Row(row[text] or "", row.get(target) or "", f"{path.name}:{reader.line_num}") for row in reader]
+    def _read(self, path: Path, target_column: str = "") -> list[Row]:
+        if not path.is_file():
+            raise missing(path, "--data_dir, --file")
+        separator = (self.separator or ("\t" if path.suffix == ".tsv" else ",")).replace("\\t", "\t")
+        if len(separator) != 1:
+            raise UsageError(f"--separator {separator!r} should be one character")
+        csv.field_size_limit(2**31 - 1)  # a text may be long
+        rows, line = list[Row](), 0
+        try:
+            encoding = "utf-8-sig" if self.encoding == "utf-8" else self.encoding  # Excel begins a file with a mark
+            with path.open(encoding=encoding, newline="") as lines:
+                quotes: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+                reader = csv.reader(lines, delimiter=separator, strict=True, **quotes)
+                head = next(reader, [])
+                wanted = [name for name in (self.text_column, target_column) if name]
+                if strange := [name for name in wanted if name not in head]:
+                    raise no_column(path, strange[0], head) if head else UsageError(f"{path} is empty")
+                line = reader.line_num
+                for fields in reader:
+                    where, line = f"{path.name}:{line + 1}", reader.line_num
+                    if any(fields[len(head) :]):
+                        raise UsageError(f"{where} has {len(fields)} fields, and the head line {len(head)}")
+                    found = dict(zip(head, fields, strict=False))
+                    row = Row(found.get(self.text_column, ""), found.get(target_column, ""), where)
+                    if fields and target_column and not row.target.strip():
+                        said = "Rows to be told belong in a file of their own: predict --rows FILE"
+                        raise UsageError(f"{where} has no {target_column!r}. {said}")
+                    rows += [row] if fields else []
+        except csv.Error as error:
+            raise UsageError(f"{path}:{line + 1}: {error}") from None
+        except (UnicodeError, LookupError) as error:
+            raise not_in(path, self.encoding, error) from None
+        return rows

@@ -70,13 +70,18 @@ class Parted(LightningDataModule):
         """The "train", "val" or "test" part, built when first asked for; None where `--val_fraction` is 0.
 
         Raises:
+            UsageError: it has more classes than the train part.
             ValueError: the part is empty.
         """
         if name not in self._parts:
             self.prepare()
             self._build(name)
-            for part in self._parts.values():
+            learnt = _classes(self._parts.get("train"))
+            for other, part in self._parts.items():
                 targets.check(part)
+                if learnt and (_classes(part) or 0) > learnt:
+                    said = f"has {_classes(part)} classes, and the train part {learnt}: the others are never learnt"
+                    raise UsageError(f"the {other} part of {self.dataset_class.__name__} {said}")
         part = self._parts[name]
         if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
             how = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
@@ -110,9 +115,7 @@ class Parted(LightningDataModule):
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
         built = [part for part in self._parts.values() if part is not None]
         part = base(built[0] if built else self.part("train"))
-        if name == "num_classes" and not hasattr(part, name) and hasattr(part, "classes"):
-            return len(part.classes)
-        return getattr(part, name, None)
+        return _classes(part) if name == "num_classes" else getattr(part, name, None)
 
     def _build(self, name: str) -> None:
         if "split" in self._takes and self.fold:
@@ -139,6 +142,11 @@ class Parted(LightningDataModule):
         if self.fold:
             parts = zip(("train", "val"), self.fold(dataset, found["train"].tolist(), self.seed), strict=True)
             self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
+
+
+def _classes(part: Any) -> Any:
+    part = base(part)
+    return getattr(part, "num_classes", len(part.classes) if hasattr(part, "classes") else None)
 
 
 def _numbers(indices: torch.Tensor) -> "array[int]":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from engine.discovery import UsageError
 from model.model_interface import MInterface
 
 
@@ -46,6 +47,8 @@ class EncoderDecoder(MInterface):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         source, target = batch
+        if target.dim() != 2:
+            raise UsageError("EncoderDecoder makes texts of texts, not classes: --pairs, where the data has that flag")
         logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])

@@ -78,7 +78,7 @@ def test_a_target_that_is_a_text() -> None:
     assert pairs.texts.tolist() == [[3, 4, 0]]
     assert pairs.targets.tolist() == [[4, 3, 2]]
     assert pairs.decode([4, 3, 2]) == "b a"
-    with pytest.raises(ValueError, match=re.escape("texts.tsv:2: the target has 3 tokens with its end: --max_length")):
+    with pytest.raises(UsageError, match=re.escape("texts.tsv:2: the target has 3 tokens with its end: --max_length")):
         texts(**given, max_length=2)
 
 
@@ -101,13 +101,97 @@ def test_mistakes_about_texts_are_named(said: str, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("yes\t ", "val.tsv:2: the text is empty"), ("maybe\ta", "val.tsv:2: 'maybe' is no label to learn: no, yes")],
+    [
+        ("yes\t ", "val.tsv:2: the text is empty"),
+        ("maybe\ta", "val.tsv:2: 'maybe' is no label to learn: no, yes"),
+        ("\ta", "val.tsv:2 has no 'label'. Rows to be told belong in a file of their own: predict --rows FILE"),
+        ("yes\ta\tb", "val.tsv:2 has 3 fields, and the head line 2"),
+    ],
 )
 def test_a_row_that_says_nothing_is_named(line: str, said: str) -> None:
     Path("train.tsv").write_text("label\ttext\nno\ta\nyes\tb\n")
     Path("val.tsv").write_text(f"label\ttext\n{line}\n")
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)):
         texts(split="val", file="{split}.tsv")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_row_without_a_target_is_only_to_be_told(pairs: bool) -> None:
+    Path("texts.tsv").write_text("text\tlabel\na b\tb a\n")
+    read = texts(pairs=pairs, val_fraction=0, test_fraction=0)
+    Path("texts.tsv").write_text("text\tlabel\na b\tb a\nb\n")  # the tab is not there
+    ids, found = read.open_rows("texts.tsv")
+    assert (ids, found[:, :3].tolist()) == (["texts.tsv:2", "texts.tsv:3"], [[3, 4, 0], [4, 0, 0]])
+    with pytest.raises(UsageError, match=r"texts\.tsv:3 has no 'label'"):
+        texts(pairs=pairs, val_fraction=0, test_fraction=0)
+
+
+BROKEN: dict[str, tuple[bytes, list[str]]] = {
+    "texts.csv is empty": (b"", []),
+    "texts.csv has no row below its head": (b"text,label\n", []),
+    "It has: text;label. If ';' separates them: --separator ';'": (b"text;label\na;b\n", []),
+    "It has: text\tlabel. If '\\t' separates them: --separator '\\t'": (b"text\tlabel\na\tb\n", []),
+    "--separator ';;' should be one character": (b"text;label\na;b\n", ["--separator", ";;"]),
+    "texts.csv is not utf-8: --encoding gbk, say": ("text,label\n好,b\n".encode("gbk"), []),
+    "texts.csv is not gbk: --encoding utf-8, say": ("text,label\n好,b\n".encode(), ["--encoding", "gbk"]),
+    "--encoding utf-9: there is no such encoding": (b"text,label\na,b\n", ["--encoding", "utf-9"]),
+    "texts.csv:3: unexpected end of data": (b'text,label\na,b\n"c,d\ne,f\n', []),
+    "--max_length 0 should be at least 1": (b"text,label\na,b\n", ["--max_length", "0"]),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_a_file_of_another_kind_is_named(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("data.text_lines")
+    pytest.importorskip("model.lstm")
+    Path("texts.csv").write_bytes(BROKEN[said][0])
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*gallery.QUICK, *TEXTS, "--model_name", "lstm", "--file", "texts.csv", *BROKEN[said][1]])
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_and_one_of_many_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no nowhere/texts\.tsv: no folder nowhere "):
+        texts(data_dir="nowhere")
+    for at in range(12):
+        Path(f"{at:02}.txt").touch()
+    with pytest.raises(UsageError, match=r"has: 00\.txt, .*, 09\.txt and 2 more$"):
+        texts(data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "separator", "encoding"),
+    [
+        ("texts.csv", ";", "gbk"),
+        ("texts.csv", r"\t", "utf-16"),
+        ("texts.tsv", None, "utf-8-sig"),
+        ("texts.tsv", "|", "utf-8"),
+    ],
+)
+def test_files_of_many_kinds_say_the_same(file: str, separator: str | None, encoding: str) -> None:
+    between = {r"\t": "\t", None: "\t"}.get(separator, separator)
+    Path(file).write_bytes(f"text{between}label\r\n你好 a{between}是\r\n".encode(encoding))
+    read = texts(file=file, separator=separator, encoding=encoding, val_fraction=0, test_fraction=0)
+    assert (read.vocabulary[3:], read.classes) == (["a", "你", "好"], ["是"])
+    assert read.open_rows(file)[1][:, :4].tolist() == [[4, 5, 3, 0]]
+
+
+def test_a_row_is_where_it_begins_and_may_be_long() -> None:
+    Path("texts.csv").write_text(f'text,label\n"a\nb",x\n\n"{"c" * 200_000}\n""d""",y\ne,x\n')
+    ids, found = texts(file="texts.csv", val_fraction=0, test_fraction=0).open_rows("texts.csv")
+    assert ids == ["texts.csv:2", "texts.csv:5", "texts.csv:7"]
+    assert (found != 0).sum(1).tolist() == [2, 2, 1]
+
+
+def test_what_is_written_without_blanks_comes_apart() -> None:
+    Path("texts.tsv").write_text(
+        "text\tlabel\n我用 GPU训练、very fast。\tx\nカナ한글 ab\tカナ한글 ab\n", encoding="utf-8"
+    )
+    learn = texts(val_fraction=0, test_fraction=0)
+    assert learn.apart("我用 GPU训练、very fast。") == "我 用 GPU 训 练 、 very fast 。".split()
+    assert learn.apart("カナ한글 ab\u3000𠀀") == "カ ナ 한글 ab 𠀀".split()
+    assert learn.decode(learn.encode("我用 GPU训练、very fast。")) == "我用 GPU 训练、 very fast 。"
+    assert learn.decode(learn.encode("very 𠀀 用")) == "very <unknown> 用"
 
 
 def rows(*flags: str) -> list[dict[str, str]]:
@@ -129,7 +213,9 @@ def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
     torch.testing.assert_close(exported(torch.cat([alone, other]))[:1], exported(alone))
     labels = json.loads((RUN / "labels.json").read_text())
     assert labels["classes"] == ["back", "forth"]
-    assert set(labels["preprocessing"]["vocabulary"][3:]) == set("abcdef")
+    assert set(labels["preprocessing"].pop("vocabulary")[3:]) == set("abcdef")
+    said = {"tokens": "words", "lowercase": False, "max_length": 8, "padding": 0, "unknown": 1, "end": 2}
+    assert labels["preprocessing"] == said
     lines = Path("texts.tsv").read_text().splitlines()
     found = rows()
     texts = [lines[int(row["id"].split(":")[1]) - 1].split("\t")[1] for row in found]
@@ -204,6 +290,15 @@ def test_an_encoder_decoder_goes_on() -> None:
     pytest.importorskip("model.encoder_decoder")
     write_backwards(300)
     gallery.goes_on(*REWRITER, "--teacher_forcing", "0.5")
+
+
+def test_an_encoder_decoder_wants_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("data.text_lines")
+    pytest.importorskip("model.encoder_decoder")
+    write_orders(20)
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*gallery.QUICK, *TEXTS, "--model_name", "encoder_decoder", "--max_epochs", "1"])
+    assert "EncoderDecoder makes texts of texts, not classes: --pairs" in capsys.readouterr().err
 
 
 def test_it_reads_what_it_should() -> None:

@@ -156,10 +156,77 @@ def test_other_files_are_read_too(streaming: Any) -> None:
     size, shape, label = read[1]
     assert (size, shape.tolist(), label) == (2.5, [3.0, 4.0], 4)
     assert read.num_classes == 5
-    for values, wrong in (([1.0, None], "size has 1 missing values"), (["a", "b"], "can't convert")):
+    wanted = "numbers are wanted, or lists of numbers that are all as long"
+    for values, wrong in (
+        ([1.0, None], "size has 1 missing values"),
+        (["a", "b"], f"size is of type string: {wanted}"),
+        (np.array([0, 1], "datetime64[ms]"), rf"size is of type timestamp\[ms\]: {wanted}"),
+        ([[1.0], [1.0, 2.0]], f"size is of type list<.*>: {wanted}"),
+    ):
         parquet.write_table(pa.table({"size": values, "label": [0, 4]}), "other/train/a.parquet")
         with pytest.raises(ValueError, match=f"other/train/a.parquet: its row group 0 cannot be read: {wrong}"):
             streaming("train", "other")
+
+
+def write_plain(rows: int = 60, classes: int = 2, part: str = "train", number: bool = False) -> Any:
+    """A table of pandas, a third of its rows a file; the target follows from both columns."""
+    pandas = pytest.importorskip("pandas")
+    draw = np.random.default_rng(0)
+    table = pandas.DataFrame({"size": draw.normal(size=rows), "count": draw.integers(0, 5, rows)})
+    told = table["size"] + table["count"] if number else table.index % classes
+    table["target"] = told if number else np.asarray(told, np.int32)
+    Path("plain", part).mkdir(parents=True)
+    for at in range(3):
+        table.iloc[at * rows // 3 : (at + 1) * rows // 3].to_parquet(f"plain/{part}/{at}.parquet")
+    return table
+
+
+def test_a_table_of_numbers_that_pandas_wrote_is_one_tensor(streaming: Any) -> None:
+    table = write_plain()
+    read = streaming("train", "plain")
+    assert (len(read), read.num_features, read.num_classes) == (60, 2, 2)
+    inputs, targets = read.__getitems__(list(range(60)))
+    assert (inputs.dtype, targets.dtype) == (torch.float32, torch.long)
+    np.testing.assert_allclose(inputs, table[["size", "count"]], rtol=1e-6)
+    assert targets.tolist() == table["target"].tolist()
+
+
+def test_the_index_of_pandas_is_no_column(streaming: Any) -> None:
+    table = write_plain()
+    for path in Path("plain/train").glob("*"):
+        path.unlink()
+    table.index = table.index + 100  # greater than any class
+    table.sample(frac=1, random_state=0).to_parquet("plain/train/0.parquet")  # as __index_level_0__, behind the target
+    table.rename_axis("name").set_index(table.index.astype(str), append=True).to_parquet("plain/train/1.parquet")
+    read = streaming("train", "plain")
+    assert (len(read), read.num_features, read.num_classes) == (120, 2, 2)
+    np.testing.assert_allclose(read.__getitems__(list(range(60, 120)))[0], table[["size", "count"]], rtol=1e-6)
+
+
+def test_a_number_is_told(streaming: Any) -> None:
+    for part in ("train", "val", "test"):
+        write_plain(600, part=part, number=True)
+    read = streaming("train", "plain")
+    assert (read.num_classes, read[0][1].dtype, read[0][1].shape) == (1, torch.float32, ())
+    flags = [*QUICK, *NET, "--data_dir", "plain", "--loss", "mse_loss", "--metrics", "r2", "--lr", "0.01"]
+    assert main.main([*flags, "--max_epochs", "20"])["test_r2"] > 0.9  # the mean: 0
+
+
+def test_floats_in_double_come_in_single_precision(streaming: Any) -> None:
+    points = torch.randn(6, 2, 3, dtype=torch.float64)
+    streaming.write(torch.utils.data.TensorDataset(points, points[:, 0]), "double/train", chunk_items=4)
+    point, target = streaming("train", "double")[5]
+    assert torch.equal(point, points[5].float())
+    assert torch.equal(target, points[5, 0].float())
+
+
+def test_a_class_that_is_never_learnt_is_refused(streaming: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, classes in (("train", 2), ("val", 3), ("test", 2)):
+        write_plain(classes=classes, part=part)
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*QUICK, *NET, "--data_dir", "plain", "--max_epochs", "1"])
+    said = "the val part of Streaming has 3 classes, and the train part 2: the others are never learnt"
+    assert said in capsys.readouterr().err
 
 
 def spoil(path: Path) -> None:
