@@ -13,7 +13,7 @@ ANSWERS = {
 MINIMAL = ("data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_examples.py")
 GALLERY = (
     *("data/image_folder.py", "data/paired_images.py", "data/csv_table.py", "data/text_lines.py"),
-    *("data/video_frames.py", "data/streaming.py", "engine/pixels.py"),
+    *("data/video_frames.py", "data/streaming.py", "engine/pixels.py", "engine/tables.py"),
     *("model/mlp.py", "model/resnet.py", "model/vit_small.py", "model/unet.py", "model/super_resolution.py"),
     *("model/lstm.py", "model/vae.py", "model/gan.py", "model/encoder_decoder.py"),
     *("tests/gallery.py", "tests/test_gallery_images.py", "tests/test_gallery_sequences.py"),

@@ -38,7 +38,7 @@ MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py", "tests/test_exam
 GALLERY = set(
     """
 data/csv_table.py data/image_folder.py data/paired_images.py data/streaming.py data/text_lines.py data/video_frames.py
-engine/pixels.py
+engine/pixels.py engine/tables.py
 model/encoder_decoder.py model/gan.py model/lstm.py model/mlp.py model/resnet.py model/super_resolution.py
 model/unet.py model/vae.py model/vit_small.py tests/gallery.py tests/test_gallery_generative.py
 tests/test_gallery_images.py tests/test_gallery_ranks.py tests/test_gallery_sequences.py tests/test_gallery_streams.py

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.cut import cut
-from engine.discovery import UsageError, missing, no_column, not_in
+from engine.discovery import UsageError
+from engine.tables import missing, no_column, not_in
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.cut import cut
-from engine.discovery import UsageError, missing, no_column, not_in
+from engine.discovery import UsageError
+from engine.tables import missing, no_column, not_in
 
 UNKNOWN, END = 1, 2
 # Ideographs, kana, and the punctuation that goes with them: what is written without blanks.

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from engine import discovery
 
+_ALIKE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # of outputs in the shape of the targets
+
 
 def load(name: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     """The function (output, target) -> mean loss.
@@ -16,4 +18,12 @@ def load(name: str, options: dict[str, Any]) -> Callable[..., Tensor]:
     options: further arguments of the function, such as `label_smoothing`.
     """
     function = discovery.find("model", name).load() if "." in name else getattr(functional, name)
-    return partial(function, **options) if options else function
+    function = partial(function, **options) if options else function
+    return partial(_alike, name, function) if name in _ALIKE else function
+
+
+def _alike(name: str, function: Callable[..., Tensor], output: Tensor, target: Tensor) -> Tensor:
+    if output.shape != target.shape:  # torch would spread one of them over the other
+        said = f"the network gives {tuple(output.shape)}, and the targets are {tuple(target.shape)}"
+        raise discovery.UsageError(f"--loss {name}: {said}")
+    return function(output, target)

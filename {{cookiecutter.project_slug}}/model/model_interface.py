@@ -68,7 +68,6 @@ class MInterface(Measured):
         # The output is one logit for each question; what goes into binary_cross_entropy is a share already.
         self.answers_yes_or_no = kind == "questions" and loss != "binary_cross_entropy"
         self.loss_name, self.class_weights = loss, class_weights
-        self._alike = loss in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # of outputs as the targets are
         self.lr, self.lr_scale = lr, lr_scale
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
@@ -125,9 +124,6 @@ class MInterface(Measured):
             output = output.squeeze(-1)  # one value for each item: (B, 1) -> (B,)
         if stage != "train":
             self.last_output = output.detach()
-        if self._alike and output.shape != target.shape:  # torch would spread one of them over the other
-            said = f"the network gives {tuple(output.shape)}, and the targets are {tuple(target.shape)}"
-            raise UsageError(f"--loss {self.loss_name}: {said}")
         loss = self.loss(output, target)
         if self.classifies and target.is_floating_point():
             target = target.argmax(dim=1)  # of mixed classes the one with the greatest share

@@ -148,7 +148,12 @@ def test_a_number_is_told() -> None:
     more = ["--loss", "mse_loss", "--scale_target", "--metrics", "mae", "r2"]
     metrics = main.main([*flags, *more, "--max_epochs", "15"])
     assert metrics["test_r2"] > 0.9  # the mean: 0
-    assert gallery.predicts().shape == (60, 1)
+    predicted = gallery.predicts()  # in the unit of the file
+    assert predicted.shape == (60, 1)
+    lines = Path("table.csv").read_text().splitlines()
+    names = Path("lightning_logs/version_0/predictions.txt").read_text().split()
+    true = np.array([float(lines[int(name) + 1].split(",")[3]) for name in names])
+    assert np.square(predicted[:, 0] - true).mean() == pytest.approx((1 - metrics["test_r2"]) * true.var(), rel=1e-3)
 
 
 def test_parquet_says_the_same_as_csv(small: dict[str, Any]) -> None:
