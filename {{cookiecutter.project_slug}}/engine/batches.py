@@ -43,13 +43,13 @@ class Placed(Dataset[Any]):
 
     def __getitems__(self, indices: Indices) -> Any:
         reseed(*indices.place)
-        data, which = _uncut(self.dataset, list(indices))
+        data, which = uncut(self.dataset, list(indices))
         return data.__getitems__(which) if hasattr(data, "__getitems__") else one_by_one(data, which)
 
 
 def one_by_one(data: Any, which: list[int]) -> list[Any]:
     """The items of those indices; a user's own exception goes on as it is, with the item's number."""
-    data, which = _uncut(data, which)
+    data, which = uncut(data, which)
     items = []
     for index in which:
         try:
@@ -60,7 +60,7 @@ def one_by_one(data: Any, which: list[int]) -> list[Any]:
     return items
 
 
-def _uncut(data: Any, which: list[int]) -> tuple[Any, list[int]]:
+def uncut(data: Any, which: list[int]) -> tuple[Any, list[int]]:
     """The dataset that a part was cut from, and where those items of the part are in it."""
     while isinstance(data, Subset):
         data, which = data.dataset, [data.indices[index] for index in which]

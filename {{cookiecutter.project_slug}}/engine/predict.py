@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import Subset
 
+from engine.batches import uncut
 from engine.discovery import UsageError
 from engine.inputs import Images, named
 from engine.loader import seat
@@ -132,9 +132,9 @@ class _Written(Callback):
                 rank = int(np.searchsorted(starts, place, side="right")) - 1
                 yield int(numbers[place]), values[rank][place - starts[rank]]  # type: ignore[index]
 
-        path = self.folder / (f"predictions.{self.format}" if self.format != "png" else "predictions")
-        if self.format == "png":
-            pass  # each is written already
+        path = self.folder / f"predictions.{self.format}"
+        if self.format == "png":  # each is written already
+            path = self.folder / "predictions"
         elif self.format == "csv":
             names = self.data.knows("classes") if classes else None
             decode = self.data.knows("decode") if self.whole else None
@@ -169,12 +169,12 @@ def _classifies(module: Any) -> bool:
 
 def _ids(part: Any) -> list[str] | None:
     """What the dataset calls each item: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
-    where: Any = None
-    while isinstance(part, Subset):
-        where, part = part.indices if where is None else [part.indices[index] for index in where], part.dataset
+    if not hasattr(part, "__len__"):
+        return None
+    data, which = uncut(part, list(range(len(part))))
     for name in ("ids", "paths", "samples", "imgs"):
-        found = getattr(part, name, None)
-        if found is not None and hasattr(part, "__len__") and len(found) == len(part):
-            said = [str(one[0] if isinstance(one, (tuple, list)) else one) for one in found]
-            return said if where is None else [said[index] for index in where]
+        found = getattr(data, name, None)
+        if found is not None and len(found) == len(data):
+            said = (found[index] for index in which)
+            return [str(one[0] if isinstance(one, (tuple, list)) else one) for one in said]
     return None

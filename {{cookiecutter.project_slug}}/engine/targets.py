@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
-from engine.batches import base
+from engine.batches import base, uncut
 from engine.discovery import UsageError
 
 
@@ -36,15 +35,12 @@ def balance(part: Any) -> torch.Tensor:
 
 def of(part: Any) -> torch.Tensor:
     """The class of each item, from `targets`, or else from the items."""
-    indices: Any = range(len(part))
-    base = part
-    while isinstance(base, Subset):
-        indices, base = [base.indices[index] for index in indices], base.dataset
-    if hasattr(base, "targets"):
-        return torch.as_tensor(base.targets)[torch.as_tensor(indices)]
-    if torch.as_tensor(target(base[indices[0]])).numel() > 1:
-        raise UsageError(f"--balanced draws items by their class, and one of {type(base).__name__} has several")
-    return torch.as_tensor([int(target(base[index])) for index in indices])
+    data, which = uncut(part, list(range(len(part))))
+    if hasattr(data, "targets"):
+        return torch.as_tensor(data.targets)[torch.as_tensor(which)]
+    if torch.as_tensor(target(data[which[0]])).numel() > 1:
+        raise UsageError(f"--balanced draws items by their class, and one of {type(data).__name__} has several")
+    return torch.as_tensor([int(target(data[index])) for index in which])
 
 
 def target(item: Any) -> Any:

@@ -97,12 +97,15 @@ class Pictures:
         return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
 
 
-def _names(ids: list[str]) -> list[str]:
-    """Their paths below the folder that all of them are in, without the ending where that leaves them different."""
+def _names(ids: list[str]) -> list[str] | None:
+    """Their paths below the folder that all of them are in, without the ending where that leaves them different.
+
+    None where two of them are called alike: one picture would be written over the other.
+    """
     root = os.path.commonpath([os.path.dirname(one) for one in ids])
     names = [os.path.relpath(one, root or ".") for one in ids]
     short = [os.path.splitext(one)[0] for one in names]
-    return short if len(set(short)) == len(names) else names
+    return next((some for some in (short, names) if len(set(some)) == len(ids)), None)
 
 
 def _palette() -> list[int]:

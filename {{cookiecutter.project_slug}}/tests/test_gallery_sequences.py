@@ -409,6 +409,8 @@ def test_clips_may_come_as_networks_of_volumes_take_them() -> None:
     plain, turned = (video.VideoFrames("val", channels_first=first, **given)[0][0] for first in (False, True))
     assert turned.shape == (3, 4, 16, 16)
     assert torch.equal(turned.transpose(0, 1), plain)
+    network = ["--channels_first", "--model_name", "torchvision.models.video.r3d_18"]
+    assert "test_acc" in main.main([*gallery.QUICK, *CLIPS, *network, "--fast_dev_run"])
 
 
 def test_parts_that_lie_in_folders_of_their_own() -> None:

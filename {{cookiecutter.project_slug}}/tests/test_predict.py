@@ -99,6 +99,21 @@ def test_images_that_come_out_are_written_as_the_files_were(train, capsys: pytes
         np.testing.assert_allclose(written, part.dataset.levels[index].movedim(0, 2) * 2.55, atol=0.51)
 
 
+class Named(Levels):
+    """The same, by two names in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = [f"{number % 2}.png" for number in range(len(self))]
+
+
+def test_pictures_of_one_name_are_called_by_their_numbers(train) -> None:
+    here = "tests.test_predict"
+    train("--model_name", f"{here}.Same", "--dataset", f"{here}.Named", "--loss", "mse_loss", "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert [path.name for path in sorted((RUN / "predictions").iterdir())] == [f"{at:06}.png" for at in range(4)]
+
+
 def test_what_is_no_picture_is_not_written_as_one(train, capsys: pytest.CaptureFixture[str]) -> None:
     train("--max_epochs", 1)
     with pytest.raises(SystemExit, match="2"):
