@@ -1,25 +1,31 @@
 #!/usr/bin/env python
 # PYTHON_ARGCOMPLETE_OK
-"""The door: flags -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
+"""The door: command line -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine import discovery, flags, jobs, runs
-from engine.discovery import UsageError
+from engine.checkpointing import resume, run_folder
+from engine.cli import parser, plugins
+from engine.cli.settings import Settings
+from engine.errors import UsageError
+from engine.launch import cluster_job
 
 if TYPE_CHECKING:  # torch waits until the command line has been found right
-    from pytorch_lightning import Callback, Trainer
+    from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
-    from model import MInterface
-
 
 SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to 10: the same in every report
+
+
+def parse(argv: list[str]) -> Settings:
+    """The settings that a command line means; help and mistakes end the program, with exit status 0 or 2."""
+    return parser.parse(argv, SEEDS, resume.restore)
 
 
 def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:
@@ -27,27 +33,28 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
 
     callbacks: further ones, of a program that calls this.
     """
-    jobs.listen()
-    settings = flags.parse(sys.argv[1:] if argv is None else argv, SEEDS)
+    cluster_job.handle_early_signals()
+    settings = parse(sys.argv[1:] if argv is None else argv)
 
-    def once(settings: flags.Settings) -> dict[str, float]:
-        if discovery.defines(settings.action, "run", "settings"):  # it needs flags but no Trainer
-            return import_module(f"engine.{settings.action}").run(settings, **settings.arguments["action"])
+    def once(settings: Settings) -> dict[str, float]:
         return run(settings, callbacks, **settings.arguments["run"])
 
     try:
         if settings.arguments["trainer"].get("fast_dev_run"):
-            return runs.rehearse(settings, once)
-        folds = settings.action == "fit" and settings.arguments.get("folds", {}).get("num_folds")
-        metrics = import_module("engine.folds").train(settings, once) if folds else once(settings)
-        discovery.end()
+            return run_folder.dry_run(settings, once)
+        wrapped = once
+        for wrap in plugins.hooks("fit").values() if settings.action == "fit" else ():
+            wrapped = partial(wrap, run=wrapped)
+        metrics = wrapped(settings)
+        for finish in plugins.hooks("finish").values():
+            finish()
         return metrics
     except UsageError as error:  # found only with torch at hand
-        flags.stop(str(error))
+        parser.stop(str(error))
 
 
 def run(
-    settings: flags.Settings,
+    settings: Settings,
     own_callbacks: "Sequence[Callback]" = (),
     *,
     model_name: str,
@@ -63,7 +70,7 @@ def run(
     default_root_dir: str = ".",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:
-    """Wires everything together and does the action. The arguments behind the `*` are flags.
+    """Builds everything and does the action. The arguments behind the `*` are flags.
 
     Args:
         model_name: a file of model/, or a dotted path to a class.
@@ -71,83 +78,85 @@ def run(
         ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
         init_from: the same, or a file of weights, which a new run begins with.
         init_partial: take only those weights of init_from whose name and shape fit.
-        seed: the first weights, the cut into parts, the order of the items and every random draw follow from it.
+        seed: the first weights, the splits, the order of the items and every random draw follow from it.
         seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
         max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
         log_every_n_steps: optimiser steps between two points of train_loss_step.
         enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
         default_root_dir: folder in which lightning_logs lies.
-        hang_minutes: after so long without a batch every process says where it stands; those that wait for one give up.
+        hang_minutes: minutes without a batch after which every process prints its stack; those that wait for one end.
     """
     from pytorch_lightning import seed_everything
 
     from data import DInterface
-    from engine import checkpoints, loggers, machine, watchdog
+    from engine.checkpointing import checkpoint_io
+    from engine.launch import watchdog
+    from engine.logging import loggers
+    from engine.training import hardware
     from model import MInterface
 
-    machine.hush()
-    given, fits = jobs.places() | settings.arguments["trainer"], settings.action == "fit"
-    if fits:
+    hardware.silence()
+    context = {"settings": settings, "build_data": DInterface.of, "build_model": MInterface.of}
+    if "trainer" not in plugins.commands().get(settings.action, ["trainer"]):
+        return act(settings, context)
+    if fits := settings.action == "fit":
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
     data = DInterface.of(settings)
     model = MInterface.of(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
-        checkpoints.init_weights(model, Path(init_from), init_partial)
-    fast = machine.prepare(model, data, given.get("strategy"), **settings.arguments["machine"])
-    folder = runs.of(settings, default_root_dir)
-    given["profiler"] = machine.profiler(given.get("profiler"), folder)
-    if data.part("val") is None:
-        given["limit_val_batches"] = 0
-    if max_epochs is None:
-        max_epochs = -1 if {"max_steps", "max_time"} & given.keys() else 10
-    callbacks = load_callbacks(folder, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
-    for name in discovery.features():
-        callbacks += import_module(f"engine.{name}").callbacks(folder, model, data, **settings.arguments[name])
-    trainer = machine.trainer(
+        checkpoint_io.init_weights(model, Path(init_from), init_partial)
+    options = settings.arguments["trainer"]
+    prepared = hardware.prepare(model, data, options.get("strategy"), **settings.arguments["hardware"])
+    run_dir = run_folder.open_run(settings, default_root_dir)
+    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
+    callbacks += plugins.load_features(run_dir, model, data, settings.arguments)
+    trainer = hardware.make_trainer(
         model,
-        **given,
+        data,
+        run_dir,
+        **options,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *own_callbacks],
-        logger=load_loggers(folder, **settings.arguments["loggers"]) if fits else [],
-        plugins=[checkpoints.DurableCheckpointIO(), *machine.cluster()],
-        enable_model_summary=False,  # engine/summary.py has one line instead
-        use_distributed_sampler=False,  # the loaders of DInterface know their rank
+        logger=load_loggers(run_dir, **settings.arguments["loggers"]) if fits else [],
+        plugins=[checkpoint_io.DurableCheckpointIO()],
     )
-    if trainer.is_global_zero:
-        source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
-        how = ", ".join([trainer.strategy.root_device.type, *fast])
-        print(f"{settings.action} {model_name} on {dataset}{source}: {folder} ({how})", flush=True)
-    with watchdog.watch(trainer, hang_minutes):
-        act(settings, trainer, model, data, folder)
-    if trainer.is_global_zero:
-        runs.end(folder, settings.mark, model.latest)
-    return model.latest
-
-
-def act(settings: flags.Settings, trainer: "Trainer", model: "MInterface", data: "DInterface", folder: Path) -> None:
-    """Does the action; what it measures is in `model.latest`."""
     path = str(settings.ckpt_path) if settings.ckpt_path else None
-    how: dict[str, Any] = {"datamodule": data, "weights_only": True}
+    if trainer.is_global_zero:
+        source = f", from {path}" if path else ""
+        how = ", ".join([trainer.strategy.root_device.type, *prepared])
+        print(f"{settings.action} {model_name} on {dataset}{source}: {run_dir} ({how})", flush=True)
+    context |= {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir, "ckpt_path": path}
+    with watchdog.watch(trainer, hang_minutes):
+        act(settings, context)
+    if trainer.is_global_zero:
+        run_folder.finish(run_dir, settings.job_id, model.latest_metrics)
+    return model.latest_metrics
+
+
+def act(settings: Settings, context: dict[str, Any]) -> Any:
+    """Does the action. context: what there is for a command, by the names of its arguments."""
+    if settings.action in plugins.commands():
+        needs = {name: context[name] for name in plugins.commands()[settings.action]}
+        return plugins.load_command(settings.action)(**needs, **settings.arguments["action"])
+    trainer, model, data, path = (context[name] for name in ("trainer", "model", "data", "ckpt_path"))
     if settings.action == "fit":
-        trainer.fit(model, **how, ckpt_path=path)
-        if data.part("test") is not None:
-            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-            trained = model.latest
-            trainer.test(model, **how, ckpt_path=best if best and Path(best).exists() else None, verbose=False)
-            model.latest = trained | model.latest
-    elif settings.action in ("validate", "test"):
-        measure = trainer.validate if settings.action == "validate" else trainer.test
-        measure(model, **how, ckpt_path=path, verbose=False)
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        if data.split("test") is not None:
+            trained, best = model.latest_metrics, getattr(trainer.checkpoint_callback, "best_model_path", "")
+            path = best if best and Path(best).exists() else None
+            trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+            model.latest_metrics = trained | model.latest_metrics
     else:
-        action = import_module(f"engine.{settings.action}")
-        action.run(trainer, model, data, path, folder, **settings.arguments["action"])
+        measure = trainer.validate if settings.action == "validate" else trainer.test
+        measure(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    return model.latest_metrics
 
 
 def load_callbacks(
-    folder: Path,
+    run_dir: Path,
     data: "DInterface",
     seed: int,
     bar: bool,
@@ -159,7 +168,7 @@ def load_callbacks(
     patience: int | None = None,
     bad_steps: Literal["stop", "skip", "ignore"] = "stop",
 ) -> list["Callback"]:
-    """Edit this list in place: an argument behind the `*` is a flag.
+    """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.
 
     Args:
         monitor: the metric that says which checkpoint is best (more is better for acc and the like).
@@ -171,39 +180,39 @@ def load_callbacks(
     """
     from pytorch_lightning.callbacks import EarlyStopping
 
-    from engine.callbacks import EpochLines, ProgressBar, Reseed
-    from engine.guard import Guard
-    from engine.saving import BestCheckpoint, LastCheckpoint
+    from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
+    from engine.checkpointing.find import monitor_mode
+    from engine.logging.progress import EpochLines, ProgressBar
+    from engine.training.gradient_guard import GradientGuard
+    from engine.training.step_seeding import SeedEachStep
 
-    if data.part("val") is None:
+    if data.split("val") is None:
         monitor = monitor.replace("val_", "train_", 1)
-    when: dict[str, Any] = {"save_on_train_epoch_end": monitor.startswith("train_"), "enable_version_counter": False}
-    mode, to = runs.direction(monitor), folder / "checkpoints"
-    named = "best-{epoch}-{" + monitor + ":.6f}"
+    mode = monitor_mode(monitor)
     callbacks: list[Callback] = [
-        Reseed(seed),
+        SeedEachStep(seed),
         ProgressBar() if bar else EpochLines(),
-        BestCheckpoint(to, named, monitor, mode=mode, save_top_k=save_top_k, **when),
-        LastCheckpoint(folder, every_n_train_steps, every_n_minutes),
+        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k),
+        LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),
     ]
     if bad_steps != "ignore":
-        callbacks.append(Guard(folder, bad_steps))
+        callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     return callbacks
 
 
 def load_loggers(
-    folder: Path, *, logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
+    run_dir: Path, *, logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
 ) -> list["Logger"]:
-    """The loggers, all in one run folder.
+    """The loggers, all in one run folder. Edit this list in place.
 
     Args:
         logger: where the metrics go, any of them together; [] for nowhere.
     """
-    from engine import loggers
+    from engine.logging import loggers
 
-    return loggers.load(folder, logger)
+    return loggers.load(run_dir, logger)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import uuid
 from typing import Any
 
 import main as project
-from engine import flags
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 GRACE = 15  # seconds, after a worker raised something, in which Ray finds out whether another one had died before
 
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         help="a running cluster, auto for this machine's (default: RAY_ADDRESS, or one that ends with the run)",
     )
     chosen, own = parser.parse_args(words[:cut]), words[cut + 1 :]
-    flags.parse(own, project.SEEDS)  # its mistakes end here, before anything is started
+    project.parse(own)  # its mistakes end here, before anything is started
     try:
         ray = join(chosen.address)
         raise SystemExit(supervise(ray, own, room(ray, chosen), chosen.max_failures))

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import main as project
-from engine import flags, runs
-from engine.discovery import UsageError
+from engine.checkpointing.find import monitor_mode
+from engine.errors import UsageError
 from engine.space import Space, drawn, first, read, said
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     chosen = parser.parse_args(own)
     try:
         space = read(chosen.space)
-        flags.parse(fixed + said({name: first(one) for name, one in space.items()}), project.SEEDS)  # its own mistakes
+        project.parse(fixed + said({name: first(one) for name, one in space.items()}))  # its own mistakes
         return search(space, fixed, chosen)
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
@@ -61,7 +61,7 @@ def search(space: Space, fixed: list[str], chosen: argparse.Namespace) -> tuple[
     study = optuna.create_study(
         study_name=chosen.study or chosen.space.stem,
         storage=storage,
-        direction="maximize" if runs.direction(chosen.metric) == "max" else "minimize",
+        direction="maximize" if monitor_mode(chosen.metric) == "max" else "minimize",
         pruner=optuna.pruners.MedianPruner() if chosen.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )

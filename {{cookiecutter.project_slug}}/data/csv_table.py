@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from engine.cut import cut
-from engine.discovery import UsageError
-from engine.tables import missing, no_column, not_in
+from data._tables import missing, no_column, not_in
+from engine.datamodule.splits import split_indices
+from engine.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ class CsvTable(Dataset):
             said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
             raise UsageError(f"{path}: {said}. Rows to be told belong in a file of their own: predict --rows FILE")
         part = np.empty(len(rows), dtype=object)
-        for name, indices in cut(len(rows), seed, val_fraction, test_fraction).items():
+        for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction).items():
             part[indices.numpy()] = name
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:

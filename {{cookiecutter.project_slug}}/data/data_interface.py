@@ -2,21 +2,22 @@
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from engine import targets
-from engine.batches import base
-from engine.discovery import UsageError
-from engine.loader import OrderedLoader, seat
-from engine.parted import Parted
-from engine.settings import Settings
+from engine.cli import plugins
+from engine.cli.settings import Settings
+from engine.datamodule import class_balance
+from engine.datamodule.ordered_loader import OrderedLoader
+from engine.datamodule.seeding import unwrap_subset
+from engine.datamodule.split_datamodule import SplitDataModule
+from engine.errors import UsageError
+from engine.launch.data_parallel import data_parallel_rank
 
 
-class DInterface(Parted):
+class DInterface(SplitDataModule):
     """Builds the parts of a dataset and loads them.
 
     A constructor with `split` is called once a part, with "train", "val" and "test". One with `train` is called with
@@ -68,13 +69,13 @@ class DInterface(Parted):
     @classmethod
     def of(cls, settings: Settings) -> "DInterface":
         """The data that a command line means, not read yet."""
-        folds = settings.arguments.get("folds")
-        fold = import_module("engine.folds").cutter(**folds) if folds else None
-        return cls(settings.dataset.load(), settings.arguments["dataset"], fold, **settings.arguments["data"])
+        found = [make(**settings.arguments[name]) for name, make in plugins.hooks("splitter").items()]
+        splitter = next((one for one in found if one is not None), None)
+        return cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
 
     def train_dataloader(self) -> OrderedLoader:
-        part = self.part("train")
-        weights = targets.balance(part) if self.balanced else None
+        part = self.split("train")
+        weights = class_balance.balance(part) if self.balanced else None
         trainer: Any = self.trainer
         overfits = trainer is not None and trainer.overfit_batches > 0  # then each epoch sees the same items
         epochs = trainer.fit_loop.epoch_progress.current if trainer is not None else None
@@ -96,22 +97,22 @@ class DInterface(Parted):
             self._training.load_state_dict(state_dict)
 
     def val_dataloader(self) -> OrderedLoader:
-        return self._loader(self.part("val"))
+        return self._loader(self.split("val"))
 
     def test_dataloader(self) -> OrderedLoader:
-        return self._loader(self.part("test"))
+        return self._loader(self.split("test"))
 
     def predict_dataloader(self) -> OrderedLoader:
-        return self._loader(self.predicts or self.part("test"))
+        return self._loader(self.predicts or self.split("test"))
 
     def _loader(self, part: Any, **options: Any) -> OrderedLoader:
         if part is None:
             raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
         trainer: Any = self.trainer
         if trainer is not None:
-            options |= {"rank": seat(trainer).rank, "world_size": seat(trainer).size}
-        if hasattr(base(part), "collate_fn"):
-            options["collate_fn"] = base(part).collate_fn
+            options |= {"rank": data_parallel_rank(trainer).rank, "world_size": data_parallel_rank(trainer).size}
+        if hasattr(unwrap_subset(part), "collate_fn"):
+            options["collate_fn"] = unwrap_subset(part).collate_fn
         loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
         self._loaders.append(loader)
         return loader
@@ -129,7 +130,7 @@ class DInterface(Parted):
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if hasattr(base(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
+        if hasattr(unwrap_subset(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
             return 0  # a stream keeps its place only where it is read by this process
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)

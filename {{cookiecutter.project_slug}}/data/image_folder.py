@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
-from engine.cut import cut
-from engine.discovery import UsageError
-from engine.pixels import is_image, read
+from data._images import is_image, read
+from engine.datamodule.splits import split_indices
+from engine.errors import UsageError
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
 
@@ -72,7 +72,7 @@ class ImageFolder(Dataset):
         if empty := [name for number, name in enumerate(self.classes) if number not in seen]:
             raise UsageError(f"{pool / empty[0]} has no image: each folder in {pool} is a class. Take it away")
         val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
-        found = cut(len(left), seed, val, test)
+        found = split_indices(len(left), seed, val, test)
         parts = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | parts
         self.paths, self.targets = [path for path, _ in parts[split]], [number for _, number in parts[split]]
         whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]

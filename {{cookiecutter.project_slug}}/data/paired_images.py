@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from engine.cut import cut
-from engine.discovery import UsageError
-from engine.pixels import is_image, numbers, read
+from data._images import is_image, numbers, read
+from engine.datamodule.splits import split_indices
+from engine.errors import UsageError
 
 
 class PairedImages(Dataset):
@@ -87,7 +87,7 @@ class PairedImages(Dataset):
         pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
         parts = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
         val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
-        found = cut(len(pool), seed, val, test)
+        found = split_indices(len(pool), seed, val, test)
         parts = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | parts
         self.pairs = parts[split]
         self.paths = [str(path) for path, _ in self.pairs]

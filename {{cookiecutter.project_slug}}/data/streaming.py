@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 
 class Streaming(Dataset):
@@ -99,7 +99,7 @@ class Streaming(Dataset):
         return tuple(one.float() / 255 if one.dtype == torch.uint8 and one.dim() == 4 else one for one in batch)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """Indices (items,) of an epoch: chunks in a new order, and the items of `window` of them mixed."""
+        """SeededBatch (items,) of an epoch: chunks in a new order, and the items of `window` of them mixed."""
         parts = []
         for some in torch.randperm(len(self.chunks), generator=generator).split(self.window):
             items = torch.cat([torch.arange(self.starts[one], self.starts[one + 1]) for one in some.tolist()])

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from engine.cut import cut
-from engine.discovery import UsageError
-from engine.tables import missing, no_column, not_in
+from data._tables import missing, no_column, not_in
+from engine.datamodule.splits import split_indices
+from engine.errors import UsageError
 
 UNKNOWN, END = 1, 2
 # Ideographs, kana, and the punctuation that goes with them: what is written without blanks.
@@ -98,7 +98,7 @@ class TextLines(Dataset):
         if "{split}" in file:
             mine = self._read(Path(data_dir, file.replace("{split}", split)), target_column)
         else:
-            parts = cut(len(learn), seed, val_fraction, test_fraction)
+            parts = split_indices(len(learn), seed, val_fraction, test_fraction)
             mine = [learn[at] for at in parts[split]]
             learn = [learn[at] for at in parts["train"]]
         self.ids = [row.where for row in mine]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from engine.cut import cut
-from engine.discovery import UsageError
+from engine.datamodule.splits import split_indices
+from engine.errors import UsageError
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -66,7 +66,7 @@ class VideoFrames(Dataset):
         self.classes = sorted({one.parent.name for one in filter(_is_clip, learn.glob("*/*"))})
         if strange := {one.parent.name for one in clips} - {*self.classes}:
             raise UsageError(f"{learn} has no class {sorted(strange)[0]!r}. It has: {', '.join(self.classes)}")
-        mine = cut(len(clips), seed, val_fraction, test_fraction)[split] if whole else range(len(clips))
+        mine = split_indices(len(clips), seed, val_fraction, test_fraction)[split] if whole else range(len(clips))
         self.paths = [str(clips[at]) for at in mine]
         self.targets = torch.tensor([self.classes.index(clips[at].parent.name) for at in mine], dtype=torch.long)
         self.split, self.num_frames, self.img_size, self.channels_first = split, num_frames, img_size, channels_first

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}
 

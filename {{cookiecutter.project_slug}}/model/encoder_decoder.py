@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 from model.model_interface import MInterface
 
 

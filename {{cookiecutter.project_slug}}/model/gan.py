@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 from model.model_interface import MInterface
 
 
@@ -65,19 +65,21 @@ class GAN(MInterface):
             self.metrics[f"train_{name}"] = MeanMetric()
 
     @staticmethod
-    def split(batch: Any) -> tuple[Any, Tensor]:
+    def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
         """The images are all that is looked at of a batch; labels are not."""
         images = batch if isinstance(batch, Tensor) else batch["image"] if isinstance(batch, dict) else batch[0]
         return [images], images
 
     def arguments(self, batch: Any) -> tuple[list[Any], dict[str, Any]]:
         """The generator's: noise (B, Z)."""
-        images = self.split(batch)[1]
+        images = self.unpack_batch(batch)[1]
         return [torch.randn(len(images), self.noise.shape[1], device=images.device)], {}
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         """A step of the discriminator, and one of the generator against it."""
-        images = self.split(batch)[1].detach().requires_grad_()  # for the slope of the discriminator over the pixels
+        images = (
+            self.unpack_batch(batch)[1].detach().requires_grad_()
+        )  # for the slope of the discriminator over the pixels
         fake = self(*self.arguments(batch)[0])
         logs = self.global_step % self.trainer.log_every_n_steps < 2  # type: ignore[attr-defined]
         values = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
@@ -101,7 +103,7 @@ class GAN(MInterface):
             config.scheduler.step()  # type: ignore[call-arg]
         self._measure(fake, images, "train")
         if logs:
-            self.record(values)
+            self.log_now(values)
 
     def on_train_batch_end(self, *_: Any) -> None:
         if isinstance(model := self.trainer.strategy.model, DistributedDataParallel):
@@ -109,7 +111,7 @@ class GAN(MInterface):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The energy distance of validation and test."""
-        return self._measure(self(*self.arguments(batch)[0]), self.split(batch)[1], stage)
+        return self._measure(self(*self.arguments(batch)[0]), self.unpack_batch(batch)[1], stage)
 
     def _measure(self, fake: Tensor, images: Tensor, stage: str) -> Tensor:
         distance = energy_distance(fake.detach().float().flatten(1), images.detach().flatten(1))
@@ -121,7 +123,7 @@ class GAN(MInterface):
 
     def pictures(self, batch: Any) -> dict[str, Any]:
         """Drawn after each validation."""
-        return {"samples": self(self.noise).clamp(*self.split(batch)[1].aminmax())}
+        return {"samples": self(self.noise).clamp(*self.unpack_batch(batch)[1].aminmax())}
 
     def configure_optimizers(self) -> Any:
         """MInterface's, with its schedule, for the weights of the discriminator and for those of the generator."""

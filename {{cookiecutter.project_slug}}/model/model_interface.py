@@ -9,16 +9,16 @@ from typing import Any, Literal
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from engine import losses, optimizers, schedulers
-from engine import metrics as measures
-from engine.discovery import UsageError
-from engine.loader import own_part
-from engine.machine import laid_out
-from engine.measured import Measured
-from engine.settings import Settings
+from engine.cli.settings import Settings
+from engine.datamodule.ordered_loader import drop_padding
+from engine.errors import UsageError
+from engine.training import losses, lr_schedulers, optimizers
+from engine.training import metrics as measures
+from engine.training.hardware import to_channels_last
+from engine.training.metric_logging import MetricLoggingModule
 
 
-class MInterface(Measured):
+class MInterface(MetricLoggingModule):
     """Trains a network on batches `(*inputs, target)`, or dicts with a "target" beside the network's arguments.
 
     It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
@@ -71,20 +71,22 @@ class MInterface(Measured):
         self.lr, self.lr_scale = lr, lr_scale
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
-        self.schedule = schedulers.DEFAULTS | given.get("schedule", {})
+        self.schedule = lr_schedulers.DEFAULTS | given.get("schedule", {})
         self.mix: Callable[..., Any] | None = None  # of the items of a training batch: Mixup, CutMix
 
     @classmethod
     def of(cls, settings: Settings, data: Any) -> "MInterface":
         """The network that a command line means, in its interface, with what the data knows (`num_classes` ...)."""
         arguments = dict(settings.arguments["network"])
-        for name in settings.asks:
-            given = arguments.setdefault(name, known := data.knows(name))
+        for name in settings.inferred:
+            given = arguments.setdefault(name, known := data.attribute(name))
             if given is None:
                 raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
             if known is not None and known != given:
                 raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
-        options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {"data": data.facts()}
+        options = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")} | {
+            "data": data.target_info()
+        }
         network, system = settings.network.load(), settings.arguments["system"]
         if isinstance(network, type) and issubclass(network, cls):
             takes = inspect.signature(network).parameters.values()
@@ -104,7 +106,10 @@ class MInterface(Measured):
         """The network's output."""
         assert self.network is not None, "a subclass without a network has its own forward"
         if self.channels_last:
-            inputs, named = tuple(map(laid_out, inputs)), {name: laid_out(value) for name, value in named.items()}
+            inputs, named = (
+                tuple(map(to_channels_last, inputs)),
+                {name: to_channels_last(value) for name, value in named.items()},
+            )
         return self.network(*inputs, **named)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -116,7 +121,7 @@ class MInterface(Measured):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch; what is measured is gathered for the end of the epoch. stage: "train", "val", "test"."""
-        inputs, target = self.split(batch)
+        inputs, target = self.unpack_batch(batch)
         output = self(**inputs) if isinstance(inputs, dict) else self(*inputs)
         if self.classifies and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
             raise UsageError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
@@ -130,11 +135,13 @@ class MInterface(Measured):
         output = output.detach().contiguous()  # torchmetrics takes no images with the channels last
         measured = output.sigmoid() if self.answers_yes_or_no else output
         self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
-        self._waiting[stage].add(measured.clone() if measured.is_cuda else measured, target)  # a graph writes over it
+        self._metric_buffers[stage].add(
+            measured.clone() if measured.is_cuda else measured, target
+        )  # a graph writes over it
         return loss
 
     @staticmethod
-    def split(batch: Any) -> tuple[Any, Tensor]:
+    def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
         """The network's arguments (a list, or a dict of named ones) and the target of a batch."""
         if isinstance(batch, dict):
             return {name: value for name, value in batch.items() if name != "target"}, batch["target"]
@@ -142,28 +149,28 @@ class MInterface(Measured):
 
     def arguments(self, batch: Any) -> tuple[list[Any], dict[str, Any]]:
         """The network's arguments out of a batch: those by place, and those by name."""
-        inputs, _ = self.split(batch)
+        inputs, _ = self.unpack_batch(batch)
         return ([], inputs) if isinstance(inputs, dict) else (list(inputs), {})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.step(self.mix(*batch) if self.mix else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches that make a step
         if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.record({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+            self.log_now({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # asked at every step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        if (own := own_part(self.trainer.val_dataloaders, batch, batch_idx)) is not None:
+        if (own := drop_padding(self.trainer.val_dataloaders, batch, batch_idx)) is not None:
             self.step(own, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        if (own := own_part(self.trainer.test_dataloaders, batch, batch_idx)) is not None:
+        if (own := drop_padding(self.trainer.test_dataloaders, batch, batch_idx)) is not None:
             self.step(own, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        inputs, _ = self.split(batch)
+        inputs, _ = self.unpack_batch(batch)
         return self(**inputs) if isinstance(inputs, dict) else self(*inputs)
 
     def pictures(self, batch: Any) -> dict[str, Any]:
@@ -183,7 +190,7 @@ class MInterface(Measured):
             self.loss = partial(self.loss, weight=weight.float().to(self.device))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
+        return [lr_schedulers.Plateau(self.schedule["lr_gamma"])] if self.schedule["lr_scheduler"] == "plateau" else []
 
     def configure_optimizers(self) -> Any:
         # A gradient scaler cannot clip under a fused step, and Lightning clips none under mixed precision.
@@ -199,10 +206,10 @@ class MInterface(Measured):
             lr_scale=self.lr_scale,
         )
         total = epoch = math.inf
-        if schedulers.plans(self.schedule):  # asking for the steps begins to load
+        if lr_schedulers.plans(self.schedule):  # asking for the steps begins to load
             total = self.trainer.estimated_stepping_batches
             self.trainer.fit_loop.setup_data()  # with --max_steps alone the line above does not need it
             batches = self.trainer.num_training_batches
             epoch = batches if batches == math.inf else math.ceil(batches / self.trainer.accumulate_grad_batches)
-        scheduler = schedulers.load(optimizer, total, epoch, self.schedule)
+        scheduler = lr_schedulers.load(optimizer, total, epoch, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 
 class ResNet(nn.Module):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 
 class SuperResolution(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 
 class UNet(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 from model.model_interface import MInterface
 
 
@@ -55,14 +55,14 @@ class VAE(MInterface):
             self.metrics[name] = MeanMetric()
 
     @staticmethod
-    def split(batch: Any) -> tuple[Any, Tensor]:
+    def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
         """The images are input and target; what else a dataset gives, its labels say, is not looked at."""
         images = batch if isinstance(batch, Tensor) else batch["image"] if isinstance(batch, dict) else batch[0]
         return [images], images
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The negative ELBO of a batch, the mean over its images."""
-        _, images = self.split(batch)
+        _, images = self.unpack_batch(batch)
         noise = torch.randn(len(images), self.noise.shape[1], device=images.device)
         output, mean, log_var = self(images, noise)
         recon = self.surprise(output.float(), images).flatten(1).sum(1).mean()
@@ -84,11 +84,11 @@ class VAE(MInterface):
         return functional.binary_cross_entropy_with_logits(output, images, reduction="none")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.network.encode(self.split(batch)[1])[0]
+        return self.network.encode(self.unpack_batch(batch)[1])[0]
 
     def pictures(self, batch: Any) -> dict[str, Any]:
         """Drawn after each validation."""
-        _, images = self.split(batch)
+        _, images = self.unpack_batch(batch)
         low, high = images.aminmax()
         rows = {"input": images[:8], "output": self(images[:8]).clamp(low, high)}
         return {"reconstructions": rows, "samples": self.network.decode(self.noise).clamp(low, high)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.discovery import UsageError
+from engine.errors import UsageError
 
 
 class ViTSmall(nn.Module):

@@ -1,0 +1,54 @@
+"""One way in for all tests: a command line, run in this process in an empty folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import main
+import pytest
+from paths import HERE, PROJECT, TOYS
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores
+os.environ["PYTHONPATH"] = str(HERE)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    """Drops what a run of several processes leaves to the next one, which would wait for them."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized():  # by a run that was refused when it had begun
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, float]]:
+    """Runs the toys with further flags and returns the metrics."""
+
+    def run(*argv: str | int | float) -> dict[str, float]:
+        return main.main([*TOYS, *map(str, argv)])
+
+    return run
+
+
+@pytest.fixture
+def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python main.py` in a process of its own."""
+
+    def run(*argv: str, project: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(project / "main.py"), *argv]
+        return subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run

@@ -1,0 +1,9 @@
+"""Where the project lies, and the flags with which most tests train."""
+
+from pathlib import Path
+
+import main
+
+PROJECT = Path(main.__file__).parent
+HERE = Path(__file__).parent  # a process that a test starts finds `toys` by PYTHONPATH
+TOYS = ["--model_name", "toys.Net", "--dataset", "toys.Blobs", "--accelerator", "cpu", "--num_workers", "0"]

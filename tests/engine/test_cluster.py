@@ -1,0 +1,175 @@
+"""torchrun, on one machine and on several: ranks, links and machines that fail, and the same end all the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hosts
+import pytest
+import torch
+import toys
+from paths import HERE, PROJECT, TOYS
+
+ARGV = [*TOYS, "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
+LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same() -> None:
+    for folder, data in (("whole", "Blobs"), ("killed", "Deadly")):
+        done = hosts.torchrun(folder, *ARGV, "--dataset", f"toys.{data}", "--default_root_dir", ".")
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert Path("killed/dead").exists()
+    assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]
+    whole, killed = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path("killed")))
+    assert whole["global_step"] == killed["global_step"]
+    assert all(torch.equal(whole["state_dict"][name], killed["state_dict"][name]) for name in whole["state_dict"])
+    rows = [(Path(folder) / LAST.parents[1] / "metrics.csv").read_text() for folder in ("whole", "killed")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["Line", "Spread"])  # a network, and a system with a step of its own
+def test_several_processes_measure_what_one_does(network: str, shell) -> None:
+    argv = [
+        *TOYS,
+        "--dataset",
+        "toys.Numbers",
+        "--model_name",
+        f"toys.{network}",
+        "--loss",
+        "mse_loss",
+    ]
+    argv += ["--num_items", "94", "--val_fraction", "0.3", "--test_fraction", "0.3", "--batch_size", "8"]
+    done = shell(*argv, "--max_epochs", "1")  # 28 items to validate on, 28 to test: 3 processes add 2
+    assert done.returncode == 0, done.stderr
+    told = {}
+    for devices in ("1", "3"):
+        for action in ("validate", "test"):
+            done = shell(action, "--ckpt_path", "last", "--devices", devices, "--strategy", "ddp", "--batch_size", "8")
+            assert done.returncode == 0, done.stderr
+        told[devices] = json.loads(Path("lightning_logs/version_0/metrics.json").read_text())
+    assert told["1"].keys() >= {"val_loss", "test_loss"}
+    assert told["3"] == pytest.approx(told["1"], rel=1e-6)
+
+
+LAID_OUT = [
+    ("SLURM_NTASKS=4", "SLURM gave this job 4 tasks and python was started once: srun python main.py ..."),
+    (
+        "SLURM_NTASKS=3 SLURM_STEP_ID=0 SLURM_STEP_TASKS_PER_NODE=2,1",
+        "SLURM put 2,1 tasks on the nodes; give",
+    ),
+    ("SLURM_NTASKS=1 SLURM_PROCID=0", ""),
+]
+
+
+@pytest.mark.parametrize(("told", "error"), LAID_OUT)
+def test_a_job_that_would_wait_for_ever_is_refused(train, monkeypatch, capsys, told: str, error: str) -> None:
+    for name in told.split():
+        monkeypatch.setenv(*name.split("="))
+    if not error:
+        assert train("--max_epochs", 1)
+        return
+    with pytest.raises(SystemExit, match="2"):
+        train()
+    assert error in capsys.readouterr().err
+
+
+TORCHRUN = """
+torchrun --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_endpoint=host2:29500 --rdzv_id=one --max_restarts=5
+""".strip()
+SLOW = [
+    *TOYS,
+    "--dataset",
+    "toys.Slow",
+    "--batch_size",
+    "8",
+    "--max_epochs",
+    "12",
+    "--every_n_train_steps",
+    "1",
+]
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[hosts.Network]:
+    """Two machines, host2 and host3."""
+    if why := hosts.missing():
+        pytest.skip(f"no two machines here: {why}")
+    made = hosts.Network(tmp_path)
+    try:
+        for number in (1, 2, 3):
+            made.add(number)
+        yield made
+    finally:
+        made.die()
+
+
+def begin(host: hosts.Host) -> subprocess.Popen:
+    """Starts this machine's part of the run."""
+    command = f"exec {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1", "PATH": path}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or no machine may take the place of another
+    with Path(f"{host.name}.out").open("ab") as out:
+        return host.start("bash", "-c", command, stdout=out, stderr=out, env=environment)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 180
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("\n".join(f"--- {path.name}\n{path.read_text()[-6000:]}" for path in Path().glob("*.out")))
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_end(network: hosts.Network) -> None:
+    told = [Path("host2.out"), Path("host3.out")]
+
+    def read() -> str:
+        return "".join(path.read_text() for path in told)
+
+    Path("slow").touch()
+    agents = [begin(network.hosts["host2"]), begin(network.hosts["host3"])]
+    until(LAST.exists)
+    network.hosts["host1"].run("ip link set to3 down")
+    until(lambda: all("Timed out waiting" in path.read_text() for path in told))
+    network.hosts["host1"].run("ip link set to3 up")
+    for rank in (0, 1):
+        assert f"rank {rank}: nothing has moved for 0.2 minutes (--hang_minutes 0.3); it stands here" in read()
+        assert f"rank {rank}: Is it waiting for another one?" in read()
+    until(lambda: read().count("from lightning_logs/version_0/checkpoints/last.ckpt") == 1)
+    network.hosts["host3"].die()
+    agents[1] = begin(network.add(3))
+    until(lambda: read().count("from lightning_logs/version_0/checkpoints/last.ckpt") == 2)
+    Path("slow").unlink()
+    for agent in agents:
+        until(lambda agent=agent: agent.poll() is not None)
+    assert [agent.returncode for agent in agents] == [0, 0]
+    command = [sys.executable, str(PROJECT / "main.py"), *SLOW, "--devices", "2", "--strategy", "ddp"]
+    subprocess.run([*command, "--default_root_dir", "whole"], check=True, timeout=300)
+    whole, mended = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path()))
+    assert all(torch.equal(whole["state_dict"][name], mended["state_dict"][name]) for name in whole["state_dict"])
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_the_command_of_a_run_that_was_cut_off_goes_on_and_that_of_one_that_ended_begins_anew(
+    train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = "RANK=0 LOCAL_RANK=0 GROUP_RANK=0 TORCHELASTIC_RESTART_COUNT=0 TORCHELASTIC_RUN_ID=one WORLD_SIZE=1"
+    for name in f"{names} LOCAL_WORLD_SIZE=1 GROUP_WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500".split():
+        monkeypatch.setenv(*name.split("="))
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(toys.Net, "each_forward", lambda self: 1 / (not LAST.exists()))
+        with pytest.raises(ZeroDivisionError):
+            train("--max_epochs", 2)
+    train("--max_epochs", 1)  # another one by the same name
+    train("--max_epochs", 2)
+    assert "from lightning_logs/version_0/checkpoints/last.ckpt: lightning_logs/version_0 (" in capsys.readouterr().out
+    train("--max_epochs", 2)
+    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1", "version_2"]

@@ -1,0 +1,343 @@
+"""data/csv_table.py: what is made of a table. Goes with it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gallery
+import main
+import numpy as np
+import pytest
+import torch
+from engine.errors import UsageError
+
+NET = ["--model_name", "toys.Net", "--hidden_dim", "16", "--lr", "0.05", "--num_threads", "1"]
+FLAGS = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
+SMALL = """name,size,colour,kind
+a,0.0,red,yes
+b,,blue,no
+c,8.0,,yes
+d,2.0,red,no
+e,100.0,green,yes
+f,,red,no
+"""
+PARTS = ["train", "train", "train", "train", "val", "test"]
+
+
+def there() -> Any:
+    """The module, where it and the package that it needs are there."""
+    pytest.importorskip("pandas")
+    return pytest.importorskip("data.csv_table")
+
+
+def table(**given: Any) -> Any:
+    return there().CsvTable(**{"data_dir": ".", **given})
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """The first four rows are to learn from."""
+    rows = zip(SMALL.splitlines(), ["part", *PARTS], strict=True)
+    Path("table.csv").write_text("".join(f"{row},{part}\n" for row, part in rows))
+    return {"target": "kind", "id_column": "name", "split_column": "part"}
+
+
+def write(rows: int = 600, target: str = "", seed: int = 0) -> None:
+    """Points of two numbers and a colour, some of them missing; the target follows from all three."""
+    draw = np.random.default_rng(seed)
+    x, y = draw.normal(50, 20, rows), draw.normal(0, 0.001, rows)
+    red = draw.random(rows) < 0.5
+    number = 1000 * ((x - 50) / 20 + y / 0.001 * np.where(red, 1, -1)) + 70_000
+    kind = np.where(number > 71_000, "high", np.where(number < 69_000, "low", "middle"))
+    lines = ["x,y,colour,number,kind"]
+    for at in range(rows):
+        shown = "" if at % 50 == 7 else f"{x[at]:.6g}"
+        lines.append(f"{shown},{y[at]:.6g},{'red' if red[at] else 'blue'},{number[at]:.6g},{kind[at]}")
+    Path("table.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_only_the_training_part_says_how_to_scale(small: dict[str, Any]) -> None:
+    # Sizes to learn from: 0, missing, 8, 2; median 2, mean of 0 2 8 2 = 3, deviation = root of (9 + 1 + 25 + 1) / 4.
+    learn, val, test = (table(split=split, **small) for split in ("train", "val", "test"))
+    assert learn.preprocessing["size"] == pytest.approx({"median": 2, "mean": 3, "std": 3, "missing": True})
+    assert learn.preprocessing["colour"] == {"texts": ["blue", "missing", "red"]}
+    assert learn.preprocessing == val.preprocessing == test.preprocessing
+    #            size, was it missing, blue, missing, red
+    wanted = [[-1, 0, 0, 0, 1], [-1 / 3, 1, 1, 0, 0], [5 / 3, 0, 0, 1, 0], [-1 / 3, 0, 0, 0, 1]]
+    torch.testing.assert_close(learn.features, torch.tensor(wanted))
+    torch.testing.assert_close(val.features, torch.tensor([[97 / 3, 0, 0, 0, 0]]))  # green is in no training row
+    torch.testing.assert_close(test.features, torch.tensor([[-1 / 3, 1, 0, 0, 1]]))
+    assert (learn.num_features, learn.classes, learn.num_classes) == (5, ["no", "yes"], 2)
+    assert learn.targets.tolist() == [1, 0, 1, 0]
+    assert (learn.ids, val.ids, test.ids) == (["a", "b", "c", "d"], ["e"], ["f"])
+
+
+def test_the_parts_follow_from_the_seed_and_never_overlap() -> None:
+    write(100)
+
+    def ids(seed: int) -> list[list[str]]:
+        given = {"target": "kind", "val_fraction": 0.2, "test_fraction": 0.1, "seed": seed}
+        return [table(split=split, **given).ids for split in ("train", "val", "test")]
+
+    parts = ids(1)
+    assert list(map(len, parts)) == [70, 20, 10]
+    assert sorted(int(one) for part in parts for one in part) == list(range(100))
+    assert ids(1) == parts
+    assert ids(2) != parts
+
+
+def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
+    there()
+    write()
+    metrics = gallery.goes_on(*FLAGS, epochs=8)
+    assert metrics["test_acc"] > 0.85  # the most frequent class, middle: 0.52
+    predicted = gallery.predicts()
+    assert predicted.shape == (60, 3)
+    names = Path("lightning_logs/version_0/predictions.txt").read_text().split()
+    assert len(set(names)) == 60
+    gallery.exports()
+    labels = json.loads(Path("lightning_logs/version_0/labels.json").read_text())
+    assert labels["classes"] == ["high", "low", "middle"]
+    assert labels["preprocessing"]["colour"] == {"texts": ["blue", "red"]}
+    lines = Path("table.csv").read_text().splitlines()
+    new = [lines[0], *(lines[int(name) + 1] for name in names)]
+    Path("new.csv").write_text("\n".join(line.rpartition(",")[0] for line in new) + "\n")  # less its target
+    np.testing.assert_allclose(gallery.predicts("--rows", "new.csv"), predicted, atol=1e-6)
+    assert Path("lightning_logs/version_0/predictions.txt").read_text().split() == [str(at) for at in range(60)]
+
+
+def test_another_table_is_read_as_the_first(small: dict[str, Any]) -> None:
+    learnt = table(split="train", **small)
+    Path("new.csv").write_text("colour,name,size\nred,x,8\nnone,7,\n")
+    ids, features = learnt.open_rows("new.csv")
+    assert ids == ["x", "7"]
+    assert torch.equal(features[0, :2], learnt.features[2, :2])  # a size of 8
+    assert features[:, 2:].tolist() == [[0, 0, 1], [0, 0, 0]]  # blue, missing, red; none of them
+    for text, said in (
+        ("name,size\nx,8\n", "new.csv has no column 'colour'. It has: name, size"),
+        ("name,size,colour\nx,big,red\n", "new.csv: column 'size' is one of numbers: could not convert .* 'big'"),
+    ):
+        Path("new.csv").write_text(text)
+        with pytest.raises(UsageError, match=said):
+            learnt.open_rows("new.csv")
+
+
+def test_texts_that_look_like_numbers_stay_texts() -> None:
+    Path("table.csv").write_text("floor,size,target\n" + "1,5,a\nB,5,b\n" * 10)
+    Path("new.csv").write_text("floor,size\n1,5\n,5\n")  # with a missing one, pandas would read 1.0
+    assert table(split="train").open_rows("new.csv")[1].tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_rows_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    there()
+    write(100)
+    main.main([*gallery.QUICK, *FLAGS, "--max_epochs", "1"])
+    Path("empty.csv").write_text("x,y,colour\n")
+    for name, said in (("gone.csv", "there is no such file"), ("empty.csv", "there is no row in it")):
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "last", "--rows", name])
+        assert f"--rows {name}: {said}" in capsys.readouterr().err
+
+
+def test_a_number_is_told() -> None:
+    there()
+    write()
+    flags = [*gallery.QUICK, "--dataset", "csv_table", "--data_dir", ".", "--target", "number", "--drop", "kind", *NET]
+    more = ["--loss", "mse_loss", "--scale_target", "--metrics", "mae", "r2"]
+    metrics = main.main([*flags, *more, "--max_epochs", "15"])
+    assert metrics["test_r2"] > 0.9  # the mean: 0
+    predicted = gallery.predicts()  # in the unit of the file
+    assert predicted.shape == (60, 1)
+    lines = Path("table.csv").read_text().splitlines()
+    names = Path("lightning_logs/version_0/predictions.txt").read_text().split()
+    true = np.array([float(lines[int(name) + 1].split(",")[3]) for name in names])
+    assert np.square(predicted[:, 0] - true).mean() == pytest.approx((1 - metrics["test_r2"]) * true.var(), rel=1e-3)
+
+
+def test_parquet_says_the_same_as_csv(small: dict[str, Any]) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("pandas").read_csv("table.csv").to_parquet("table.parquet")
+    one, other = (table(split="train", table=name, **small) for name in ("table.csv", "table.parquet"))
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize(
+    ("column", "task", "kind"),
+    [
+        ("0 1 0 1 2 2", None, torch.long),
+        ("0.5 1.5 2 3 4 5", None, torch.float32),
+        ("1 2 3 1 2 3", "number", torch.float32),
+        ("1.0 2.0 3.0 1.0 2.0 3.0", "classes", torch.long),
+        ("True False True True False True", None, torch.long),
+    ],
+)
+def test_what_kind_of_target_it_is(column: str, task: str | None, kind: torch.dtype) -> None:
+    Path("table.csv").write_text("x,target\n" + "".join(f"{at},{one}\n" for at, one in enumerate(column.split())))
+    assert table(split="train", task=task, test_fraction=0, val_fraction=0).targets.dtype == kind
+
+
+def test_without_validation() -> None:
+    there()
+    write(100)
+    flags = [*gallery.QUICK, "--dataset", "csv_table", "--data_dir", ".", "--target", "kind", *NET]
+    metrics = main.main([*flags, "--val_fraction", "0", "--max_epochs", "1"])
+    assert "val_loss" not in metrics
+    assert "test_loss" in metrics
+
+
+WRONG = {
+    "no column 'prise'. It has: name, size, colour, kind, part": ["--target", "prise"],
+    "no column 'place'. It has": ["--drop", "place"],
+    "'part' says ['elsewhere'], not train, val or test": ["--split_column", "part"],
+    "there is no nothing.csv (--data_dir, --table). . has: numbers.csv, table.csv": ["--table", "nothing.csv"],
+    "there is no nowhere/table.csv: no folder nowhere (--data_dir, --table)": ["--data_dir", "nowhere"],
+    "has texts in 'kind'": ["--task", "number"],
+    "--balanced needs a class for each item, which CsvTable does not have": [
+        *["--target", "size", "--split_column", "none", "--table", "numbers.csv", "--loss", "mse_loss", "--balanced"]
+    ],
+    "leave nothing to learn": ["--val_fraction", "0.5", "--test_fraction", "0.5"],
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_mistakes_are_named(said: str, small: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    there()
+    Path("numbers.csv").write_text("size,x\n" + "".join(f"{at}.5,{at}\n" for at in range(20)))
+    if "elsewhere" in said:
+        Path("table.csv").write_text(Path("table.csv").read_text().replace("val", "elsewhere"))
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*gallery.QUICK, *NET, "--dataset", "csv_table", "--data_dir", ".", "--target", "kind", *WRONG[said]])
+    assert said in capsys.readouterr().err
+
+
+BROKEN: dict[str, str | bytes] = {
+    "table.csv cannot be read: No columns": "",
+    "table.csv cannot be read: Error tokenizing": "x,target\n1,2\n1,2,3\n",
+    "table.csv has more fields in its rows than in its head line": "x,target\n1,2,3\n4,5,6\n",
+    "table.csv has no column 'target'. It has: x;target. If ';' separates them: --separator ';'": "x;target\n1;2\n",
+    "table.csv is not utf-8: --encoding gbk, say": "x,target\n好,2\n".encode("gbk"),
+    "1 rows have no 'target', the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
+    "table.csv has infinite values in 'x'": "x,target\n1,2\ninf,2\n3,4\n",
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_a_broken_file_is_named(said: str) -> None:
+    content = BROKEN[said]
+    Path("table.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=re.escape(said)) as error:
+        table(split="train", test_fraction=0, val_fraction=0)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_parquet_is_named() -> None:
+    pytest.importorskip("pyarrow")
+    Path("table.parquet").write_bytes(b"no Parquet" * 100)
+    with pytest.raises(UsageError, match=r"^table.parquet cannot be read: .*$"):
+        table(split="train", table="table.parquet")
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "gbk"), (r"\t", "utf-16"), (",", "utf-8-sig")])
+def test_csv_of_other_kinds_says_the_same(separator: str, encoding: str) -> None:
+    between = {r"\t": "\t"}.get(separator, separator)
+    lines = ["颜色,x,target", *(f"{'红' if at % 2 else '蓝'},{at},{at % 2}" for at in range(4))]
+    Path("table.csv").write_bytes("\n".join(lines).replace(",", between).encode(encoding))
+    read = table(split="train", separator=separator, encoding=encoding, val_fraction=0, test_fraction=0)
+    assert read.columns["颜色"] == {"texts": ["红", "蓝"]}
+    assert read.open_rows("table.csv")[1][:, :2].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    with pytest.raises(UsageError, match="--encoding utf-9: there is no such encoding"):
+        table(split="train", encoding="utf-9")
+
+
+def test_columns_that_say_nothing_are_named_with_the_flag_that_leaves_them_out() -> None:
+    rows = [f",w{at},t{at},1,{at % 2}" for at in range(200)]
+    Path("table.csv").write_text("\n".join(["void,who,my notes,y,target", *rows]))
+    with pytest.raises(UsageError) as error:
+        table(split="train", drop=("y",), test_fraction=0, val_fraction=0)
+    assert str(error.value) == (
+        "table.csv: in the training part 'void' is empty, 'who' has 200 different texts, too many for categories, "
+        "'my notes' has 200 different texts, too many for categories: --drop y void who 'my notes'"
+    )
+
+
+def test_a_class_that_is_only_told_is_refused(small: dict[str, Any]) -> None:
+    Path("table.csv").write_text(Path("table.csv").read_text().replace("green,yes", "green,perhaps"))
+    with pytest.raises(UsageError, match="'part' leaves no row to learn from where 'kind' is perhaps"):
+        table(split="train", **small)
+    assert table(split="train", target="kind", drop=("name", "part")).classes == ["no", "perhaps", "yes"]
+
+
+DATES = """when,target,part
+1970-01-03,1,train
+,2,train
+1970-01-05 12:00,1,train
+1969-12-31T00:00:00,2,train
+9 May,1,test
+"""
+
+
+def dates(split: str = "train", **given: Any) -> Any:
+    return table(split=split, split_column="part", **given)
+
+
+def test_dates_are_numbers_of_days() -> None:
+    Path("table.csv").write_text(DATES.replace("9 May", "1970-01-11T06:00+06:00"))
+    learn, test = dates(), dates("test")
+    # Days to learn from: 2, missing, 4.5, -1; median 2, mean 7.5 / 4, deviation from it of 2 2 4.5 -1.
+    std = np.std([2, 2, 4.5, -1])
+    said = {"median": 2, "mean": 1.875, "std": pytest.approx(std), "missing": True}
+    assert learn.preprocessing["when"] == {**said, "unit": "days since 1970-01-01"}
+    scaled = [(days - 1.875) / std for days in (2, 2, 4.5, -1, 10)]
+    assert torch.cat([learn.features, test.features])[:, 0].tolist() == pytest.approx(scaled)
+    assert torch.cat([learn.features, test.features])[:, 1].tolist() == [0, 1, 0, 0, 0]
+    Path("new.csv").write_text('when\n""\n1970-01-11\n')
+    assert learn.open_rows("new.csv")[1][:, 0].tolist() == pytest.approx([scaled[0], scaled[4]])
+    Path("new.csv").write_text('when\n""\n')  # none at all
+    assert learn.open_rows("new.csv")[1].tolist() == [[pytest.approx(scaled[0]), 1]]
+    for value in ("10", "soon", "1970-13-01"):
+        Path("new.csv").write_text(f"when\n{value}\n")
+        with pytest.raises(UsageError, match=r"new\.csv: column 'when' is one of dates, such as 2024-05-31"):
+            learn.open_rows("new.csv")
+
+
+@pytest.mark.parametrize("value", ["9 May", "1970-02-30", "19700101"])
+def test_a_column_that_is_not_all_dates_stays_one_of_texts(value: str) -> None:
+    Path("table.csv").write_text(DATES.replace("9 May", value))
+    assert len(dates().columns["when"]["texts"]) == 4
+
+
+@pytest.mark.parametrize("kind", ["datetime64[s]", "datetime64[ns, Asia/Shanghai]", "object"])
+def test_dates_in_parquet_say_the_same_as_in_csv(kind: str) -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    Path("table.csv").write_text(DATES.replace(" 12:00", "").replace("9 May", "1970-01-11"))
+    rows = pandas.read_csv("table.csv")
+    days = pandas.to_datetime(rows["when"], format="ISO8601")
+    if kind == "object":
+        rows["when"] = days.dt.date  # Parquet knows days without a time too
+    else:
+        rows["when"] = days.dt.tz_localize("UTC").astype(kind) if "," in kind else days.astype(kind)
+    rows.to_parquet("table.parquet")
+    one, other = dates(), dates(table="table.parquet")
+    assert one.preprocessing == other.preprocessing
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.open_rows("table.parquet")[1], other.open_rows("table.csv")[1])
+
+
+def test_rows_of_parquet_count_from_0_whatever_pandas_calls_them() -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"x": [1.0, 2.0, 3.0], "target": [0, 1, 2]}, index=[7, 7, 9]).to_parquet("table.parquet")
+    read = table(split="train", table="table.parquet", val_fraction=0, test_fraction=0)
+    assert {read.ids[at]: int(target) for at, target in enumerate(read.targets)} == {"0": 0, "1": 1, "2": 2}
+
+
+def test_a_scaled_target_goes_back_to_its_unit() -> None:
+    write(100)
+    given = {"target": "number", "drop": ("kind",), "split": "train"}
+    scaled, plain = table(**given, scale_target=True), table(**given)
+    torch.testing.assert_close(scaled.inverse_transform(scaled.targets[:, None]), plain.targets[:, None])
+    assert torch.equal(plain.inverse_transform(plain.targets), plain.targets)
+    assert abs(scaled.targets.mean()) < 1e-5

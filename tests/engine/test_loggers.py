@@ -1,0 +1,115 @@
+"""Where the metrics go: what real TensorBoard answers, and loggers whose package is not there."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import main
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+RUN = Path("lightning_logs/version_0")
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[str]:
+    """Real TensorBoard on a folder; its address."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port)]
+    command += ["--load_fast", "false", "--reload_interval", "1"]  # without the wait of its other reader
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise RuntimeError(f"TensorBoard ended with {process.returncode}")
+                try:
+                    if ask(f"http://127.0.0.1:{port}", "scalars/tags"):
+                        break
+                except OSError:
+                    pass
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def ask(address: str, path: str, text: bool = True, body: dict[str, Any] | None = None) -> Any:
+    """What a plugin of TensorBoard answers."""
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(f"{address}/data/plugin/{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        return json.loads(answer.read()) if text else answer.read()
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_curves_flags_and_metrics(train) -> None:
+    metrics = train("--max_epochs", 3, "--lr", 0.05, "--log_every_n_steps", 1)
+    train("--max_epochs", 1, "--lr", 0.01)
+    with tensorboard(RUN.parent) as address:
+        shown = ask(address, "scalars/tags")["version_0"]
+        assert metrics.keys() | {"lr", "train_loss_step"} <= shown.keys()
+        curve = ask(address, "scalars/scalars?run=version_0&tag=val_loss")
+        assert [step for _, step, _ in curve] == [2, 4, 6]
+        assert curve[-1][2] == pytest.approx(metrics["val_loss"])
+        states = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+        page = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": states, "colParams": []}
+        columns = ask(address, "hparams/experiment", body={"experimentName": ""})
+        assert "test_acc" in {one["name"]["tag"] for one in columns["metricInfos"]}
+        wanted = [{"metric": one["name"], "includeInResult": True} for one in columns["metricInfos"]]
+        wanted += [{"hparam": one["name"], "includeInResult": True} for one in columns["hparamInfos"]]
+        groups = ask(address, "hparams/session_groups", body={**page, "colParams": wanted})["sessionGroups"]
+        assert sorted(group["hparams"]["lr"] for group in groups) == [0.01, 0.05]
+        [group] = [group for group in groups if group["hparams"]["lr"] == 0.05]
+        assert group["hparams"]["dataset"] == "toys.Blobs"
+        values = {one["name"]["tag"]: one["value"] for one in group["metricValues"]}
+        assert values["test_acc"] == pytest.approx(metrics["test_acc"])
+        said = ask(address, "text/text?run=version_0&tag=config%2Ftext_summary")
+        assert len(said) == 1
+        assert "lr: 0.05" in said[0]["text"]
+
+
+def test_a_run_that_goes_on_tells_its_flags_once(train) -> None:
+    train("--max_epochs", 1)
+    main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    events = EventAccumulator(str(RUN)).Reload()
+    assert len(events.Tensors("config/text_summary")) == 1
+    assert len(list(RUN.glob("events.*"))) == 4  # nothing in a folder below, and a file each for training and test
+    assert not [path for path in RUN.iterdir() if path.is_dir() and path.name != "checkpoints"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing(train, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if importlib.util.find_spec(name):
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(SystemExit, match="2"):
+        train("--logger", "csv", name)
+    said = capsys.readouterr().err
+    assert f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"' in said
+    assert said.count("\n") == 1
+    assert not Path("lightning_logs").exists()
+
+
+def test_mlflow_keeps_the_run_in_its_folder_and_goes_on(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train("--max_epochs", 1, "--logger", "csv", "mlflow")
+    metrics = main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    [file] = RUN.glob("mlruns/*/*/metrics/val_loss")
+    values = [float(line.split()[1]) for line in file.read_text().splitlines()]
+    assert len(values) == 2
+    assert values[-1] == pytest.approx(metrics["val_loss"])
+
+
+def test_no_logger_at_all(train) -> None:
+    assert "test_acc" in train("--max_epochs", 1, "--logger", "[]")
+    assert not (RUN / "metrics.csv").exists()

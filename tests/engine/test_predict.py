@@ -1,0 +1,212 @@
+"""`predict`: rows in order, for the test part and for a folder of images."""
+
+import csv
+from pathlib import Path
+from typing import ClassVar
+
+import main
+import numpy as np
+import pytest
+import torch
+import toys
+from data import DInterface
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+RUN = Path("lightning_logs/version_0")
+
+
+def table(folder: Path = RUN) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+
+
+def test_a_row_for_each_item_with_class_and_probabilities(train) -> None:
+    train("--max_epochs", 8, "--lr", 0.05, "--dataset", "toys.Named")
+    main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])
+    rows = table()
+    part = DInterface(toys.Named).split("test").indices
+    assert list(rows[0]) == ["index", "id", "class", "name", "p0", "p1", "p2"]
+    assert [int(row["index"]) for row in rows] == list(range(9))
+    assert [row["id"] for row in rows] == [f"point/{index}" for index in part]
+    assert [row["name"] for row in rows] == ["abc"[int(row["class"])] for row in rows]
+    assert sum(int(row["class"]) == index % 3 for row, index in zip(rows, part, strict=True)) >= 8
+    for row in rows:
+        shares = [float(row[f"p{number}"]) for number in range(3)]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+        assert int(row["class"]) == int(np.argmax(shares))
+    assert not list(RUN.glob("*.part"))
+
+
+def test_arrays_hold_what_the_table_holds(train) -> None:
+    train("--max_epochs", 1, "--dataset", "toys.Named", "--noise", 0)
+    for format in ("csv", "npy", "pt"):
+        main.main(["predict", "--ckpt_path", "last", "--format", format])
+    rows = [[float(row[f"p{number}"]) for number in range(3)] for row in table()]
+    array = np.load(RUN / "predictions.npy")
+    assert array.dtype == np.float32
+    assert array.tolist() == [pytest.approx(row, rel=1e-4) for row in rows]
+    assert torch.equal(torch.load(RUN / "predictions.pt", weights_only=True), torch.from_numpy(array))
+    assert (RUN / "predictions.txt").read_text().split() == [row["id"] for row in table()]
+
+
+def test_images_come_out_as_an_array_and_fit_no_table(train, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        "--model_name",
+        "toys.ImageNet",
+        "--dataset",
+        "toys.ImagePairs",
+        "--loss",
+        "mse_loss",
+    ]
+    train(*argv, "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "npy"])
+    assert np.load(RUN / "predictions.npy").shape == (9, 2, 4, 4)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last"])
+    assert "an output of shape (2, 4, 4) fits no table: --format png, npy or pt" in capsys.readouterr().err
+
+
+class Levels(Dataset):
+    """Images as numbers of about mean 0 and deviation 1."""
+
+    preprocessing: ClassVar = {"white": 100, "mean": [40.0, 60.0, 20.0], "std": [20.0, 30.0, 10.0]}
+
+    def __init__(self) -> None:
+        self.levels = torch.randint(0, 101, (40, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(self.preprocessing[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return (self.levels[index] - mean) / std, torch.zeros(3, 4, 5)
+
+
+class Same(torch.nn.Module):
+    """What went in, but for a weight that cannot learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 0 * self.nothing
+
+
+def test_images_that_come_out_are_written_as_the_files_were(train, capsys: pytest.CaptureFixture[str]) -> None:
+    here = "test_predict"
+    train("--model_name", f"{here}.Same", "--dataset", f"{here}.Levels", "--loss", "mse_loss", "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert f"{RUN}/predictions: 4 files" in capsys.readouterr().out
+    part = DInterface(Levels).split("test")
+    for number, index in enumerate(part.indices):
+        written = np.asarray(Image.open(RUN / f"predictions/{number:06}.png"))  # (4, 5, 3)
+        np.testing.assert_allclose(written, part.dataset.levels[index].movedim(0, 2) * 2.55, atol=0.51)
+
+
+class Named(Levels):
+    """The same, by two names in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = [f"{number % 2}.png" for number in range(len(self))]
+
+
+def test_pictures_of_one_name_are_called_by_their_numbers(train) -> None:
+    here = "test_predict"
+    train("--model_name", f"{here}.Same", "--dataset", f"{here}.Named", "--loss", "mse_loss", "--max_epochs", 1)
+    main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert [path.name for path in sorted((RUN / "predictions").iterdir())] == [f"{at:06}.png" for at in range(4)]
+
+
+def test_what_is_no_picture_is_not_written_as_one(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--format", "png"])
+    assert "--format png: an output of shape (3,) is no picture: take npy or pt" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same(shell, train) -> None:
+    train("--max_epochs", 2, "--dataset", "toys.Named", "--noise", 0)
+    main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])
+    alone = (RUN / "predictions.csv").read_text()
+    (RUN / "predictions.csv").unlink()
+    moved = (RUN / "checkpoints/last.ckpt").rename("moved.ckpt")  # then only the first process knows the folder
+    argv = ["--ckpt_path", str(moved), "--batch_size", "2", "--devices", "2", "--strategy", "ddp"]
+    done = shell("predict", *argv)
+    assert done.returncode == 0, done.stderr
+    assert Path("lightning_logs/version_1/predictions.csv").read_text() == alone  # 9 items: one is there to fill up
+
+
+@pytest.fixture
+def lenet() -> list[str]:
+    """A network that has learned the digits a little, in version_0."""
+    pytest.importorskip("model.lenet")  # the examples may have been deleted
+    pytest.importorskip("data.digits")
+    main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "2", "--accelerator", "cpu"])
+    return ["predict", "--ckpt_path", "version_0"]
+
+
+def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: pytest.CaptureFixture[str]) -> None:
+    Digits = pytest.importorskip("data.digits").Digits
+
+    main.main(lenet)
+    of_part = table()
+    digits, part = Digits(), DInterface(Digits).split("test").indices
+    Path("new/more").mkdir(parents=True)
+    for number in range(5):
+        pixels = (digits.images[part[number], 0] * 6.02 + 4.88) / 16 * 255
+        image = Image.fromarray(pixels.round().byte().numpy()).resize((40, 40), Image.Resampling.NEAREST)
+        image.convert("RGB").save(f"new/more/{number}.PNG" if number > 2 else f"new/{number}.png")
+    Path("new/1b.jpg").write_bytes(b"no picture")
+    Path("new/notes.txt").write_text("no picture either")
+    capsys.readouterr()
+    main.main([*lenet, "--images", "new"])
+    rows, said = table(), capsys.readouterr()
+    assert [row["id"] for row in rows] == [
+        f"new/{name}" for name in ("0.png", "1.png", "2.png", "more/3.PNG", "more/4.PNG")
+    ]
+    assert [int(row["index"]) for row in rows] == [0, 1, 3, 4, 5]
+    for row, other in zip(rows, of_part, strict=False):
+        assert float(row[f"p{row['class']}"]) == pytest.approx(float(other[f"p{row['class']}"]), abs=0.02)
+    assert said.err == "left out: cannot identify image file 'new/1b.jpg'\n"
+    main.main([*lenet, "--images", "new/0.png"])
+    assert [row["id"] for row in table()] == ["new/0.png"]
+    assert "predictions.csv: 5 rows; 1 that cannot be read left out" in said.out
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("notes.txt", "there is no image file"), ("a.png", "none of its 1 image files can be read")],
+)
+def test_no_image_that_can_be_read(lenet, capsys: pytest.CaptureFixture[str], name: str, why: str) -> None:
+    Path("new").mkdir()
+    Path("new", name).write_bytes(b"no picture")
+    for folder, said in (("new", why), ("nowhere", "there is no such folder or file")):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*lenet, "--images", folder])
+        assert f"--images {folder}: {said}" in capsys.readouterr().err
+
+
+def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--images", "."])
+    assert "Blobs has no open_image(path), a static method" in capsys.readouterr().err
+    for argv, said in (
+        (["--rows", "new.csv"], "Blobs has no open_rows(path), a method"),
+        (["--rows", "new.csv", "--images", "."], "--images and --rows are two commands"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "last", *argv])
+        assert said in capsys.readouterr().err
+
+
+def test_mnist_opens_an_image_as_its_own() -> None:
+    MNIST = pytest.importorskip("data.mnist").MNIST
+    pixels = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save("one.png")
+    expected = (torch.from_numpy(pixels).float() - 33.3) / 78.6
+    assert torch.equal(MNIST.open_image("one.png"), expected[None])

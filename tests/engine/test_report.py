@@ -1,0 +1,150 @@
+"""`report`: run folders in, a table and files out."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import main
+import pytest
+from paths import HERE, PROJECT
+
+HEAD = "epoch,step,lr,train_loss_step,val_acc,val_loss\n"
+RUNS = {  # what stands in metrics.csv and in config.yaml
+    "version_0": (
+        "0,0,0.1,2.5,,\n0,4,,,0.5,0.75\n1,8,,,0.25,0.5\n2,8,0.1,1.5,,\n2,9,0.1,1.5,,\n",
+        "model_name: a\ndataset: d\nlr: 0.1\nseed: 0\n",
+    ),
+    "version_10": ("0,0,0.2,1.5,,\n0,4,,,0.125,nan\n", "model_name: b\ndataset: d\nlr: 0.2\nseed: 0\n"),
+    "version_2": ("", "model_name: b\ndataset: d\nlr: 0.2\nseed: 0\nhidden_dim: 8\n"),
+}
+
+
+@pytest.fixture
+def logs() -> None:
+    for name, (rows, flags) in RUNS.items():
+        folder = Path("lightning_logs") / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(HEAD + rows)
+        (folder / "config.yaml").write_text(flags)
+
+
+def report(*argv: str) -> list[dict[str, str]]:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["report", *argv])
+    assert ended.value.code == 0
+    out = Path(argv[argv.index("--out") + 1] if "--out" in argv else "report")
+    return list(csv.DictReader((out / "report.csv").read_text().splitlines()))
+
+
+def test_a_row_a_run_with_the_best_of_each_metric_and_the_flags_that_differ(logs, capsys) -> None:
+    rows = report()
+    assert [row["run"] for row in rows] == ["version_0", "version_2", "version_10"]
+    assert list(rows[0]) == [
+        "run",
+        "network",
+        "dataset",
+        "lr",
+        "hidden_dim",
+        "val_acc (max)",
+        "val_loss (min)",
+        "epochs",
+        "seconds",
+    ]
+    assert [row["val_acc (max)"] for row in rows] == ["0.5", "", "0.125"]
+    assert [row["val_loss (min)"] for row in rows] == ["0.5", "", ""]  # NaN is best of nothing
+    assert [row["epochs"] for row in rows] == ["2", "0", "1"]
+    assert [(row["network"], row["lr"], row["hidden_dim"]) for row in rows] == [
+        ("a", "0.1", ""),
+        ("b", "0.2", "8"),
+        ("b", "0.2", ""),
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[:3] == ["run", "network", "dataset"]
+    assert printed[-1] == "report"
+    assert len(printed) == 5
+
+
+def test_spreadsheet_arrays_and_picture_hold_the_curves(logs) -> None:
+    pandas = pytest.importorskip("pandas")
+    io = pytest.importorskip("scipy.io")
+    report("version_0", "lightning_logs/version_10", "--out", "there")
+    sheets = pandas.read_excel("there/report.xlsx", sheet_name=None, index_col=0)
+    assert set(sheets) == {"runs", "lr", "train_loss_step", "val_acc", "val_loss"}
+    assert list(sheets["val_acc"].columns) == ["version_0", "version_10"]
+    assert sheets["val_acc"]["version_0"].to_dict() == {4: 0.5, 8: 0.25}
+    assert sheets["val_acc"]["version_10"].dropna().to_dict() == {4: 0.125}
+    arrays = io.loadmat("there/report.mat", simplify_cells=True)
+    assert list(arrays["runs"]) == ["version_0", "version_10"]
+    assert arrays["val_acc"]["step"].tolist() == [4, 8]
+    assert arrays["val_acc"]["value"][0].tolist() == [0.5, 0.125]
+    assert Path("there/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_csv_every_point_comes_from_tensorboard(train) -> None:
+    train("--max_epochs", 2, "--log_every_n_steps", 1, "--batch_size", 4)
+    shutil.copytree("lightning_logs/version_0", "copy")
+    Path("copy/metrics.csv").unlink()
+    one, other = report("version_0", "copy")
+    assert other.pop("run") == "copy"
+    assert one.pop("run") == "version_0"
+    assert {key: value for key, value in one.items() if "(" not in key} == {
+        key: value for key, value in other.items() if "(" not in key
+    }
+    for key in one.keys() - {"network", "dataset"}:
+        assert float(one[key]) == pytest.approx(float(other[key]))
+    assert one["epochs"] == "2"
+    assert 0 < float(one["seconds"]) < 60
+    sheet = pytest.importorskip("pandas").read_excel("report/report.xlsx", sheet_name="train_loss_step", index_col=0)
+    assert len(sheet) == 36
+    assert sheet["version_0"].tolist() == pytest.approx(sheet["copy"].tolist())
+
+
+def test_a_long_curve_loses_no_point() -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter("long") as writer:
+        for step in range(10_050):  # TensorBoard itself would show 10,000 of them
+            writer.add_scalar("train_loss_step", step / 2, step)
+    report("long")
+    sheet = pytest.importorskip("pandas").read_excel("report/report.xlsx", sheet_name="train_loss_step", index_col=0)
+    assert sheet["long"].tolist() == [step / 2 for step in range(10_050)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["version_7"], "there is no run 'version_7'; lightning_logs/ has version_0, version_2, version_10"),
+        (["--default_root_dir", "other"], "there is no run in other/lightning_logs/ yet"),
+        (["--ou", "x"], "unknown flag --ou"),
+        (["--out"], "--out: expected one argument"),
+        (["--out", "lightning_logs/version_0/config.yaml"], "File exists"),
+    ],
+)
+def test_a_mistake_is_one_line(logs, argv: list[str], said: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["report", *argv])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_package_names_the_extra(logs, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["report"])
+    assert 'report needs openpyxl too: pip install -e ".[report]"' in capsys.readouterr().err
+    assert Path("report/report.csv").is_file()  # what needs no extra is there
+
+
+@pytest.mark.slow
+def test_it_needs_no_torch(logs) -> None:
+    code = "import sys, main\ntry: main.main(['report'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": f"{PROJECT}:{HERE}"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stderr == ""

@@ -1,0 +1,149 @@
+"""Checkpoint files that a kill cannot break and that a stranger cannot make run code."""
+
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from engine.cli import plugins
+from engine.errors import UsageError
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, makes it durable, and only then gives it its name."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Saves; at every moment `path` is the old file or the new one, whole."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
+            part.unlink(missing_ok=True)
+            raise cannot_save(path, error) from None
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Loads plain values and tensors; a file that holds anything else is refused."""
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a file, or the folder of a sharded checkpoint."""
+        remove(Path(path))
+
+
+def replace(part: Path, path: Path) -> None:
+    """Renames a finished save. A folder cannot be written over: it is renamed to NAME.before.ckpt meanwhile."""
+    if not path.is_dir() and not part.is_dir():
+        os.replace(part, path)
+        return
+    before = path.with_suffix(".before.ckpt")
+    if path.exists():
+        remove(before)
+        os.replace(path, before)
+    os.replace(part, path)
+    remove(before)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, if it is there. A folder loses its name first, so that a half of one is never found."""
+    if path.is_dir():
+        part = path.with_name(path.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        os.replace(path, part)
+        shutil.rmtree(part)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cannot_save(path: Path, error: BaseException) -> SystemExit:
+    """What to end a run with that could not save: why, how much room there is, and what is safe."""
+    why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
+    safe = ", ".join(sorted(one.name for one in path.parent.glob("*.ckpt"))) or "nothing yet"
+    return SystemExit(f"cannot save {path}: {why}; {free:.0f} MiB are free there; still safe: {safe}")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain values and tensors, on the CPU; of a file of nothing but weights, these as its state_dict.
+
+    Raises:
+        UsageError: the file holds anything else, which could be code, or is no checkpoint.
+    """
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
+    if path.is_dir():
+        for load_folder in plugins.hooks("load_checkpoint_folder").values():
+            return load_folder(path)
+        raise UsageError(f"{path} is a sharded checkpoint, which engine/features/model_parallel reads: it is not there")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise refused(path, error) from None
+    if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
+        return {"state_dict": checkpoint}  # of torch.save(network.state_dict(), path)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UsageError(f"{path} is refused: it has no state_dict, as Lightning's checkpoints have")
+    return checkpoint
+
+
+def refused(path: Path, error: BaseException) -> UsageError:
+    """What to say of a checkpoint that torch cannot read, or will not."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
+    return UsageError(f"{path} is refused: {why}")
+
+
+def flags_of(path: Path) -> dict[str, Any]:
+    """The flags of the run that wrote a checkpoint."""
+    flags = load(path).get("hyper_parameters", {})
+    if "model_name" not in flags:
+        raise UsageError(f"{path} does not say its network: it was not written by this project")
+    return flags
+
+
+def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
+    """Begins with the weights of a checkpoint, or of a file of the network's weights alone; everything else is new.
+
+    partial: leave alone what does not fit, and say so.
+
+    Raises:
+        UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
+    """
+    weights, own = load(path)["state_dict"], module.state_dict()
+    alone = {f"network.{name}": one for name, one in weights.items()}
+    weights = alone if alone.keys() & own.keys() else weights
+    wrong = mismatched_weights(module, weights)
+    if wrong and not partial:
+        raise UsageError(f"--init_from {path}: {wrong[0]} ({len(wrong)} in all; --init_partial leaves them alone)")
+    for one in wrong:
+        print(f"--init_from: {one}")
+    module.load_state_dict(own | {name: one for name, one in weights.items() if _fits(own, name, one)})
+
+
+def check_weights_fit(module: LightningModule, weights: dict[str, torch.Tensor]) -> None:
+    """Raises UsageError: weights are not a module's."""
+    if wrong := mismatched_weights(module, weights):
+        raise UsageError(f"the checkpoint does not fit this network: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
+
+
+def mismatched_weights(module: LightningModule, weights: dict[str, torch.Tensor]) -> list[str]:
+    """What keeps weights from being a module's, a line each."""
+    own = module.state_dict()
+    wrong = [f"{name} is {tuple(own[name].shape)} here and {tuple(one.shape)} there" for name, one in weights.items()
+             if name in own and not _fits(own, name, one)]  # fmt: skip
+    wrong += [f"{name} is not there" for name in own.keys() - weights.keys()]
+    return sorted(wrong) + [f"{name} is not here" for name in sorted(weights.keys() - own.keys())]
+
+
+def _fits(own: dict[str, torch.Tensor], name: str, weight: torch.Tensor) -> bool:
+    return name in own and own[name].shape == weight.shape

@@ -1,0 +1,89 @@
+"""Which checkpoint `last`, `best`, `version_3`, a folder, a file or an address means. No torch here."""
+
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from engine.checkpointing.run_folder import versions
+from engine.cli import plugins
+from engine.errors import UsageError
+
+_BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
+
+
+def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
+    """The checkpoint file that `name` means.
+
+    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder, a file, or an address
+        such as s3://bucket/runs/version_3, which is fetched.
+    resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
+    flag: the one that said so, for the message.
+
+    Raises:
+        UsageError: there is none; the message says what there is.
+    """
+    if name in ("last", "best"):
+        found = _newest(root, _lasts if name == "last" else _bests)
+        if not found:
+            raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
+        return found[0]
+    if "://" in name:
+        for fetch in plugins.hooks("fetch").values():
+            name = str(fetch(name, root, flag))
+    path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
+    if path.is_file() or _is_sharded(path):
+        return path
+    if not path.is_dir():
+        there = ", ".join(f"version_{number}" for number in sorted(versions(root))[-5:]) or "no run"
+        raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")
+    for kind in (_lasts, _bests) if resume else (_bests, _lasts):
+        if files := kind(path):
+            return files[-1]
+    raise UsageError(f"--{flag} {name}: no checkpoint in {path}/checkpoints/")
+
+
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Whether less or more of a metric is better, by its name: "max" for accuracies and the like, else "min"."""
+    more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
+    return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
+
+
+def _mtime(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _lasts(run: Path) -> list[Path]:
+    """The last checkpoint of a run; where it cannot be read, the newest of the others."""
+    files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
+    whole = [path for path in files if _is_whole(path)]
+    for path in [path for path in files if path not in whole]:
+        print(f"passed over {path}: it is cut short or no checkpoint", file=sys.stderr)
+    return whole[-1:]
+
+
+def _is_whole(path: Path) -> bool:
+    return _is_sharded(path) or (path.is_file() and zipfile.is_zipfile(path))
+
+
+def _is_sharded(path: Path) -> bool:
+    """Whether it is a checkpoint in which each of several processes wrote its part: a folder."""
+    return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
+
+
+def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
+    runs = sorted(root.glob("version_*"), key=lambda run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0))
+    return next((found for run in reversed(runs) if (found := kind(run))), [])
+
+
+def _bests(run: Path) -> list[Path]:
+    """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
+    files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
+    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}
+    if not scores:
+        return []
+    monitor = list(scores.values())[-1][2]
+    pick = max if monitor_mode(monitor) == "max" else min
+    return [pick((path for path in scores if scores[path][2] == monitor), key=lambda path: float(scores[path][3]))]

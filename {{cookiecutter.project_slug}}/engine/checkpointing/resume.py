@@ -1,0 +1,54 @@
+"""What a checkpoint, or the restart of a cluster job, adds to a command line: its file and the flags of its run."""
+
+from pathlib import Path
+from typing import Any
+
+from engine.checkpointing import find, run_folder
+from engine.cli import config_file
+from engine.cli.config_file import RawValue
+from engine.cli.parser import Restored, takes_no_checkpoint
+from engine.errors import UsageError
+from engine.launch import cluster_job
+
+
+def restore(
+    action: str, argv: list[str], ckpt_path: str | None, init_from: str | None, default_root_dir: str | None
+) -> Restored:
+    """What the command line goes on from.
+
+    argv: the words behind the action. The others are the texts of these flags, None where they are not given.
+
+    Raises:
+        UsageError: there is no such checkpoint, or the action takes none.
+    """
+    root = run_folder.logs_root(default_root_dir)
+    job_id = cluster_job.job_id(argv) if action == "fit" else ""
+    restarted = cluster_job.restarted_run(root, job_id)
+    ckpt_path = restarted or ckpt_path
+    if ckpt_path and takes_no_checkpoint(action):
+        raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")
+    path, flags = None, {}
+    if ckpt_path and ckpt_path.lower() not in ("none", "null"):
+        path = find.find_checkpoint(ckpt_path, root, resume=action == "fit")
+        flags = _flags_of(path)
+    if init_from and init_from.lower() not in ("none", "null"):
+        if path and not restarted:
+            raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
+        init_from = str(find.find_checkpoint(init_from, root, resume=False, flag="init_from"))
+    return Restored(path, flags, init_from, job_id, bool(ckpt_path))
+
+
+def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:
+    """The flags of the run that wrote a checkpoint: from its run folder, or else from the checkpoint itself."""
+    if run := run_folder.run_of(ckpt_path):
+        return config_file.read(run / "config.yaml")
+    from engine.checkpointing import checkpoint_io  # a checkpoint that was moved can only be asked with torch
+
+    flags = checkpoint_io.flags_of(ckpt_path)
+    return {key: RawValue(_as_text(value), f"{ckpt_path}: ") for key, value in flags.items()}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_as_text, value)) + "]"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

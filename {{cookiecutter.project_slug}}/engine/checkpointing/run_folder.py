@@ -1,0 +1,114 @@
+"""The run folders `lightning_logs/version_N`: a new one, what is written into it, and dry runs. No torch here."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.cli import config_file
+from engine.cli.settings import Settings
+from engine.errors import UsageError
+
+FOLDER = "lightning_logs"
+
+
+def logs_root(default_root_dir: str | Path | None) -> Path:
+    """The folder of the run folders: `lightning_logs` in `default_root_dir`, or in the working directory."""
+    if "://" in str(default_root_dir):  # as a path it would be a folder of the name `s3:`
+        raise UsageError(
+            f"--default_root_dir {default_root_dir}: a run is written to a disk of this machine; "
+            "--mirror copies it to such an address"
+        )
+    return Path(default_root_dir or ".") / FOLDER
+
+
+def open_run(settings: Settings, default_root_dir: str) -> Path:
+    """The folder of a run: where it goes on, or a new one. The first process opens it; the others write nothing."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    rehearses = settings.arguments["trainer"].get("fast_dev_run")
+    run, root = (
+        run_of(settings.ckpt_path) if settings.ckpt_path and not rehearses else None,
+        logs_root(default_root_dir),
+    )
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return run or root
+    own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
+    kept = {name: value for name, value in settings.flags.items() if name not in own}
+    return open_folder(
+        run, root, config_file.dump(kept) if settings.action in ("fit", "tune") else None, settings.job_id
+    )
+
+
+def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
+    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
+        metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
+    print("--fast_dev_run: it works, and nothing of it was kept")
+    return metrics
+
+
+def finish(run: Path, job_id: str, metrics: dict[str, float]) -> None:
+    """Notes in the run folder that the job is over, prints a table of what was measured, and keeps it as
+    metrics.json, beside what stood there."""
+    if job_id:
+        (run / job_id).write_text("ended", "utf-8")
+    if not metrics:
+        return
+    path = run / "metrics.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
+    width = max(12, *map(len, metrics))
+    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
+
+
+def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = "") -> Path:
+    """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
+
+    config: what to keep as config.yaml, or None to write nothing.
+    job_id: the name of a file by which a job finds its run again, or "".
+    """
+    try:
+        run = run or create(root)
+        if job_id:
+            (run / job_id).touch()
+        if config is not None:
+            for part in sorted(run.rglob("*.part")):
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+            part = run / "config.yaml.part"
+            part.write_text(config, encoding="utf-8")
+            os.replace(part, run / "config.yaml")
+    except OSError as error:
+        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror}") from None
+    return run
+
+
+def create(root: Path) -> Path:
+    """Makes the next free `version_N`. Two runs that start at the same moment get one each."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = max(versions(root), default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return root / f"version_{number}"
+        except FileExistsError:
+            number += 1
+
+
+def run_of(ckpt_path: Path) -> Path | None:
+    """The run folder in which a checkpoint was written, if it still lies in one."""
+    checkpoints = ckpt_path.absolute().parent
+    run = checkpoints.parent
+    if checkpoints.name != "checkpoints" or not (run / "config.yaml").is_file():
+        return None
+    return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+
+
+def versions(root: Path) -> list[int]:
+    """The numbers of the run folders in `root`."""
+    found = (re.fullmatch(r"version_(\d+)", path.name) for path in root.glob("version_*"))
+    return [int(match[1]) for match in found if match]

@@ -1,0 +1,1 @@
+"""The command line: argv -> Settings. Imports neither torch nor Lightning."""

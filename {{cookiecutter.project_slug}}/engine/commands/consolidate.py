@@ -1,0 +1,26 @@
+"""`consolidate`: one ordinary file of a checkpoint that several processes wrote in parts."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+from engine.checkpointing.checkpoint_io import DurableCheckpointIO, check_weights_fit, load
+from engine.errors import UsageError
+
+
+def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, run_dir: Path) -> None:
+    """Writes NAME.whole.ckpt beside the folder NAME.ckpt; weights, optimiser and progress have to fit into memory.
+
+    Raises:
+        UsageError: it is a file already, or is not of this network.
+    """
+    path = Path(ckpt_path)
+    whole = load(path) if trainer.is_global_zero else {}
+    if not path.is_dir():
+        raise UsageError(f"--ckpt_path {path} is one file already")
+    if trainer.is_global_zero:
+        check_weights_fit(model, whole["state_dict"])
+        target = path.with_suffix(".whole.ckpt")
+        DurableCheckpointIO().save_checkpoint(whole, target)
+        print(target)

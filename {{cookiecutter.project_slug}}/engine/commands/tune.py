@@ -1,0 +1,153 @@
+"""`tune`: try learning rates or batch sizes; print and draw them, change nothing."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from engine.errors import UsageError
+
+
+def run(
+    trainer: Trainer,
+    model: Any,
+    data: Any,
+    run_dir: Path,
+    *,
+    what: tuple[Literal["lr", "batch_size"], ...] = ("lr",),
+) -> None:
+    """Takes a few steps with each rate or size and shows what came of it.
+
+    Args:
+        what: lr raises the rate and watches the loss, batch_size doubles the batches and counts the items a second.
+
+    Raises:
+        UsageError: there is nothing to search with --fast_dev_run; several processes would search for a batch size.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise UsageError("tune takes no --fast_dev_run: it needs some 100 steps")
+    if "batch_size" in what and trainer.world_size > 1:
+        raise UsageError("tune --what batch_size looks for what one device can do: --devices 1")
+    model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
+    trainer.limit_val_batches = 0  # type: ignore[attr-defined]
+    for one in dict.fromkeys(what):
+        (_rates if one == "lr" else _sizes)(trainer, model, data, run_dir)
+    model.latest_metrics = {}  # nothing was measured
+
+
+def _fit(trainer: Trainer, model: Any, data: Any, watch: Callback, steps: int) -> None:
+    """Trains for a few steps, and takes them back. A small dataset is gone through as often as it takes."""
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    trainer.callbacks = [watch]  # type: ignore[attr-defined]
+    trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step + steps
+    try:
+        trainer.fit(model, data)
+    finally:
+        model.load_state_dict(weights)
+
+
+def _rates(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
+    """Raises the rate over 100 steps and shows the loss (L. Smith, "Cyclical Learning Rates", 2017)."""
+    ramp = _Ramp()
+    _fit(trainer, model, data, ramp, 100 * trainer.accumulate_grad_batches)
+    if not trainer.is_global_zero:
+        return
+    rates, losses = ramp.rates[: len(ramp.losses)], torch.tensor(ramp.losses, dtype=torch.float64)
+    slope = losses.diff()[5:-1]  # the rates stand equally far apart on a logarithmic scale
+    path = folder / "lr_find.png"
+    if len(slope) and slope.min() < 0:
+        found = rates[6 + int(slope.argmin())]
+        print(f"the loss falls fastest at --lr {found:.2g}: a hint, no more; look at the curve")
+    else:
+        print("the loss falls at no rate; look at the curve")
+    _draw(rates, losses.tolist(), path, 10, "learning rate", "loss")
+    print(path)
+
+
+def _sizes(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
+    """Doubles the batch until the items a second grow no more, memory is full, or all the data is one batch."""
+    items, before = len(data.split("train")), data.batch_size
+    speeds: dict[int, float] = {}
+    full = 0
+    while len(speeds) < 3 or max(list(speeds.values())[-2:]) > 1.05 * max(list(speeds.values())[:-2]):
+        size = min(2 ** (len(speeds) + 3), items)
+        if size in speeds:
+            break
+        clock = _Clock()
+        data.batch_size = size
+        try:
+            _fit(trainer, model, data, clock, 8)
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            full = size
+            break
+        speeds[size] = clock.speed()
+        print(f"--batch_size {size:<6} {speeds[size]:9.0f} items/s", flush=True)
+    data.batch_size = before
+    if not speeds:
+        raise UsageError(f"there is no memory for a batch of {full}")
+    enough = min(size for size, speed in speeds.items() if speed > 0.9 * max(speeds.values()))
+    more = f"; memory is full at {full}" if full else f"; all {items} items are one batch" if items in speeds else ""
+    print(f"larger batches than --batch_size {enough} are hardly faster{more}: a hint; the best --lr changes with it")
+    _draw(list(speeds), list(speeds.values()), folder / "batch_size.png", 2, "batch size", "items a second")
+    print(folder / "batch_size.png")
+
+
+class _Ramp(Callback):
+    """Raises the rate from 1e-6 to 1, tenfold in 16 batches, and smooths the loss; stops when that has grown fourfold.
+
+    Several processes stop together; each smooths the loss of its own batches.
+    """
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self._mean = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.rates.append(10 ** (6 * len(self.rates) / 99 - 6))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.rates[-1]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not outputs:
+            raise UsageError(f"tune --what lr: {type(module).__name__}.training_step returns no loss")
+        self._mean = 0.9 * self._mean + 0.1 * float(outputs["loss"])
+        self.losses.append(self._mean / (1 - 0.9 ** len(self.rates)))
+        grown = not self.losses[-1] <= 4 * min(self.losses)  # NaN has too
+        done = len(self.rates) == 100
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(grown or done, all=False)
+
+
+class _Clock(Callback):
+    """Times whole steps, loading included."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.items: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self.items.append(len(module.unpack_batch(batch)[1]))  # the last batch of an epoch has fewer
+
+    def speed(self) -> float:
+        """Items a second, the first two steps aside."""
+        return sum(self.items[2:]) / (self.ends[-1] - self.ends[1])
+
+
+def _draw(x: list[Any], y: list[float], path: Path, base: int, across: str, up: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.semilogx(x, y, ".-", base=base)
+    axes.set(xlabel=across, ylabel=up, ylim=(0, None))
+    figure.savefig(path)

@@ -1,0 +1,1 @@
+"""How processes are started and ended: SLURM, torchrun, signals, hangs."""

@@ -1,0 +1,144 @@
+"""Every private or patched name of Lightning, torch and torchmetrics, one function each; nothing else uses any.
+
+Each says what it does, why, and what breaks without it. Nothing here imports torch before it is called.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+import types
+from datetime import timedelta
+from typing import Any
+
+_STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
+
+
+class _LazyScipySignal(types.ModuleType):
+    """A stand-in for scipy.signal that loads the real one when it is used."""
+
+    @staticmethod
+    def hamming(*args: Any, **kwargs: Any) -> Any:
+        """The window, as torchmetrics would have put it there."""
+        return importlib.import_module("scipy.signal.windows").hamming(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__":  # a module below it is wanted
+            return [f"{folder}/signal" for folder in importlib.import_module("scipy").__path__]
+        if name.startswith("__"):  # who looks through all modules wants nothing of it
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def defer_scipy_signal() -> None:
+    """Delays the import of scipy.signal until it is used.
+
+    torchmetrics' `__init__` loads all of it to look whether it has a `hamming`, for the sake of one old package.
+    Without this, each start takes a fifth longer.
+    """
+    sys.modules.setdefault("scipy.signal", _LazyScipySignal("scipy.signal"))
+
+
+def keep_freed_memory() -> bool:
+    """Has malloc keep what a step frees for the next one, and returns whether it could (Linux with glibc).
+
+    Without it, glibc returns the memory to the system at each step and asks for it again: some 1,000 page faults.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = {_MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**29, _TOP_PAD: 2**26}
+    return all(mallopt(option, size) for option, size in wanted.items())
+
+
+def skip_driver_lookup() -> None:
+    """On a machine without a GPU: spares every optimiser step the search for NVIDIA's driver (120 to 200 us).
+
+    lightning_fabric sets this variable to 1 when it is imported.
+    """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+
+def skip_sigterm_broadcast(trainer: Any) -> None:
+    """Switches off the broadcast by which ranks tell each other of SIGTERM at every step.
+
+    LastCheckpoint asks once a second. Without this, a step of several processes takes about a tenth longer.
+    """
+    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def skip_unused_hooks(trainer: Any, module: Any) -> None:
+    """Sets the hooks of a training step that a callback or module does not define to None: these are not called.
+
+    Without it, Lightning calls six empty hooks of every callback at each step.
+    """
+    from pytorch_lightning import Callback, LightningModule
+
+    for one, base in [*((callback, Callback) for callback in trainer.callbacks), (module, LightningModule)]:
+        for name in _STEP_HOOKS:
+            if getattr(getattr(one, name), "__func__", None) is getattr(base, name):
+                object.__setattr__(one, name, None)
+
+
+def set_process_group_timeout(strategy: Any, timeout: timedelta) -> None:
+    """Sets how long a rank waits for the others; a strategy given by its name has no argument for it.
+
+    Without it, ranks wait 30 minutes for one that hangs.
+    """
+    if hasattr(strategy, "_timeout"):
+        strategy._timeout = timeout
+
+
+def shut_down_workers(loader: Any) -> None:
+    """Ends a DataLoader's persistent workers at once; left to the garbage collector, each takes seconds to go."""
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
+def mark_as_updated(metric: Any) -> None:
+    """Tells a metric whose state was restored that it holds something; else `compute` warns and is wrong for some."""
+    metric._update_count = 1
+
+
+def all_finite(gradients: list[Any]) -> bool:
+    """Whether all numbers are finite, in a third of the time of `torch.nn.utils.get_total_norm`.
+
+    It is the kernel by which torch's gradient scaler looks; it multiplies by 1.
+    """
+    import torch
+
+    gradients = [one.to_local() if hasattr(one, "to_local") else one for one in gradients]
+    if not gradients:
+        return True
+    found = torch.zeros((), device=gradients[0].device)
+    try:
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+        return not found.item()
+    except RuntimeError:  # on several devices, or of several types
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
+def load_sharded_checkpoint(path: Any) -> dict[str, Any]:
+    """A checkpoint of ModelParallelStrategy, which is a folder, on the CPU. Lightning has no public way to read one."""
+    from lightning_fabric.utilities.load import _load_distributed_checkpoint
+
+    return _load_distributed_checkpoint(path)
+
+
+def mark_validation_as_interrupted(checkpoint: dict[str, Any]) -> None:
+    """Writes into a checkpoint that the validation had only begun: a resumed run does it again, and then goes on.
+
+    So looks a checkpoint that Lightning wrote within a validation. Without it, that validation would be left out.
+    """
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    progress |= {"total": begun, "current": dict.fromkeys(begun, 0)}

@@ -1,0 +1,159 @@
+"""Where the metrics go: TensorBoard, metrics.csv, Weights & Biases, MLflow; all in the run folder, all carried on."""
+
+import csv
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from engine.cli import config_file
+from engine.errors import UsageError
+
+
+def check(*, logger: tuple[str, ...]) -> None:
+    """Whether the packages of the loggers are there. Raises: UsageError: one is not; the message says how to get it."""
+    for name in logger:
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')
+
+
+def load(folder: Path, names: Iterable[str]) -> list[Logger]:
+    """The named loggers of the run in `folder`."""
+    makers = {"tensorboard": TensorBoard, "csv": CSVLogger, "wandb": _wandb, "mlflow": MLFlow}
+    return [make(folder) for name, make in makers.items() if name in names]
+
+
+def _wandb(folder: Path) -> Logger:
+    """Weights & Biases; `WANDB_MODE=offline` sends nothing. A run that goes on goes on there too."""
+    before = sorted(folder.glob("wandb/*run-*-*"))  # run-DATE-ID, or offline-run-DATE-ID
+    known = before[-1].name.rpartition("-")[2] if before else None
+    return WandbLogger(name=folder.name, save_dir=folder, id=known, resume="allow")
+
+
+class MLFlow(MLFlowLogger):
+    """MLflow, at MLFLOW_TRACKING_URI or else in mlruns/ of the run folder. A run that goes on goes on there too."""
+
+    def __init__(self, folder: Path) -> None:
+        kept = folder / "mlflow-run"
+        self._known = kept.read_text(encoding="utf-8") if kept.exists() else None
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(folder / 'mlruns').absolute()}"
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its other ways to keep a run here need a database
+        super().__init__(folder.parent.name, folder.name, uri, run_id=self._known)
+        if rank_zero_only.rank == 0 and not self._known:  # type: ignore[attr-defined]
+            kept.write_text(str(self.run_id), encoding="utf-8")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Tells the flags, once: there they can never change, and more epochs are no reason to stop."""
+        if not self._known:
+            super().log_hyperparams(params)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, which also tells the HParams page the flags; its columns of metrics it takes from the curves."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        self._new = not any(folder.glob("events.*"))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Tells the flags."""
+        super().log_hyperparams(params)
+        if self._new and params:
+            from torch.utils.tensorboard.summary import hparams
+
+            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in params.items()}
+            _, start, _ = hparams(plain, {})
+            self.experiment.file_writer.add_summary(start)
+            self.experiment.add_text(
+                "config", "".join(f"    {line}\n" for line in config_file.dump(params).splitlines())
+            )
+        self._new = False
+
+
+@rank_zero_only
+def flush(loggers: Iterable[Any]) -> None:
+    """Writes out the points that TensorBoard's writer holds back: a run that goes on does not log them again."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+
+
+def rows(loggers: Iterable[Any]) -> int:
+    """How many rows metrics.csv has."""
+    return next((logger.rows for logger in loggers if isinstance(logger, CSVLogger)), 0)
+
+
+@rank_zero_only
+def rewind(loggers: Iterable[Any], rows: int, step: int) -> None:
+    """Drops what a run had logged after the checkpoint that it goes on from: it will log that again.
+
+    rows: of metrics.csv, when the checkpoint was written. step: of the optimiser, then.
+    """
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger.rewind(rows)
+        elif isinstance(logger, TensorBoardLogger):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            start = SessionLog(status=SessionLog.START)  # TensorBoard forgets what earlier files have from here on
+            logger.experiment.file_writer.add_event(Event(session_log=start), step + 1)
+
+
+class CSVLogger(Logger):
+    """Writes every row at once, so that a kill loses none. (Lightning's own deletes the rows of a run that goes on.)"""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.path = run / "metrics.csv"
+        self.rows, self._columns = 0, list[str]()
+
+    @property
+    def name(self) -> str:
+        """The folder of the run folders."""
+        return self.path.parent.parent.name
+
+    @property
+    def version(self) -> str:
+        """The run folder."""
+        return self.path.parent.name
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends a row."""
+        row = {"step": step, **metrics}
+        if row.keys() - set(self._columns):
+            self._rewrite(dict.fromkeys(("epoch", "step", *sorted(row))))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+        self.rows += 1
+
+    def rewind(self, rows: int) -> None:
+        """Drops all but the first `rows` rows: a run that goes on from when they were written repeats the others."""
+        self.rows = rows
+        if self.path.exists():
+            self._rewrite({})
+
+    def _rewrite(self, columns: dict[str, Any]) -> None:
+        """The same rows with more columns; the file is whole at every moment."""
+        old: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                old, columns = list(reader)[: self.rows], dict.fromkeys(reader.fieldnames or []) | columns
+        part = self.path.with_suffix(".csv.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(old)
+        os.replace(part, self.path)
+        self.rows, self._columns = len(old), list(columns)

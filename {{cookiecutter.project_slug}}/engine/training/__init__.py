@@ -1,0 +1,1 @@
+"""What a training step does: metrics, losses, optimizers, learning rates, the gradient guard, hardware set-up."""

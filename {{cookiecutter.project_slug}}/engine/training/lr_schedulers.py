@@ -1,0 +1,168 @@
+"""The learning rate over the run: a factor of `lr` that is a pure function of the optimiser's step; and plateau."""
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from engine.errors import UsageError
+
+_PLANNED = ("cosine", "linear", "polynomial", "one_cycle")  # over the whole run
+_BY_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
+
+
+def factor(
+    step: float,
+    total: float,
+    epoch: float,
+    *,
+    lr_scheduler: Literal[
+        "cosine",
+        "cosine_restarts",
+        "linear",
+        "polynomial",
+        "one_cycle",
+        "constant",
+        "step",
+        "multistep",
+        "exponential",
+        "plateau",
+    ] = "cosine",
+    warmup_steps: int = 0,
+    warmup_epochs: float = 0.0,
+    lr_interval: Literal["step", "epoch"] = "step",
+    lr_gamma: float = 0.1,
+    lr_every: float = 10.0,
+    lr_milestones: tuple[float, ...] = (),
+    lr_power: float = 1.0,
+    lr_restart_factor: float = 1.0,
+    lr_end: float = 0.0,
+) -> float:
+    """The share of `lr` in 0..1 at an optimiser step.
+
+    Sources: cosine and its restarts, Loshchilov and Hutter, "SGDR", 2017; one_cycle, Smith, "Super-convergence", 2018
+    (from lr/25 up over 0.3 of the run and down to lr/250,000, by half cosines; the momentum stays).
+
+    Args:
+        step: optimiser steps taken.
+        total: steps of the whole run.
+        epoch: steps of an epoch.
+        lr_scheduler: the rate after the warm-up.
+        warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
+        warmup_epochs: the same in epochs.
+        lr_interval: change the rate at every step, or only with each epoch.
+        lr_gamma: factor of a decay: step, multistep, plateau; exponential over lr_every epochs.
+        lr_every: epochs between two decays (step, exponential), or before the first restart.
+        lr_milestones: epochs at which multistep decays.
+        lr_power: of the polynomial.
+        lr_restart_factor: each cycle of cosine_restarts is so many times as long as the one before.
+        lr_end: share of lr at the end of cosine, linear and polynomial.
+    """
+    warmup = warmup_steps + warmup_epochs * epoch if warmup_epochs else warmup_steps
+    if lr_interval == "epoch":
+        step = math.floor(step / epoch + 1e-9) * epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1.0, total - warmup)) if math.isfinite(total) else 0.0
+    epochs = step / epoch if math.isfinite(epoch) else 0.0
+    if lr_scheduler == "cosine":
+        return lr_end + (1 - lr_end) * _half_cosine(done)
+    if lr_scheduler in ("linear", "polynomial"):
+        return lr_end + (1 - lr_end) * (1.0 - done) ** (lr_power if lr_scheduler == "polynomial" else 1.0)
+    if lr_scheduler == "one_cycle":
+        low, end = 1 / 25, 1 / 250_000
+        return low + (1 - low) * (1 - _half_cosine(done / 0.3)) if done < 0.3 else (
+            end + (1 - end) * _half_cosine((done - 0.3) / 0.7))  # fmt: skip
+    if lr_scheduler == "step":
+        return lr_gamma ** math.floor(epochs / lr_every + 1e-9)
+    if lr_scheduler == "multistep":
+        return lr_gamma ** sum(epochs + 1e-9 >= one for one in lr_milestones)
+    if lr_scheduler == "exponential":
+        return lr_gamma ** (epochs / lr_every)
+    if lr_scheduler == "cosine_restarts":
+        length, since = lr_every, epochs - warmup / epoch
+        while since + 1e-9 >= length:
+            since, length = since - length, length * lr_restart_factor
+        return _half_cosine(max(0.0, since) / length)
+    return 1.0
+
+
+DEFAULTS: dict[str, Any] = factor.__kwdefaults__ or {}
+
+
+def _half_cosine(done: float) -> float:
+    """From 1 down to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def plans(options: dict[str, Any]) -> bool:
+    """Whether a schedule depends on the number of steps of the run or of an epoch."""
+    simple = options["lr_scheduler"] in ("constant", "plateau")
+    return not simple or bool(options["warmup_steps"] or options["warmup_epochs"])
+
+
+def load(optimizer: Optimizer, total: float, epoch: float, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Lightning's `lr_scheduler` entry, or None where the rate stays as it is.
+
+    total, epoch: optimiser steps of the run and of an epoch, below 0 or infinite where a stream does not say.
+
+    Raises:
+        UsageError: the warm-up is longer than the run, or the run has no end to plan for.
+    """
+    name = options["lr_scheduler"]
+    total, epoch = (number if number >= 0 else math.inf for number in (total, epoch))
+    warmup = options["warmup_steps"] + (options["warmup_epochs"] * epoch if options["warmup_epochs"] else 0)
+    if options["warmup_steps"] and options["warmup_epochs"]:
+        raise UsageError("--warmup_steps and --warmup_epochs are one thing in two units: give one of them")
+    if warmup >= total:
+        given = "steps" if options["warmup_steps"] else "epochs"
+        given = f"--warmup_{given} {options[f'warmup_{given}']}"
+        raise UsageError(f"{given} should be less than the {total:.0f} steps of the run ({epoch:.0f} an epoch)")
+    if name == "plateau" and warmup:
+        raise UsageError("--lr_scheduler plateau takes no warm-up")
+    if name == "multistep" and not options["lr_milestones"]:
+        raise UsageError("--lr_scheduler multistep decays at --lr_milestones, such as 30,60,90 epochs: give them")
+    if name in ("constant", "plateau") and not warmup:
+        return None
+    by_epochs = name in _BY_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
+    if (math.isinf(total) and name in _PLANNED) or (math.isinf(epoch) and by_epochs):
+        missing = (
+            "an end to plan for: give --max_epochs or --max_steps" if name in _PLANNED else "epochs of known length"
+        )
+        raise UsageError(f"--lr_scheduler {name} needs {missing}; or take --lr_scheduler constant")
+    return {"scheduler": LambdaLR(optimizer, partial(factor, total=total, epoch=epoch, **options)), "interval": "step"}
+
+
+class Plateau(Callback):
+    """Multiplies the rate by `gamma` when `val_loss` has not got better for 3 validations.
+
+    A callback, because Lightning steps such a schedule after the epoch's checkpoint is written, and a resumed run
+    would miss that step.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+        self.state: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.limit_val_batches == 0:
+            raise UsageError("--lr_scheduler plateau follows val_loss, and this run has no validation")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        scheduler = ReduceLROnPlateau(trainer.optimizers[0], factor=self.gamma, patience=3)
+        scheduler.load_state_dict(self.state)
+        scheduler.step(float(trainer.callback_metrics["val_loss"]))
+        self.state = scheduler.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss so far and how long it has stood."""
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.state = state
