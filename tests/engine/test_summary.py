@@ -52,7 +52,7 @@ def test_the_environment_is_kept_and_added_to(train) -> None:
 def test_the_commit_where_there_is_one(train, monkeypatch: pytest.MonkeyPatch, repository: bool) -> None:
 
     Path("own").mkdir()
-    monkeypatch.setattr(environment, "ROOT", Path("own").resolve())
+    monkeypatch.setattr(environment_info, "ROOT", Path("own").resolve())
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd()))
     if repository:
         Path("own/file").write_text("1")
