@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine import annotations, command_line, config, discovery, help, jobs, limits, runs
+from engine import annotations, command_line, config, discovery, help, jobs, limits, runs, trust
 from engine.command_line import NAMES
 from engine.config import Raw
 from engine.discovery import UsageError
@@ -53,7 +53,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = command_line.first_look(argv)
     given = {key: raw for path in first.config for key, raw in config.read(Path(path)).items()}
-    for key in ("ckpt_path", "default_root_dir"):
+    for key in ("ckpt_path", "default_root_dir", "trust"):
         if getattr(first, key) is None and key in given:
             setattr(first, key, given[key].text)
     kept, ckpt_path, root = {}, None, runs.folder(first.default_root_dir)
@@ -65,6 +65,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
     if first.ckpt_path and first.ckpt_path.lower() not in ("none", "null"):
         ckpt_path = runs.find(first.ckpt_path, root, resume=action == "fit")
         kept = _kept_with(ckpt_path)
+        kept.pop("trust", None)  # only who is at the command line says so
     given |= {key: Raw(text) for key in NAMES if (text := getattr(first, key))}
     chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
     for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
@@ -85,8 +86,10 @@ def _parse(argv: list[str], seeds: tuple[int, ...]) -> Settings:
             typed = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
             near = [f"--{word}{discovery.nearest(word, missing)}" for word in typed if discovery.nearest(word, missing)]
             raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, has])}. See --help")
-    found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
     given |= {key: Raw(text) for key in KINDS if (text := getattr(first, key))}
+    if ckpt_path and (first.trust or "").lower() not in ("true", "yes", "on", "1"):
+        trust.check({key: raw for key, raw in kept.items() if key not in given}, ckpt_path)
+    found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
     groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})
     flags = flags_of(groups)
     if asks_help:
@@ -128,7 +131,7 @@ def _action(argv: list[str]) -> tuple[str, list[str]]:
 def _kept_with(ckpt_path: Path) -> dict[str, Raw]:
     """The flags of the run that wrote a checkpoint: from its run folder, or else from the checkpoint itself."""
     if run := runs.run_of(ckpt_path):
-        return config.read(run / "config.yaml")
+        return config.read(run / "config.yaml", kept=True)
     from engine import checkpoints  # a checkpoint that was moved can only be asked with torch
 
     return {key: Raw(_as_text(value), f"{ckpt_path}: ") for key, value in checkpoints.flags_of(ckpt_path).items()}
