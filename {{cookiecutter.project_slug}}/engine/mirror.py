@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from engine import storage
+from engine import storage, trust
 from engine.checkpoints import DurableCheckpointIO
 from engine.discovery import UsageError
 
@@ -78,7 +78,8 @@ class Mirror(Callback):
         with storage.one_line(f"--mirror {self.url}"):
             self.place = storage.claim(self.files, base, self.folder)
             there = self.files.find(self.place)
-        self._sent = dict.fromkeys((path.removeprefix(f"{self.place}/") for path in there), ())
+        names = (path.removeprefix(f"{self.place}/") for path in there)
+        self._sent = dict.fromkeys((name for name in names if not trust.hostile(name)), ())
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if self in _open:

@@ -13,6 +13,7 @@ from lightning_fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from engine.checkpoints import refused
+from engine.trust import hostile
 
 # What a list of contents is made of. torch itself would take anything, and run it.
 _MADE_OF = {
@@ -54,9 +55,9 @@ def contents(path: Path) -> Metadata:
         with (path / ".metadata").open("rb") as file:
             found = _Contents(file).load()
         for index, place in found.storage_data.items():
+            if hostile(place.relative_path) or "/" in place.relative_path or (path / place.relative_path).is_symlink():
+                raise pickle.UnpicklingError("it points elsewhere")
             if isinstance(found.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                if os.sep in place.relative_path:
-                    raise pickle.UnpicklingError("it points elsewhere")
                 with (path / place.relative_path).open("rb") as file:
                     file.seek(place.offset)
                     _plain(file.read(place.length))
