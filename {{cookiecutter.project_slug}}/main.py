@@ -62,6 +62,7 @@ def run(
     ckpt_path: str | None = None,
     init_from: str | None = None,
     init_partial: bool = False,
+    trust: bool = False,
     seed: int = 0,
     seed_index: int | None = None,
     max_epochs: int | None = None,
@@ -78,6 +79,7 @@ def run(
         ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
         init_from: the same, or a file of weights, which a new run begins with.
         init_partial: take only those weights of init_from whose name and shape fit.
+        trust: import what the checkpoint names (network, dataset, loss, optimizer) wherever it lies; it may run code.
         seed: the first weights, the splits, the order of the items and every random draw follow from it.
         seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
         max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.

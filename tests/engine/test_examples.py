@@ -25,8 +25,8 @@ lr_every lr_gamma lr_interval lr_milestones lr_power lr_restart_factor lr_scale 
 max_epochs max_steps max_time maximize metrics min_epochs min_steps mirror mixup model_name model_registry monitor
 monitor_device no_decay_norm_bias num_classes num_folds num_nodes num_sanity_val_steps num_threads num_workers
 optimizer overfit_batches patience pictures precision profiler reload_dataloaders_every_n_epochs save_top_k seed
-seed_index strategy summary_depth swa_epoch sync_batchnorm tensor_parallel_size test_fraction throughput unfreeze_epoch
-val_check_interval val_fraction warmup_epochs warmup_steps weight_decay
+seed_index strategy summary_depth swa_epoch sync_batchnorm tensor_parallel_size test_fraction throughput trust
+unfreeze_epoch val_check_interval val_fraction warmup_epochs warmup_steps weight_decay
 """.split()
 
 

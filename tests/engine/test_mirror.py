@@ -179,6 +179,21 @@ def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: 
     assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
 
 
+@pytest.mark.parametrize("name", ["/{}/written.txt", "../written.txt", "checkpoints//written.ckpt"])
+def test_a_key_that_leads_out_of_the_run_is_refused(train, s3: Server, tmp_path: Path, capsys, name: str) -> None:
+    train("--max_epochs", 1, "--mirror", "s3://bucket/runs")
+    shutil.rmtree("lightning_logs")
+    inside = name.format(str(tmp_path).strip("/"))
+    s3.disk().call_s3("put_object", Bucket="bucket", Key=f"runs/version_0/{inside}", Body=b"written")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", "s3://bucket/runs/version_0"])
+    told = capsys.readouterr().err
+    assert f"s3://bucket/runs/version_0: {inside!r} is refused: it leads elsewhere" in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.rglob("written.*"))
+
+
 def test_a_server_that_goes_away_does_not_end_the_training(train, s3: Server, capsys, monkeypatch) -> None:
     def stop(net: toys.Net) -> None:
         if LAST.exists() and s3.server is not None:

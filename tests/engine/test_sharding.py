@@ -13,7 +13,7 @@ from typing import Any
 import main
 import pytest
 import torch
-from engine.checkpointing import run_dir
+from engine.checkpointing.find import find_checkpoint
 from engine.features.model_parallel.sharded_checkpoint import load
 from paths import HERE, PROJECT, TOYS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_one_device_takes_them_over
 
     monkeypatch.chdir("killed")
     LAST.rename(LAST.with_name("last.before.ckpt"))  # as a kill between two renames leaves it
-    assert run_dir.find("version_0", Path("lightning_logs"), resume=True) == LAST.with_name("last.before.ckpt")
+    assert find_checkpoint("version_0", Path("lightning_logs"), resume=True) == LAST.with_name("last.before.ckpt")
     LAST.with_name("last.before.ckpt").rename(LAST)
     main.main(["consolidate", "--ckpt_path", str(LAST)])
     file = LAST.with_name("last.whole.ckpt")

@@ -7,6 +7,7 @@ from pathlib import Path
 import main
 import pytest
 import torch
+from engine.features import environment_info
 
 RUN = Path("lightning_logs/version_0")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.checkpointing import find, run_folder
+from engine.checkpointing import find, run_folder, trusted_names
 from engine.cli import config_file
 from engine.cli.config_file import RawValue
 from engine.cli.parser import Restored, takes_no_checkpoint
@@ -11,17 +11,16 @@ from engine.errors import UsageError
 from engine.launch import cluster_job
 
 
-def restore(
-    action: str, argv: list[str], ckpt_path: str | None, init_from: str | None, default_root_dir: str | None
-) -> Restored:
+def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     """What the command line goes on from.
 
-    argv: the words behind the action. The others are the texts of these flags, None where they are not given.
+    argv: the words behind the action. given: the texts of the flags that say so, and of all in --config files.
 
     Raises:
-        UsageError: there is no such checkpoint, or the action takes none.
+        UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.
     """
-    root = run_folder.logs_root(default_root_dir)
+    ckpt_path, init_from = given.get("ckpt_path"), given.get("init_from")
+    root = run_folder.logs_root(given.get("default_root_dir"))
     job_id = cluster_job.job_id(argv) if action == "fit" else ""
     restarted = cluster_job.restarted_run(root, job_id)
     ckpt_path = restarted or ckpt_path
@@ -31,6 +30,9 @@ def restore(
     if ckpt_path and ckpt_path.lower() not in ("none", "null"):
         path = find.find_checkpoint(ckpt_path, root, resume=action == "fit")
         flags = _flags_of(path)
+        flags.pop("trust", None)  # only who is at the command line says so
+        if given.get("trust", "").lower() not in ("true", "yes", "on", "1"):
+            trusted_names.check({key: raw for key, raw in flags.items() if key not in given}, path)
     if init_from and init_from.lower() not in ("none", "null"):
         if path and not restarted:
             raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
@@ -41,7 +43,7 @@ def restore(
 def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:
     """The flags of the run that wrote a checkpoint: from its run folder, or else from the checkpoint itself."""
     if run := run_folder.run_of(ckpt_path):
-        return config_file.read(run / "config.yaml")
+        return config_file.read(run / "config.yaml", kept=True)
     from engine.checkpointing import checkpoint_io  # a checkpoint that was moved can only be asked with torch
 
     flags = checkpoint_io.flags_of(ckpt_path)

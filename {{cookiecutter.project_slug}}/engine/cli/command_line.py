@@ -27,6 +27,8 @@ def first_look(argv: list[str]) -> argparse.Namespace:
     parser = _Parser()
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--print_config", action="store_true", default=False)
+    parser.add_argument("--trust", nargs="?", const="true", default=None)
+    parser.add_argument("--no-trust", dest="trust", action="store_const", const="false")
     for name in ("ckpt_path", "init_from", "default_root_dir", *NAMES, *KINDS):
         parser.add_argument(f"--{name}", default=None)
     return parser.parse_known_args(_join_numbers(argv))[0]

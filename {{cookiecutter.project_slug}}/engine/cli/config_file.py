@@ -15,8 +15,10 @@ class RawValue(NamedTuple):
     where: str = ""
 
 
-def read(path: Path) -> dict[str, RawValue]:
+def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
     """The flags in a YAML file, as text with the line they stand on. `${VAR}` is filled in from the environment.
+
+    kept: the file came with a run, perhaps somebody else's: `${VAR}` stays as it is.
 
     Raises:
         UsageError: there is no such file, it is no mapping of flags, or a variable is not set.
@@ -41,7 +43,8 @@ def read(path: Path) -> dict[str, RawValue]:
             raise UsageError(f"{where}{key.value} stands here a second time")
         if any(":python/" in node.tag for node in (value, *_inner(value))):
             raise UsageError(f"{where}{key.value} asks for a Python object, which a config file cannot hold")
-        flags[key.value] = RawValue(_fill_in(_text(value), where), where)
+        text = _text(value)
+        flags[key.value] = RawValue(text if kept else _fill_in(text, where), where)
     return flags
 
 

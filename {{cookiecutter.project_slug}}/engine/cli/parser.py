@@ -19,7 +19,7 @@ _TRAINER_ACTIONS = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
 }
-RESTORING = ("ckpt_path", "init_from", "default_root_dir")  # the flags that say what a run goes on from
+RESTORING = ("ckpt_path", "init_from", "default_root_dir", "trust")  # the flags that say what a run goes on from
 
 
 class Restored(NamedTuple):
@@ -72,12 +72,12 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
     first = command_line.first_look(argv)
     given = {key: raw for path in first.config for key, raw in config_file.read(Path(path)).items()}
-    texts = {key: getattr(first, key) or (given[key].text if key in given else None) for key in RESTORING}
-    restored = restore(action, argv, **texts)
+    given |= {key: RawValue(text) for key in (*NAMES, *KINDS) if (text := getattr(first, key))}
+    texts = {key: raw.text for key, raw in given.items()}
+    restored = restore(action, argv, texts | {key: text for key in RESTORING if (text := getattr(first, key))})
     kept, ckpt_path = dict(restored.flags), restored.ckpt_path
     if restored.init_from:
         given["init_from"] = RawValue(restored.init_from)
-    given |= {key: RawValue(text) for key in NAMES if (text := getattr(first, key))}
     chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
     for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
         if key in kept and chosen[key] != kept[key].text:
@@ -98,7 +98,6 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
             near = [f"--{word}{nearest(word, missing)}" for word in typed if nearest(word, missing)]
             raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, has])}. See --help")
     found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
-    given |= {key: RawValue(text) for key in KINDS if (text := getattr(first, key))}
     groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})
     flags = flags_of(groups)
     if asks_help:

@@ -76,7 +76,7 @@ def complete(
         arguments[kind] = {name.removeprefix(f"{kind}_"): value for name, value in arguments.get(kind, {}).items()}
     silent = groups["trainer"].parameters.keys() - given.keys()
     arguments["trainer"] = {key: value for key, value in arguments["trainer"].items() if key not in silent}
-    kept = {key: _plain(value) for key, value in values.items() if key not in silent | {"ckpt_path"}}
+    kept = {key: _plain(value) for key, value in values.items() if key not in silent | {"ckpt_path", "trust"}}
     return Settings(action, kept, arguments, found["dataset"], found["model_name"], asks, ckpt_path)
 
 

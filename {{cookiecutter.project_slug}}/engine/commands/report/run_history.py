@@ -26,7 +26,7 @@ class Run(NamedTuple):
 def read(folder: Path, name: str) -> Run:
     """A run, from metrics.csv or, where there is none, from what TensorBoard has: every point of it."""
     kept = folder / "config.yaml"
-    flags = {key: raw.text for key, raw in config_file.read(kept).items()} if kept.is_file() else {}
+    flags = {key: raw.text for key, raw in config_file.read(kept, kept=True).items()} if kept.is_file() else {}
     curves: dict[str, Curve] = {}
     epoch_at: dict[int, float] = {}
     for step, metric, value in _csv_points(folder) if (folder / "metrics.csv").is_file() else _event_points(folder):

@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
+from engine.checkpointing.file_names import unsafe
 from engine.errors import UsageError
 from engine.features.mirror import storage
 
@@ -83,7 +84,8 @@ class Mirror(Callback):
         with storage.one_line(f"--mirror {self.url}"):
             self.place = storage.claim(self.files, base, self.folder)
             there = self.files.find(self.place)
-        self._sent = dict.fromkeys((path.removeprefix(f"{self.place}/") for path in there), ())
+        names = (path.removeprefix(f"{self.place}/") for path in there)
+        self._sent = dict.fromkeys((name for name in names if not unsafe(name)), ())
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if self in _open:

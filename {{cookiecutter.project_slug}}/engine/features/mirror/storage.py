@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_folder
+from engine.checkpointing.file_names import unsafe
 from engine.errors import UsageError
+from engine.features.mirror.run_files import wanted
 
 MARKER = "mirror.txt"  # in a run folder: its address, and a word that only who writes there now knows
 _FETCHED = "fetched.txt"  # in a run folder: the state of the address that it was fetched from
@@ -74,7 +76,8 @@ def claim(files: Any, base: str, folder: Path) -> str:
     """
     kept = (folder / MARKER).read_text(encoding="utf-8") if (folder / MARKER).exists() else ""
     path = files._strip_protocol(kept.partition("\n")[0]) if kept else ""
-    if kept and path.rpartition("/")[0] == base and _read(files, f"{path}/{MARKER}") == kept:
+    base_of, _, own = path.rpartition("/")
+    if kept and base_of == base and not unsafe(own) and _read(files, f"{path}/{MARKER}") == kept:
         _mark(files, path, folder, mode="overwrite")
         return path
     taken, name = set(_names(files, base)), folder.name
@@ -144,11 +147,15 @@ def _names(files: Any, path: str) -> list[str]:
 
 def _fetch_file(files: Any, path: str, root: Path) -> Path:
     """A file alone, as of somebody else's weights."""
-    target = root / "fetched" / f"{_state(files.info(path))[:8]}-{path.rpartition('/')[2]}"
+    info = files.info(path)
+    name = f"{_state(info)[:8]}-{path.rpartition('/')[2]}"
+    if wrong := unsafe(name):
+        raise ValueError(f"{name[9:]!r} is refused: {wrong}")
+    target = root / "fetched" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        files.get_file(path, str(part))
+        _get(files, path, info, part)
         os.replace(part, target)
     return target
 
@@ -177,6 +184,8 @@ def _fetch_run(files: Any, run: str, root: Path, url: str) -> Path:
         return folder
     folder = root / run.rpartition("/")[2]
     try:
+        if unsafe(folder.name):
+            raise FileExistsError
         folder.mkdir()
     except FileExistsError:
         folder = run_folder.create(root)
@@ -187,12 +196,26 @@ def _fetch_run(files: Any, run: str, root: Path, url: str) -> Path:
 
 def _download(files: Any, run: str, to: Path) -> None:
     """All files of a run, last.ckpt first: of the rows and so on that it counts on, more may be there, but not less."""
-    for path in sorted(files.find(run), key=lambda one: not one.endswith("/last.ckpt")):
-        inside = path.removeprefix(f"{run}/")
-        if ".." in inside.split("/") or inside.endswith(".part") or inside == _FETCHED:
-            continue
+    from fsspec.implementations.local import LocalFileSystem
+
+    listing = files.find(run, detail=True)
+    held = wanted(listing, run, isinstance(files, LocalFileSystem))
+    for inside in sorted(held, key=lambda one: not one.endswith("/last.ckpt")):
         (to / inside).parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(path, str(to / inside))
+        _get(files, held[inside], listing[held[inside]], to / inside)
+
+
+def _get(files: Any, path: str, info: Any, to: Path) -> None:
+    """A file, and no more of it than was told: it may have been replaced in the meantime, or not be what it seems.
+
+    Raises:
+        FileNotFoundError: it is larger now; what was told of is not there.
+    """
+    files.get_file(path, str(to))
+    told, came = info.get("size"), to.stat().st_size
+    if told is not None and came > told:
+        to.unlink()
+        raise FileNotFoundError(f"{path} is refused: {told} bytes were told, and {came} came")
 
 
 def _fetched(root: Path, state: str) -> Path | None:

@@ -1,7 +1,6 @@
 """Checkpoints that are folders, each process having written a part (torch.distributed.checkpoint); with shards.py."""
 
 import io
-import os
 import pickle
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from engine.checkpointing.checkpoint_io import refused
+from engine.checkpointing.file_names import unsafe
 from engine.lightning_compat import load_sharded_checkpoint
 
 # What a list of contents is made of. torch itself would take anything, and run it.
@@ -53,9 +53,9 @@ def contents(path: Path) -> Metadata:
         with (path / ".metadata").open("rb") as file:
             found = _Contents(file).load()
         for index, place in found.storage_data.items():
+            if unsafe(place.relative_path) or "/" in place.relative_path or (path / place.relative_path).is_symlink():
+                raise pickle.UnpicklingError("it points elsewhere")
             if isinstance(found.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                if os.sep in place.relative_path:
-                    raise pickle.UnpicklingError("it points elsewhere")
                 with (path / place.relative_path).open("rb") as file:
                     file.seek(place.offset)
                     _plain(file.read(place.length))
