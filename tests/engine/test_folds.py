@@ -15,7 +15,7 @@ LOGS = Path("lightning_logs")
 
 
 def parts(dataset: type, fold: int, num_folds: int = 3, seed: int = 0) -> list[list[int]]:
-    cut = cross_validation.cutter(num_folds=num_folds, fold=fold, all_folds=False)
+    cut = cross_validation.splitter(num_folds=num_folds, fold=fold, all_folds=False)
     data = DInterface(dataset, {}, cut, seed=seed)
     return [list(getattr(data.split(name), "indices", [])) for name in ("train", "val", "test")]
 

@@ -63,7 +63,7 @@ class Same(nn.Module):
 
 
 def run(network: str, dataset: str, *argv: str, folder: Path = RUN) -> set[str]:
-    here = ["--model_name", f"tests.{network}", "--dataset", f"tests.{dataset}", "--accelerator", "cpu"]
+    here = ["--model_name", network, "--dataset", dataset, "--accelerator", "cpu"]
     main.main([*here, "--num_workers", "0", "--max_epochs", "1", "--lr", "0", *argv])
     return {path.name for path in folder.glob("*.png")}
 

@@ -75,13 +75,15 @@ REFUSED = {
     "model_name": "os.system builtins.exec torch.load torch.hub.load torch.utils.cpp_extension.load torch.save "
     "torchvision.datasets.utils.download_url torch.optim.SGD subprocess.Popen runpy.run_path code.interact "
     "torchvision.models.get_model torchvision.models._api.get_weight torchvision.models.list_models "
-    "torch.nn.functional.relu toys.twice toys.Blobs main.main engine.checkpointing.run_folder.open_folder hosts.torchrun "
+    "torch.nn.functional.relu toys.twice toys.Blobs main.main engine.checkpointing.run_folder.open_folder "
+    "hosts.torchrun "
     "yaml.unsafe_load yaml.Loader fsspec.open engine.launch.watchdog.os torch.serialization.os pathlib.Path ..evil.Net "
     "data.nowhere.Net a/b.c torch.utils.model_dump.__main__.main [subprocess.Popen]",
     "dataset": "subprocess.Popen torch.load toys.Net torchvision.models.resnet18 torch.utils.data.random_split "
     "torchvision.datasets.utils.download_and_extract_archive torch.utils.data.DataLoader",
     "optimizer": "subprocess.Popen torch.load toys.Net torch.optim.swa_utils.update_bn shutil.rmtree",
-    "loss": "os.system torch.load torch.save toys.twice main.main engine.checkpointing.run_folder.create torchvision.io.write_file "
+    "loss": "os.system torch.load torch.save toys.twice main.main engine.checkpointing.run_folder.create "
+    "torchvision.io.write_file "
     "torch.hub.download_url_to_file torch.nn.functional.has_torch_function sweep.draw",
 }
 TAKEN = {
@@ -123,7 +125,7 @@ def test_nothing_is_imported_to_look(monkeypatch) -> None:
 
 
 def test_a_loss_of_the_projects_own_is_taken(monkeypatch) -> None:
-    monkeypatch.setattr(trust, "ROOT", Path.cwd())
+    monkeypatch.setattr(trusted_names, "ROOT", Path.cwd())
     monkeypatch.syspath_prepend(".")
     Path("own_losses.py").write_text("from os import system\ndef twice(output, target): return output\n")
     trusted_names.check({"loss": RawValue("own_losses.twice")}, Path("s.ckpt"))

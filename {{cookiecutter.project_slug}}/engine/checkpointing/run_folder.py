@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.cli import config_file
+from engine.cli import config_file, plugins
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 
@@ -18,10 +18,8 @@ FOLDER = "lightning_logs"
 def logs_root(default_root_dir: str | Path | None) -> Path:
     """The folder of the run folders: `lightning_logs` in `default_root_dir`, or in the working directory."""
     if "://" in str(default_root_dir):  # as a path it would be a folder of the name `s3:`
-        raise UsageError(
-            f"--default_root_dir {default_root_dir}: a run is written to a disk of this machine; "
-            "--mirror copies it to such an address"
-        )
+        hint = f"; --mirror {default_root_dir} copies it there" if plugins.hooks("fetch") else ""
+        raise UsageError(f"--default_root_dir {default_root_dir}: a run is written to a disk of this machine{hint}")
     return Path(default_root_dir or ".") / FOLDER
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine.cli import conversion, discovery, flags
+from engine.cli import conversion, discovery, flags, plugins
 from engine.cli.command_line import NAMES
 
 
@@ -22,7 +22,7 @@ def run() -> None:
         if chosen.get(f"--{key}") in discovery.names(folder):
             found[key] = discovery.find(folder, chosen[f"--{key}"])
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("action", nargs="?", choices=list(discovery.actions()))
+    parser.add_argument("action", nargs="?", choices=list(plugins.actions()))
     parser.add_argument("--config")
     for flag in flags.flags_of(flags.groups_of(found)).values():
         choices = [str(one) for one in conversion.choices(flag.annotation)]

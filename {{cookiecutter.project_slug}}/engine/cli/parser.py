@@ -14,11 +14,6 @@ from engine.cli.flags import KINDS, Flag, flags_of, groups_of
 from engine.cli.settings import Settings, complete, refuse_changes
 from engine.errors import UsageError, nearest
 
-_TRAINER_ACTIONS = {
-    "fit": "train, keep the best and the last state, test the best (done where no action is named)",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
-}
 RESTORING = ("ckpt_path", "init_from", "default_root_dir", "trust")  # the flags that say what a run goes on from
 
 
@@ -76,8 +71,6 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     texts = {key: raw.text for key, raw in given.items()}
     restored = restore(action, argv, texts | {key: text for key in RESTORING if (text := getattr(first, key))})
     kept, ckpt_path = dict(restored.flags), restored.ckpt_path
-    if restored.init_from:
-        given["init_from"] = RawValue(restored.init_from)
     chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
     for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
         if key in kept and chosen[key] != kept[key].text:
@@ -87,7 +80,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     if asks_help and not chosen:
         own = {key: group for key, group in groups_of({}, action).items() if key == "action"}
         there = {key: discovery.names(folder) for key, folder in NAMES.items()}
-        help.overview(_TRAINER_ACTIONS | plugins.command_help(), there, action, flags_of(own))
+        help.overview(plugins.actions(), there, action, flags_of(own))
     if not (asks_help or restored.asked or action == "fit" or takes_no_checkpoint(action)):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
     if not asks_help:
@@ -103,6 +96,8 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     if asks_help:
         help.details(action, groups, flags, everything="--help_all" in argv)
     given |= command_line.read(argv, flags, groups, chosen)
+    if restored.init_from:
+        given["init_from"] = RawValue(restored.init_from)
     if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
         kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
     for key, raw in (kept | given).items():
@@ -130,7 +125,7 @@ def takes_no_checkpoint(action: str) -> bool:
 def _action(argv: list[str]) -> tuple[str, list[str]]:
     if not argv or argv[0].startswith("-"):
         return "fit", argv
-    if argv[0] not in (there := {**_TRAINER_ACTIONS, **plugins.commands()}):
+    if argv[0] not in (there := plugins.actions()):
         near = nearest(argv[0], there)
         raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(there)}")
     return argv[0], argv[1:]

@@ -19,6 +19,12 @@ from engine.errors import UsageError
 # What main.py hands to a command's `run`, by the name of the argument. Without `trainer`, none is made.
 NEEDS = ("settings", "build_data", "build_model", "trainer", "model", "data", "ckpt_path", "run_dir")
 
+_TRAINER_ACTIONS = {
+    "fit": "train, keep the best and the last state, test the best (done where no action is named)",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+}
+
 
 @cache
 def features() -> list[str]:
@@ -53,10 +59,10 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-def command_help() -> dict[str, str]:
-    """A line of help for each command: what follows the colon in the first line of its docstring."""
+def actions() -> dict[str, str]:
+    """What main.py can do, with a line of help each; of a command, what follows the colon in its first line."""
     first = {name: path.read_text("utf-8").partition("\n")[0] for name, path in _modules("commands").items()}
-    return {name: line.partition(": ")[2].strip('."') for name, line in first.items()}
+    return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in first.items()}
 
 
 def load_command(name: str) -> Callable[..., Any]:
