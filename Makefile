@@ -17,18 +17,18 @@ demo: .venv/installed bake
 	@echo "  $(BIN)/python main.py --model_name lenet --dataset mnist --max_epochs 5"
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 	$(MAKE) faults
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed
-	cd "$(INNER)" && $(OLDEST)/python -m pytest
+	$(OLDEST)/python -m pytest -n auto --dist loadgroup -m "not slow" tests/engine
 
 .venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
-	$(OLDEST)/pip install --quiet ".[oldest]"
+	$(OLDEST)/pip install --quiet ".[dev,oldest]"
 	$(OLDEST)/cookiecutter . --no-input --overwrite-if-exists -o build
-	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct --extra dev \
+	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct --all-extras \
 		$(PROJECT)/pyproject.toml --output-file build/oldest.txt
 	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --requirements build/oldest.txt
 	touch $@

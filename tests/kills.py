@@ -24,7 +24,7 @@ KINDS = {
     "early stopping": ["--patience", "2"],
     "averaged weights": ["--ema_decay", "0.9"],
 }
-FLAGS = "--model_name tests.toys.Net --dataset tests.toys.Blobs --accelerator cpu --num_threads 1".split()
+FLAGS = "--model_name toys.Net --dataset toys.Blobs --accelerator cpu --num_threads 1".split()
 FLAGS += "--num_workers 0 --max_epochs 6 --batch_size 16 --every_n_train_steps 1 --seed 3 --no-pictures".split()
 
 
@@ -114,7 +114,7 @@ def trials(number: int, scratch: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(sys.argv[1]).resolve()))
+    sys.path[:0] = [str(Path(sys.argv[1]).resolve()), str(Path(__file__).resolve().parent / "engine")]
     import pytorch_lightning  # noqa: F401 (once for all trials)
     import torch
 

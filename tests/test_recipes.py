@@ -52,7 +52,7 @@ def outcome(
         patch.setenv("HOME", str(folder / "home"))  # cookiecutter keeps the answers there
         baked = cookiecutter(str(ROOT), no_input=True, output_dir=str(folder))
     newer = Path(shutil.copytree(template, folder / "lightning-template"))
-    with (newer / INNER.name / "engine" / "limits.py").open("a") as file:
+    with (newer / INNER.name / "engine" / "errors.py").open("a") as file:
         file.write("# a later version\n")
     commit(newer)
 

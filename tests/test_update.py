@@ -43,7 +43,7 @@ def callbacks(folder: Path, model: object, data: object, *, word: str = "hello")
 '''
 END = "    return callbacks\n"
 MINE = f"    from model.own import Own\n\n    callbacks.append(Own())\n{END}"
-DELETED = ("data/mnist.py", "engine/averaging.py", "tests/test_averaging.py")
+DELETED = ("data/mnist.py", "engine/features/weight_averaging.py", "engine/commands/tune.py")
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -103,9 +103,9 @@ def is_still_used(project: Path) -> None:
 def publish(versions: Path, *, conflict: bool = False) -> None:
     """A later version of the template."""
     inner = versions / INNER.name
-    (inner / "engine/says.py").write_text(FEATURE)
+    (inner / "engine/features/says.py").write_text(FEATURE)
     change(inner / "main.py", "SEEDS = (1, ", "SEEDS = (2, ")
-    change(inner / "engine/limits.py", "\ndef wrong(", "\n# A later version was here.\ndef wrong(")
+    change(inner / "engine/errors.py", "\n\ndef nearest(", "\n\n# A later version was here.\ndef nearest(")
     for path in DELETED:
         with (inner / path).open("a") as file:
             file.write("# a later version\n")
@@ -128,7 +128,7 @@ def test_an_update_brings_what_is_new_and_keeps_what_is_the_users(versions: Path
     text = (project / "main.py").read_text()
     assert MINE in text
     assert "SEEDS = (2, " in text
-    assert "# A later version was here." in (project / "engine/limits.py").read_text()
+    assert "# A later version was here." in (project / "engine/errors.py").read_text()
     assert '    "einops>=0.8",\n' in (project / "pyproject.toml").read_text()
     assert "Ädä" in (project / "pyproject.toml").read_text(encoding="utf-8")
     few = "--max_epochs 1 --limit_train_batches 1 --accelerator cpu --no-pictures --word goodbye --own_width 3"
@@ -148,7 +148,7 @@ def test_where_both_changed_the_same_lines_both_are_shown(versions: Path, projec
     assert "callbacks.append(Own())" in ours
     assert "print('theirs')" in theirs.partition(">>>>>>> theirs\n")[0]
     is_still_used(project)
-    assert (project / "engine/says.py").read_text() == FEATURE
+    assert (project / "engine/features/says.py").read_text() == FEATURE
     git(project, "checkout", "--ours", "main.py")
     done = run("python", "main.py", "--model_name", "my_net", "--dataset", "digits", "--help", cwd=project)
     assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ def test_a_project_of_cookiecutter_is_linked_and_updated(versions: Path, bake) -
     assert run("cruft", "update", "--skip-apply-ask", cwd=project).returncode == 0
     is_still_used(project)
     assert MINE in (project / "main.py").read_text()
-    assert (project / "engine/says.py").read_text() == FEATURE
+    assert (project / "engine/features/says.py").read_text() == FEATURE
 
 
 @pytest.mark.parametrize("examples", ["gallery", "minimal", "none"])
@@ -210,7 +210,7 @@ def test_baked_again_over_a_used_project(versions: Path, examples: str) -> None:
     again = run(*command, f"examples={examples}", cwd=versions.parent)
     assert again.returncode == 0, again.stderr
     is_still_used(project)
-    assert (project / "engine/says.py").read_text() == FEATURE
+    assert (project / "engine/features/says.py").read_text() == FEATURE
     assert MINE not in (project / "main.py").read_text()  # the template's own files come out fresh
     if examples == "gallery":
         assert files(project) >= set(FILES) | GALLERY
