@@ -20,6 +20,7 @@ GALLERY = (
 )
 # What `engine: core` leaves out, but for the two __init__.py that say what belongs there.
 DELETABLE = ("engine/features/*", "engine/features/*/*", "engine/commands/*", "engine/commands/*/*", "scripts/*")
+KEPT = ("engine/features/__init__.py", "engine/commands/__init__.py")
 ASIDE = Path(".aside")  # where the first hook laid what a used project had
 LITTER = ("__pycache__", "*_cache", "*.egg-info", ".venv", "lightning_logs", "datasets", "build", "dist")
 
@@ -34,7 +35,7 @@ def main() -> None:
     if ANSWERS["engine"] == "core":
         found = [path for pattern in DELETABLE for path in source.glob(pattern) if path.is_file()]
         inside = [path.relative_to(source).as_posix() for path in found if "__pycache__" not in path.parts]
-        dropped += [path for path in inside if path not in ("engine/features/__init__.py", "engine/commands/__init__.py")]
+        dropped += [path for path in inside if path not in KEPT]
         dropped += ["sweep.py", "ray_train.py"]
     for path in dropped:
         if (ASIDE / path).exists():  # there before: whoever wrote it, it stays as it was

@@ -16,25 +16,33 @@ from tests.conftest import INNER, ROOT, copy, run
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
-data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/annotations.py engine/averaging.py
-engine/batches.py engine/callbacks.py engine/checkpoints.py engine/command_line.py engine/compile.py
-engine/completion.py engine/config.py engine/consolidate.py engine/curves.py engine/cut.py engine/data_facts.py
-engine/discovery.py engine/environment.py engine/export.py engine/figures.py engine/flags.py engine/folds.py
-engine/freeze.py engine/groups.py engine/guard.py engine/help.py engine/histograms.py engine/inputs.py
-engine/inspection.py engine/jobs.py engine/library.py engine/limits.py engine/loader.py engine/loggers.py
-engine/losses.py engine/machine.py engine/measured.py engine/metrics.py engine/mirror.py engine/mix.py
-engine/monitors.py engine/optimizers.py engine/parted.py engine/parts.py engine/penalty.py engine/pictures.py
-engine/plan.py engine/plan_costs.py engine/plan_memory.py engine/plan_network.py engine/predict.py engine/recorded.py
-engine/report.py engine/runs.py engine/saving.py engine/schedulers.py engine/seen.py engine/settings.py
-engine/shards.py engine/signatures.py engine/space.py engine/storage.py engine/summary.py engine/targets.py
-engine/tune.py engine/watchdog.py engine/written.py main.py model/__init__.py model/lenet.py model/model_interface.py
-pyproject.toml ray_train.py scripts/train.sbatch sweep.py tests/__init__.py tests/conftest.py tests/hosts.py
-tests/test_averaging.py tests/test_cluster.py tests/test_compile.py tests/test_data_facts.py tests/test_everywhere.py
-tests/test_examples.py tests/test_export.py tests/test_faults.py tests/test_flags.py tests/test_folds.py
-tests/test_loggers.py tests/test_mirror.py tests/test_monitors.py tests/test_pictures.py tests/test_plan.py
-tests/test_predict.py tests/test_ray.py tests/test_report.py tests/test_resume.py tests/test_sharding.py
-tests/test_slurm.py tests/test_summary.py tests/test_sweep.py tests/test_toolbox.py tests/test_train.py
-tests/test_trials.py tests/test_tune.py tests/toys.py
+data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
+engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py engine/checkpointing/file_names.py
+engine/checkpointing/find.py engine/checkpointing/resume.py engine/checkpointing/run_folder.py
+engine/checkpointing/trusted_names.py engine/cli/__init__.py engine/cli/command_line.py engine/cli/completion.py
+engine/cli/config_file.py engine/cli/conversion.py engine/cli/discovery.py engine/cli/flags.py engine/cli/help.py
+engine/cli/inspection.py engine/cli/parser.py engine/cli/plugins.py engine/cli/settings.py engine/cli/signatures.py
+engine/cli/torch_signatures.py engine/cli/validation.py engine/commands/__init__.py engine/commands/consolidate.py
+engine/commands/export.py engine/commands/plan/__init__.py engine/commands/plan/costs.py
+engine/commands/plan/memory.py engine/commands/plan/meta_network.py engine/commands/predict/__init__.py
+engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py
+engine/commands/report/__init__.py engine/commands/report/run_history.py engine/commands/tune.py
+engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodule/ordered_loader.py
+engine/datamodule/seeding.py engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py
+engine/features/__init__.py engine/features/compile.py engine/features/cross_validation.py
+engine/features/dataset_metadata.py engine/features/environment_info.py engine/features/freeze.py
+engine/features/l1_penalty.py engine/features/mirror/__init__.py engine/features/mirror/run_files.py
+engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
+engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summary.py
+engine/features/performance_monitor.py engine/features/pictures/__init__.py engine/features/pictures/curves.py
+engine/features/pictures/plots.py engine/features/pictures/prediction_samples.py engine/features/weight_averaging.py
+engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
+engine/launch/data_parallel.py engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py
+engine/logging/loggers.py engine/logging/progress.py engine/space.py engine/training/__init__.py
+engine/training/gradient_guard.py engine/training/hardware.py engine/training/losses.py
+engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py
+engine/training/optimizers.py engine/training/step_seeding.py main.py model/__init__.py model/lenet.py
+model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(

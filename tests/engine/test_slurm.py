@@ -18,7 +18,11 @@ from paths import PROJECT, TOYS
 
 NEEDS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "munged")
 WHY_NOT = hosts.missing(*NEEDS)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=f"no SLURM here: {WHY_NOT}")]
+pytestmark = [
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(WHY_NOT), reason=f"no SLURM here: {WHY_NOT}"),
+]
 
 CONFIG = """
 ClusterName=test
