@@ -1,18 +1,34 @@
-"""Bakes: in this process, into a folder of its own."""
+"""Bakes, in this process, into a folder of their own; and no test leaves a process behind."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
 WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@pytest.fixture(autouse=True)
+def _ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kills the processes that a test has left behind, those of torchrun too, which are in sessions of their own."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("STARTED_BY_TEST", mark)
+    yield
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("STARTED_BY_TEST") == mark:
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
 
 
 @pytest.fixture

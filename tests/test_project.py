@@ -82,7 +82,7 @@ def test_its_checks_are_green_after_a_users_edits(bake) -> None:
     assert hooks.returncode == 0, hooks.stdout + hooks.stderr
     assert hooks.stdout.count("Passed") == 3
     green(project, "lint-imports")
-    assert "4 passed" in green(project, sys.executable, "-m", "pytest")  # my_net, plain, lenet; digits, my_data
+    assert "5 passed" in green(project, sys.executable, "-m", "pytest")  # my_net, plain, lenet; digits, my_data
     shown = run(sys.executable, "main.py", "--model_name", "my_net", "--dataset", "my_data", "--help", cwd=project)
     assert "--shout" in shown.stdout
 
@@ -97,7 +97,7 @@ def test_the_core_without_any_example_is_a_project(bake) -> None:
 def test_the_core_trains_and_resumes_as_the_whole_engine_does(bake) -> None:
     project = bake(engine="core")
     tests = ["tests/engine/test_train.py", "tests/engine/test_resume.py"]
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not slow and not features", *tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not slow", *tests]
     done = run(*command, "-o", f"pythonpath={project} {ROOT / 'tests/engine'}", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-5000:]
 
