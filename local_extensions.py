@@ -20,6 +20,7 @@ _TAKEN = {"data", "model", "engine", "main", "tests", "torch", "torchvision", "p
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 _FREE_TEXT = ("project_name", "description", "author_name", "author_email")
 _MAX_SLUG, _MAX_TEXT = 50, 200
+_FOLDER = "{{cookiecutter.project_slug}}"
 
 
 class Answers(Extension):
@@ -30,6 +31,13 @@ class Answers(Extension):
         environment.filters["checked"] = checked
         environment.filters["quoted"] = quoted
         environment.globals["template_dir"] = str(Path(__file__).resolve().parent)
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """Has the answers checked when the name of the project's folder is rendered: before anything is written.
+
+        A variable of cookiecutter.json that did it could be given another value by whoever answers.
+        """
+        return "{{ cookiecutter | checked }}" + source if source == _FOLDER else source
 
 
 def checked(answers: dict[str, Any]) -> str:

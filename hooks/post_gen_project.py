@@ -47,20 +47,20 @@ def main() -> None:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     for pattern in LITTER:
-        for folder in [path for path in Path().rglob(pattern) if path.is_dir()]:
+        for folder in [path.relative_to(source) for path in source.rglob(pattern) if path.is_dir()]:
             drop(folder, source)
 
 
 def drop(folder: Path, source: Path) -> None:
-    """Deletes the files in `folder` that were copied from `source`; a project's own runs and data stay."""
-    for path in [path for path in folder.rglob("*") if path.is_file() and (source / path).is_file()]:
-        if filecmp.cmp(path, source / path, shallow=False):
+    """Deletes what was copied from a folder of `source`; a project's own runs, data, links and folders stay."""
+    copied = [path.relative_to(source) for path in (source / folder).rglob("*")]
+    for path in sorted([folder, *copied], reverse=True):
+        if any(one.is_symlink() for one in (path, *path.parents)):
+            continue
+        if path.is_file() and filecmp.cmp(path, source / path, shallow=False):
             path.unlink()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
+        elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 main()

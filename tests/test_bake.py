@@ -205,6 +205,41 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == []
 
 
+@pytest.mark.parametrize("way", ["the command line", "a replay file"])
+def test_no_answer_switches_the_check_off(tmp_path: Path, way: str) -> None:
+    hostile = {"project_slug": "../evil", "__answers": "x"}
+    words = [f"{name}={answer}" for name, answer in hostile.items()]
+    if way == "a replay file":
+        plain = {name: one[0] if isinstance(one, list) else one for name, one in QUESTIONS.items() if name[0] != "_"}
+        (tmp_path / "answers.json").write_text(json.dumps({"cookiecutter": plain | hostile}))
+        words = ["--replay-file", str(tmp_path / "answers.json")]
+    else:
+        words.append("--no-input")
+    words += ["-o", "out"]
+    done = run("cookiecutter", str(ROOT), *words, cwd=tmp_path, HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    assert "Error: project_slug: '../evil' cannot be the folder's name" in done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"home", "answers.json"}
+
+
+def test_a_bake_over_a_project_leaves_its_links_and_empty_folders_alone(tmp_path: Path) -> None:
+    used = copy(tmp_path / "used")
+    path = used / INNER.name / "datasets/MNIST/raw/train-images-idx3-ubyte"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    command = ["cookiecutter", str(used), "--no-input", "--overwrite-if-exists", "-o", "out"]
+    project, disk = tmp_path / "out" / "my_project", tmp_path / "disk"
+    assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
+    (disk / "empty/deep").mkdir(parents=True)
+    (project / "datasets").symlink_to(disk)
+    for own in ("lightning_logs/version_0/checkpoints", ".venv/share"):
+        (project / own).mkdir(parents=True)
+    assert run(*command, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == 0
+    for kept in ("datasets/empty/deep", "lightning_logs/version_0/checkpoints", ".venv/share"):
+        assert (project / kept).is_dir()
+    assert (project / "datasets").is_symlink()
+
+
 def test_a_used_checkout_bakes_clean_and_an_own_run_is_kept(tmp_path: Path) -> None:
     used = copy(tmp_path / "used")
     for name, content in LITTER.items():
