@@ -9,7 +9,7 @@ N ?= 105
 
 .PHONY: demo test test-oldest faults bench bake lint clean
 
-demo: .venv/installed bake
+demo: .venv/project bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
 	@echo
 	@echo "The project stands in $(PROJECT). What to type next, there:"
@@ -52,14 +52,19 @@ ifdef LONG
 		$(BIN)/python benchmarks/gpu.py "$(INNER)"
 endif
 
-bake: .venv/installed
+bake: .venv/project
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
 
-.venv/installed: pyproject.toml $(INNER)/pyproject.toml
+# What a project needs and nothing else; the tests' packages come on top.
+.venv/project: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet ".[dev]"
+	$(BIN)/pip install --quiet .
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
-	$(BIN)/pip install --quiet "$(PROJECT)[dev]"
+	$(BIN)/pip install --quiet $(PROJECT)
+	touch $@
+
+.venv/installed: .venv/project
+	$(BIN)/pip install --quiet ".[dev]" "$(PROJECT)[dev]"
 	touch $@
 
 clean:
