@@ -131,7 +131,7 @@ def test_a_rank_goes_on_within_an_epoch(streaming: Any) -> None:
 
     first, again = loader(), loader()
     seen = numbers(first)
-    again.load_state_dict(first.place(5) | {"batches": 2})
+    again.load_state_dict(first.state_after(5) | {"batches": 2})
     assert numbers(again) == seen[16:]
 
 
@@ -224,7 +224,7 @@ def test_a_class_that_is_never_learnt_is_refused(streaming: Any, capsys: pytest.
         write_plain(classes=classes, part=part)
     with pytest.raises(SystemExit, match="2"):
         main.main([*QUICK, *NET, "--data_dir", "plain", "--max_epochs", "1"])
-    said = "the val part of Streaming has 3 classes, and the train part 2: the others are never learnt"
+    said = "the val split of Streaming has 3 classes, and the train split 2: the others are never learnt"
     assert said in capsys.readouterr().err
 
 

@@ -41,7 +41,7 @@ class EncoderDecoder(MInterface):
         """
         super().__init__(Rewriter(vocabulary_size, max_length, end_id, embedding_dim, hidden_dim), **kwargs)
         self.teacher_forcing = teacher_forcing
-        self.classifies = False  # its outputs are texts, not the logits of a class
+        self.is_multiclass = False  # predict gives token ids, not logits
         for stage in ("train", "val", "test"):
             self.metrics[f"{stage}_exact_match"] = MeanMetric()
 
@@ -53,7 +53,7 @@ class EncoderDecoder(MInterface):
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])
         exact = ((logits.argmax(2) == target) | ~counts).all(1).float()  # (B,)
-        for name, metric in self._of(stage).items():
+        for name, metric in self.stage_metrics(stage).items():
             if name.endswith("_loss"):
                 metric.add(loss.detach(), int(counts.sum()))  # type: ignore[operator]
             elif name.endswith("_exact_match"):
