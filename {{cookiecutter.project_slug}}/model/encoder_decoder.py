@@ -31,11 +31,11 @@ class EncoderDecoder(MInterface):
         """Builds both networks.
 
         Args:
-            vocabulary_size: numbers that a token can have, padding included, V.
+            vocabulary_size: number of token ids, padding included, V.
             max_length: tokens that it writes at most, T.
             end_id: the token that ends a text.
-            embedding_dim: values for each token, E.
-            hidden_dim: values of a state, H.
+            embedding_dim: size of a token embedding, E.
+            hidden_dim: size of a hidden state, H.
             teacher_forcing: share of the tokens that training reads from the target instead of its own output, 0 to 1.
             kwargs: those of MInterface.
         """
@@ -81,7 +81,7 @@ class Rewriter(nn.Module):
         self.head = nn.Linear(2 * hidden_dim, vocabulary_size)
 
     def forward(self, source: Tensor, target: Tensor | None = None, teacher_forcing: float = 0.0) -> Tensor:
-        """What it writes of texts (B, T): numbers of tokens (B, T), 0 behind the end.
+        """The output texts for texts (B, T): token ids (B, T), 0 behind the end.
 
         With a target (B, T), the logits of each token (B, T, V); the one before it is the target's for that share of
         the tokens, and the likeliest for the others.

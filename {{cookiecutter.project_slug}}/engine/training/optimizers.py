@@ -73,6 +73,6 @@ def matching_parameters(module: nn.Module, pattern: str, flag: str) -> list[str]
     short = {key.removeprefix("network."): key for key, _ in module.named_parameters()}
     found = [key for name, key in short.items() if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
     if not found:
-        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in short))
-        raise UsageError(f"--{flag} {pattern}: no parameter has such a name; the network has {parts}")
+        submodules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in short))
+        raise UsageError(f"--{flag} {pattern}: no parameter has such a name; the network has {submodules}")
     return found
