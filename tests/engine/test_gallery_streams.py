@@ -108,7 +108,7 @@ def test_every_chunk_is_read_once_an_epoch_and_few_are_held(streaming: Any) -> N
     assert seen != sorted(seen)
     assert len({int(number) // 10 for number in seen[:15]}) == 2  # two chunks, mixed
     read.reads = 0
-    loader.epoch = lambda: 1
+    loader.current_epoch = lambda: 1
     assert numbers(loader) != seen
 
 
