@@ -97,19 +97,19 @@ def run(
     from engine.training import hardware
     from model import MInterface
 
-    hardware.silence()
-    context = {"settings": settings, "build_data": DInterface.of, "build_model": MInterface.of}
+    hardware.silence_warnings()
+    context = {"settings": settings, "build_data": DInterface.from_settings, "build_model": MInterface.from_settings}
     if "trainer" not in plugins.commands().get(settings.action, ["trainer"]):
         return act(settings, context)
     if fits := settings.action == "fit":
         loggers.check(**settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
-    data = DInterface.of(settings)
-    model = MInterface.of(settings, data)
+    data = DInterface.from_settings(settings)
+    model = MInterface.from_settings(settings, data)
     if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
     options = settings.arguments["trainer"]
-    prepared = hardware.prepare(model, data, options.get("strategy"), **settings.arguments["hardware"])
+    prepared = hardware.configure(model, data, options.get("strategy"), **settings.arguments["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
     callbacks += plugins.load_features(run_dir, model, data, settings.arguments)

@@ -124,7 +124,7 @@ MISTAKES = {
     "--num_folds 3 --fold 0": "should be at least 1",
     "--num_folds 3 --devices 2": "give --devices 1, or one command with --fold K for each fold",
     "--num_folds 60 --fold 1": "--num_folds 60: a class has",
-    "--num_folds 3 --dataset toys.BlobsInParts": "BlobsInParts comes with a validation part of its own",
+    "--num_folds 3 --dataset toys.BlobsInParts": "BlobsInParts comes with a validation split of its own",
     "--seed 3 --seed_index 3": "give one of them",
     "--seed_index 11": "main.py lists 10 seeds",
     "--seed_index 0": "should be at least 1",

@@ -103,7 +103,7 @@ def test_mistakes_about_texts_are_named(said: str, capsys: pytest.CaptureFixture
     [
         ("yes\t ", "val.tsv:2: the text is empty"),
         ("maybe\ta", "val.tsv:2: 'maybe' is no label to learn: no, yes"),
-        ("\ta", "val.tsv:2 has no 'label'. Rows to be told belong in a file of their own: predict --rows FILE"),
+        ("\ta", "val.tsv:2 has no 'label'. Rows to predict belong in a file of their own: predict --rows FILE"),
         ("yes\ta\tb", "val.tsv:2 has 3 fields, and the head line 2"),
     ],
 )

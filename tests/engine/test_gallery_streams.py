@@ -108,7 +108,7 @@ def test_every_chunk_is_read_once_an_epoch_and_few_are_held(streaming: Any) -> N
     assert seen != sorted(seen)
     assert len({int(number) // 10 for number in seen[:15]}) == 2  # two chunks, mixed
     read.reads = 0
-    loader.epoch = lambda: 1
+    loader.current_epoch = lambda: 1
     assert numbers(loader) != seen
 
 
@@ -131,7 +131,7 @@ def test_a_rank_goes_on_within_an_epoch(streaming: Any) -> None:
 
     first, again = loader(), loader()
     seen = numbers(first)
-    again.load_state_dict(first.place(5) | {"batches": 2})
+    again.load_state_dict(first.state_after(5) | {"batches": 2})
     assert numbers(again) == seen[16:]
 
 
@@ -224,7 +224,7 @@ def test_a_class_that_is_never_learnt_is_refused(streaming: Any, capsys: pytest.
         write_plain(classes=classes, part=part)
     with pytest.raises(SystemExit, match="2"):
         main.main([*QUICK, *NET, "--data_dir", "plain", "--max_epochs", "1"])
-    said = "the val part of Streaming has 3 classes, and the train part 2: the others are never learnt"
+    said = "the val split of Streaming has 3 classes, and the train split 2: the others are never learnt"
     assert said in capsys.readouterr().err
 
 

@@ -257,7 +257,7 @@ def test_columns_that_say_nothing_are_named_with_the_flag_that_leaves_them_out()
     with pytest.raises(UsageError) as error:
         table(split="train", drop=("y",), test_fraction=0, val_fraction=0)
     assert str(error.value) == (
-        "table.csv: in the training part 'void' is empty, 'who' has 200 different texts, too many for categories, "
+        "table.csv: in the train split 'void' is empty, 'who' has 200 different texts, too many for categories, "
         "'my notes' has 200 different texts, too many for categories: --drop y void who 'my notes'"
     )
 

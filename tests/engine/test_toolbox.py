@@ -61,7 +61,7 @@ REFUSED = [
     ("--optimizer Adan", "--optimizer Adan; did you mean 'Adam'?; there are: ASGD"),
     ("--momentum 0.9", "unknown flag --momentum"),
     ("--metrics f2", "--metrics f2: torchmetrics has none of that name"),
-    ("--metrics mae", "--metrics mae does not go with --loss cross_entropy, which is about classes: acc, f1"),
+    ("--metrics mae", "--metrics mae does not go with --loss cross_entropy, whose task is multiclass: acc, f1"),
     ("--lr_scale head=2", "--lr_scale head: no parameter has such a name; the network has layers"),
     ("--lr_scale layers", "--lr_scale layers: write PATTERN=FACTOR"),
     ("--freeze head", "--freeze head: no parameter has such a name; the network has layers"),

@@ -1,4 +1,4 @@
-"""Image files as they are meant to be seen: upright, and with the grey levels that they have."""
+"""Image files upright by their EXIF tag, and with all of their grey levels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether it is called like an image; a file whose name begins with a dot is the system's own."""
+    """Whether a file has the extension of an image and is not hidden."""
     return Path(path).suffix.lower() in IMG_EXTENSIONS and not Path(path).name.startswith(".")
 
 
@@ -34,7 +34,7 @@ def read(path: str | Path, channels: int) -> Image.Image | Tensor:
 
 
 def numbers(path: str | Path) -> Tensor:
-    """The numbers of a mask as they stand in the file, (H, W); colours (H, W, channels).
+    """The raw values of a mask file, (H, W), or (H, W, channels) for one in colour.
 
     Raises:
         ValueError: the file is no image, or is broken.
@@ -45,7 +45,7 @@ def numbers(path: str | Path) -> Tensor:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image in a file, turned as the camera says it was held."""
+    """The image of a file, rotated by its EXIF orientation."""
     try:
         with Image.open(path) as image:
             yield ImageOps.exif_transpose(image)

@@ -22,11 +22,11 @@ class CsvTable(Dataset):
     """Rows as features (F,) and a class number, or for a target that is a number, (F,) and that number.
 
     A column of numbers becomes (x - mean) / std, a missing one its median, and a further 0 or 1 that says whether it
-    was missing where that happens in the training part. Dates, in a CSV file texts like 2024-05-31 or
+    was missing where that happens in the train split. Dates, in a CSV file texts like 2024-05-31 or
     2024-05-31 18:30, are numbers of days since 1970-01-01. Any other column becomes a 0 or 1 for each of its texts,
-    "missing" being one of them; a text that the training part does not have is all 0.
+    "missing" being one of them; a text that the train split does not have is all 0.
 
-    Medians, means, deviations and texts are those of the training part alone. They follow from the file, the seed and
+    Medians, means, deviations and texts are those of the train split alone. They follow from the file, the seed and
     the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
     `predict --rows FILE` reads another table by them, with a target or without, in the same encoding.
     """
@@ -48,14 +48,14 @@ class CsvTable(Dataset):
         seed: int = 0,
         data_dir: str = "datasets",
     ) -> None:
-        """Reads the file and cuts it.
+        """Reads the file and splits it.
 
         Args:
             split: "train", "val" or "test".
             table: the file, below data_dir; .parquet is read as Parquet, anything else as CSV.
-            target: the column to be told from the others.
+            target: the column to predict from the others.
             task: classes or number; none takes a target with fractions, or of over 20 whole numbers, for a number.
-            scale_target: tell (target - mean) / std of the training part instead of a number as it stands.
+            scale_target: tell (target - mean) / std of the train split instead of a number as it stands.
             drop: columns to leave out.
             id_column: names the rows in predictions, and is left out; none names them by their place from 0.
             split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
@@ -63,7 +63,7 @@ class CsvTable(Dataset):
             encoding: of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
-            seed: the cut follows from it.
+            seed: the splits follow from it.
             data_dir: folder in which the file lies.
 
         Raises:
@@ -75,7 +75,7 @@ class CsvTable(Dataset):
         rows = self._read(path, target, id_column, split_column, *drop)
         if (gone := rows.index[rows[target].isna()]).size:
             said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
-            raise UsageError(f"{path}: {said}. Rows to be told belong in a file of their own: predict --rows FILE")
+            raise UsageError(f"{path}: {said}. Rows to predict belong in a file of their own: predict --rows FILE")
         part = np.empty(len(rows), dtype=object)
         for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction).items():
             part[indices.numpy()] = name
@@ -96,7 +96,7 @@ class CsvTable(Dataset):
                 useless[name] = f"has {texts} different texts, too many for categories"
         if useless:
             said = ", ".join(f"{name!r} {why}" for name, why in useless.items())
-            raise UsageError(f"{path}: in the training part {said}: --drop {shlex.join((*drop, *useless))}")
+            raise UsageError(f"{path}: in the train split {said}: --drop {shlex.join((*drop, *useless))}")
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
         self.num_features = self.features.shape[1]
@@ -199,7 +199,7 @@ def _days(column: "pd.Series") -> "pd.Series | None":
 
 
 def _fit(column: "pd.Series") -> dict[str, Any]:
-    """What a column of the training part says of itself."""
+    """The statistics of a column in the train split."""
     if _is_number(column):
         full = column.astype(float).fillna(median := float(column.median()))
         std = float(full.std(ddof=0))

@@ -1,8 +1,8 @@
-"""DInterface: any Dataset class -> training, validation and test part -> loaders."""
+"""DInterface: any Dataset class -> train, val and test split -> loaders."""
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
@@ -12,28 +12,28 @@ from engine.cli.settings import Settings
 from engine.datamodule import class_balance
 from engine.datamodule.ordered_loader import OrderedLoader
 from engine.datamodule.seeding import unwrap_subset
-from engine.datamodule.split_datamodule import SplitDataModule
+from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
 from engine.launch.data_parallel import data_parallel_rank
 
 
 class DInterface(SplitDataModule):
-    """Builds the parts of a dataset and loads them.
+    """Builds the splits of a dataset and loads them.
 
-    A constructor with `split` is called once a part, with "train", "val" and "test". One with `train` is called with
-    True, and that is cut into training and validation part, and with False for the test part. Any other is called
-    once and cut into all three. No item is in two parts, and the cut follows from the seed alone.
+    A constructor with `split` is called once a split, with "train", "val" and "test". One with `train` is called with
+    True, and that is split into train and val, and with False for test. Any other is called once and split into all
+    three. No item is in two splits, and the split follows from the seed alone.
 
     An item is `(*inputs, target)` or a dict. `__getitems__(indices)` may return a whole batch, `collate_fn` (a static
     method of the dataset) makes a batch of items, and `prepare_data(**arguments)` (a static method) or the argument
-    `download` fetches what is not there yet: one process a machine at a time, before any part is built.
+    `download` downloads what is missing: one process a machine at a time, before any split is built.
     """
 
     def __init__(
         self,
-        dataset: Callable[..., Dataset[Any]],
+        dataset_class: Callable[..., Dataset[Any]],
         dataset_arguments: dict[str, Any] | None = None,
-        fold: Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]] | None = None,
+        splitter: Splitter | None = None,
         *,
         seed: int = 0,
         batch_size: int = 64,
@@ -46,55 +46,44 @@ class DInterface(SplitDataModule):
         """Builds nothing yet.
 
         Args:
-            dataset: the class.
+            dataset_class: the class.
             dataset_arguments: for its constructor.
-            fold: cuts (dataset, indices, seed) into indices to train on and to validate on, in place of val_fraction.
-            seed: the cut into parts and the order of the items follow from it.
+            splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
+            seed: the splits and the order of the items follow from it.
             batch_size: items a step on each device.
             num_workers: processes that load; none picks 0 for data that is fetched in whole batches, else one a core.
             data_dir: folder for data that is downloaded or lies on disk.
-            val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such part.
-            test_fraction: share of the items for the test, where the dataset has no such part.
+            val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
+            test_fraction: share of the items for the test, where the dataset has no such split.
             balanced: draw every class equally often in training.
         """
-        super().__init__(dataset, dataset_arguments or {}, fold, seed, data_dir, val_fraction, test_fraction)
+        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        super().__init__(dataset_class, dataset_arguments or {}, splitter, seed=seed, data_dir=data_dir, **fractions)
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.batch_size, self.num_workers, self.balanced = batch_size, num_workers, balanced
-        self.predicts: Dataset[Any] | None = None  # what `predict` looks at; none: the test part
-        self._training: OrderedLoader | None = None
+        self.predict_dataset: Dataset[Any] | None = None  # None: the test split
+        self._train_loader: OrderedLoader | None = None
         self._loaders: list[OrderedLoader] = []
-        self._place: dict[str, Any] = {}
+        self._resume_from: dict[str, Any] = {}
 
     @classmethod
-    def of(cls, settings: Settings) -> "DInterface":
-        """The data that a command line means, not read yet."""
-        found = [make(**settings.arguments[name]) for name, make in plugins.hooks("splitter").items()]
-        splitter = next((one for one in found if one is not None), None)
+    def from_settings(cls, settings: Settings) -> "DInterface":
+        """The data of a command line, not read yet."""
+        splitters = [make(**settings.arguments[name]) for name, make in plugins.hooks("splitter").items()]
+        splitter = next((one for one in splitters if one is not None), None)
         return cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
 
     def train_dataloader(self) -> OrderedLoader:
-        part = self.split("train")
-        weights = class_balance.balance(part) if self.balanced else None
-        trainer: Any = self.trainer
-        overfits = trainer is not None and trainer.overfit_batches > 0  # then each epoch sees the same items
-        epochs = trainer.fit_loop.epoch_progress.current if trainer is not None else None
-        self._training = self._loader(
-            part, shuffle=not overfits, weights=weights, epoch=lambda: epochs.processed if epochs is not None else 0
+        dataset, trainer = self.split("train"), cast(Any, self.trainer)
+        self._train_loader = self._loader(
+            dataset,
+            shuffle=trainer is None or not trainer.overfit_batches,  # --overfit_batches: the same items each epoch
+            weights=class_balance.balanced_weights(dataset) if self.balanced else None,
+            current_epoch=lambda: trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
         )
-        self._training.load_state_dict(self._place)
-        return self._training
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the training epoch, for the checkpoint."""
-        trainer: Any = self.trainer
-        return self._training.place(trainer.fit_loop.batch_idx + 1) if self._training is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
-        self._place = state_dict
-        if self._training is not None:  # some strategies restore a checkpoint after the loader was asked
-            self._training.load_state_dict(state_dict)
+        self._train_loader.load_state_dict(self._resume_from)
+        return self._train_loader
 
     def val_dataloader(self) -> OrderedLoader:
         return self._loader(self.split("val"))
@@ -103,19 +92,39 @@ class DInterface(SplitDataModule):
         return self._loader(self.split("test"))
 
     def predict_dataloader(self) -> OrderedLoader:
-        return self._loader(self.predicts or self.split("test"))
+        return self._loader(self.predict_dataset or self.split("test"))
 
-    def _loader(self, part: Any, **options: Any) -> OrderedLoader:
-        if part is None:
-            raise UsageError(f"{self.dataset_class.__name__} has no such part: --val_fraction or --test_fraction is 0")
-        trainer: Any = self.trainer
-        if trainer is not None:
-            options |= {"rank": data_parallel_rank(trainer).rank, "world_size": data_parallel_rank(trainer).size}
-        if hasattr(unwrap_subset(part), "collate_fn"):
-            options["collate_fn"] = unwrap_subset(part).collate_fn
-        loader = OrderedLoader(part, self.batch_size, seed=self.seed, num_workers=self._workers(part), **options)
+    def _loader(self, dataset: Any, **options: Any) -> OrderedLoader:
+        if dataset is None:
+            raise UsageError(f"{self.dataset_class.__name__} has no such split: --val_fraction or --test_fraction is 0")
+        if self.trainer is not None:
+            here = data_parallel_rank(self.trainer)
+            options |= {"rank": here.rank, "world_size": here.size}
+        if hasattr(unwrap_subset(dataset), "collate_fn"):
+            options["collate_fn"] = unwrap_subset(dataset).collate_fn
+        workers = self._default_workers(dataset) if self.num_workers is None else self.num_workers
+        loader = OrderedLoader(dataset, self.batch_size, seed=self.seed, num_workers=workers, **options)
         self._loaders.append(loader)
         return loader
+
+    def _default_workers(self, dataset: Any) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if hasattr(unwrap_subset(dataset), "__getitems__") or isinstance(dataset, IterableDataset) or cores < 2:
+            return 0  # a stream keeps its state only where this process reads it
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
+        return min(cores // ranks, 8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training epoch, for the checkpoint."""
+        if self._train_loader is None or self.trainer is None:
+            return {}
+        return self._train_loader.state_after(self.trainer.fit_loop.batch_idx + 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning would hand it to the loader too, but not where the loader was asked for its length before that.
+        self._resume_from = state_dict
+        if self._train_loader is not None:  # some strategies restore a checkpoint after that
+            self._train_loader.load_state_dict(state_dict)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # On the CPU it is there already; to look through it for tensors costs time at every step.
@@ -125,12 +134,3 @@ class DInterface(SplitDataModule):
         for loader in self._loaders:
             loader.close()
         self._loaders = []
-
-    def _workers(self, part: Any) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if hasattr(unwrap_subset(part), "__getitems__") or isinstance(part, IterableDataset) or cores < 2:
-            return 0  # a stream keeps its place only where it is read by this process
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
-        return min(cores // ranks, 8)

@@ -1,4 +1,4 @@
-"""Digits: 1,797 real handwritten digits that come with scikit-learn. Nothing is downloaded."""
+"""Digits: 1,797 images of handwritten digits that come with scikit-learn. Nothing is downloaded."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 
 class Digits(Dataset):
-    """8x8 grey images of the digits 0 to 9, held in memory.
+    """8x8 greyscale images of the digits 0 to 9, in memory.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test set).
     """
@@ -34,13 +34,13 @@ class Digits(Dataset):
         return self.images[index], self.targets[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch at once: many times as fast as one item at a time."""
-        where = torch.as_tensor(indices)
-        return self.images.index_select(0, where), self.targets[where]
+        """A whole batch: images (B, 1, 8, 8), targets (B,); many times as fast as item by item."""
+        index = torch.as_tensor(indices)
+        return self.images.index_select(0, index), self.targets[index]
 
     @staticmethod
     def open_image(path: str) -> torch.Tensor:
-        """(1, 8, 8) of an image file of any size: one digit, light on dark, that fills it."""
+        """The input (1, 8, 8) from an image file of any size: one digit, light on dark, that fills the image."""
         import numpy as np
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""ImageFolder: photographs in a folder a class, cut out and mirrored at random in training."""
+"""ImageFolder: photographs in a folder a class, cropped and flipped at random in training."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class ImageFolder(Dataset):
 
     The files lie in data_dir/train/CLASS, data_dir/val/CLASS and data_dir/test/CLASS. Where there is no folder `val` or
     `test` (or no `train` either: data_dir/CLASS), `val_fraction` and `test_fraction` are cut from the others. It makes
-    its parts itself, since only what is learnt from is cut out and mirrored at random.
+    its splits itself, since only training images are cropped and flipped at random.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class ImageFolder(Dataset):
         Args:
             split: "train", "val" or "test".
             data_dir: folder with the images.
-            img_size: height and width of an image that comes out, S.
+            img_size: height and width of an item, S.
             grey: one channel instead of three.
-            crop_scale: least share of an image that a random cutting keeps, 1 for nearly all of it.
+            crop_scale: least share of an image that a random crop keeps, 1 for nearly all of it.
             flip: mirror half of the training images; not for digits and letters.
-            normalise: by mean and standard deviation of the training images, which are worked out once and kept in
+            normalise: by mean and standard deviation of the training images, which are computed once and kept in
                 data_dir/mean_std.json, or by those of ImageNet, which pretrained weights are used to.
             val_fraction: share of the items for validation, where there is no folder `val`.
             test_fraction: share of the items for the test, where there is no folder `test`.
-            seed: the cut follows from it.
+            seed: the splits follow from it.
 
         Raises:
             UsageError: there is no class, or no image of one, or a class that is not learnt; a size is out of range.
@@ -66,15 +66,15 @@ class ImageFolder(Dataset):
         pool = root / "train" if (root / "train").is_dir() else root
         self.classes, self.in_channels, self.img_size = _classes(pool), 1 if grey else 3, img_size
         self.num_features = self.in_channels * img_size**2
-        parts = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
+        splits = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
         left = _samples(pool, self.classes)
         seen = {number for _, number in left}
         if empty := [name for number, name in enumerate(self.classes) if number not in seen]:
             raise UsageError(f"{pool / empty[0]} has no image: each folder in {pool} is a class. Take it away")
-        val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
+        val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
         found = split_indices(len(left), seed, val, test)
-        parts = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | parts
-        self.paths, self.targets = [path for path, _ in parts[split]], [number for _, number in parts[split]]
+        splits = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | splits
+        self.paths, self.targets = [path for path, _ in splits[split]], [number for _, number in splits[split]]
         whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]
         drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
@@ -82,7 +82,7 @@ class ImageFolder(Dataset):
             mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
             mean, std = ([sum(mean) / 3], [sum(std) / 3]) if grey else (mean, std)
         else:
-            training = [path for path, _ in parts["train"]]
+            training = [path for path, _ in splits["train"]]
             mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*whole, *pixels]))
         self._plain = v2.Compose([*whole, *pixels, v2.Normalize(mean, std)])
         self.transform = v2.Compose([*drawn, *pixels, v2.Normalize(mean, std)]) if split == "train" else self._plain
@@ -97,7 +97,7 @@ class ImageFolder(Dataset):
         return self.transform(read(self.paths[index], self.in_channels)), self.targets[index]
 
     def open_image(self, path: str) -> Tensor:
-        """(C, S, S) of an image file, as the validation sees it."""
+        """(C, S, S) of an image file, as in validation."""
         return self._plain(read(path, self.in_channels))
 
     def _statistics(self, kept: Path, paths: list[str], transform: Any) -> tuple[list[float], list[float]]:
@@ -117,14 +117,14 @@ class ImageFolder(Dataset):
             std = (squares / len(some) - mean.square()).clamp_min(1e-8).sqrt()
             known[name] = {"mean": mean.tolist(), "std": std.tolist()}
             part = kept.with_suffix(f".{os.getpid()}.part")
-            if os.access(kept.parent, os.W_OK):  # or each part works them out again
+            if os.access(kept.parent, os.W_OK):  # or each split computes them again
                 part.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
                 part.replace(kept)
         return known[name]["mean"], known[name]["std"]
 
 
 def _classes(folder: Path) -> list[str]:
-    """The folders in a folder, by name, less those of other parts."""
+    """The folders in a folder, by name, without those of other splits."""
     inside = folder.iterdir() if folder.is_dir() else ()
     names = [one.name for one in inside if one.is_dir() and one.name[0] != "." and one.name not in ("val", "test")]
     if not names:
@@ -133,7 +133,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """The image files below a folder and the number of their class."""
+    """The image files below a folder, with their class index."""
     if new := [name for name in _classes(folder) if name not in classes]:
         raise UsageError(f"{folder / new[0]}: the training images have no class {new[0]!r}, but {', '.join(classes)}")
     numbers = {name: number for number, name in enumerate(classes) if (folder / name).is_dir()}

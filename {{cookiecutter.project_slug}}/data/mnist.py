@@ -2,6 +2,7 @@
 
 import math
 import socket
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-_TIMEOUT = 30  # seconds that a silent server may keep us waiting
-# CRC-32 of each published file; a file of another size (a subset made for a test, say) is checked by its header alone.
+_TIMEOUT = 30  # seconds to wait for a server
+# Size and CRC-32 of each published file; a file of another size (such as a small one for a test) has no checksum.
 _FILES = {
     "train-images-idx3-ubyte": (47_040_016, 0xE9F4D8B3),
     "train-labels-idx1-ubyte": (60_008, 0xE0CB4AD2),
@@ -21,7 +22,7 @@ _FILES = {
 
 
 class MNIST(Dataset):
-    """28x28 grey images of the digits 0 to 9, held in memory.
+    """28x28 greyscale images of the digits 0 to 9, in memory.
 
     Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998.
     """
@@ -37,23 +38,21 @@ class MNIST(Dataset):
         """Reads the raw files.
 
         Args:
-            train: the 60,000 images to learn from; otherwise the 10,000 of the test set.
+            train: the 60,000 training images; otherwise the 10,000 of the test set.
             data_dir: folder with the raw files in MNIST/raw; what is missing there is downloaded.
 
         Raises:
             RuntimeError: a file is missing or broken.
         """
-        folder, part = Path(data_dir, "MNIST", "raw"), "train" if train else "t10k"
-        for name in _FILES:
-            if name.startswith(part) and (wrong := _wrong(folder / name)):
-                raise RuntimeError(_way_out(folder, f"{name} {wrong}"))
-        self.images = torch.from_numpy(_read(folder / f"{part}-images-idx3-ubyte")).unsqueeze(
-            1
-        )  # (N, 1, 28, 28), bytes
-        self.targets = torch.from_numpy(_read(folder / f"{part}-labels-idx1-ubyte")).long()  # (N,)
+        folder, prefix = Path(data_dir, "MNIST", "raw"), "train" if train else "t10k"
+        try:
+            self.images = torch.from_numpy(_read(folder / f"{prefix}-images-idx3-ubyte")).unsqueeze(1)  # (N, 1, 28, 28)
+            self.targets = torch.from_numpy(_read(folder / f"{prefix}-labels-idx1-ubyte")).long()  # (N,)
+        except ValueError as error:
+            raise _unusable(folder, str(error)) from None
         if len(self.images) != len(self.targets) or (len(self.targets) and self.targets.max() > 9):
-            wrong = f"{len(self.images)} images and {len(self.targets)} labels up to {self.targets.max()}"
-            raise RuntimeError(_way_out(folder, f"the {part} files do not belong together: {wrong}"))
+            counts = f"{len(self.images)} images and {len(self.targets)} labels up to {self.targets.max()}"
+            raise _unusable(folder, f"the {prefix} files do not belong together: {counts}")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -63,14 +62,14 @@ class MNIST(Dataset):
         return images[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch at once; pixels have about mean 0 and standard deviation 1 over the training set."""
-        where = torch.as_tensor(indices)
-        images = self.images.index_select(0, where)  # twice as fast as self.images[where]
-        return _normalise(images), self.targets[where]
+        """A whole batch: images (B, 1, 28, 28), of about mean 0 and standard deviation 1, and targets (B,)."""
+        index = torch.as_tensor(indices)
+        images = self.images.index_select(0, index)  # twice as fast as self.images[index]
+        return _normalise(images), self.targets[index]
 
     @staticmethod
     def open_image(path: str) -> torch.Tensor:
-        """(1, 28, 28) of an image file of any size: one digit, light on dark, with a margin of a seventh."""
+        """The input (1, 28, 28) from an image file: one digit, light on dark, with a margin of a seventh."""
         from PIL import Image
 
         with Image.open(path) as image:
@@ -82,67 +81,63 @@ class MNIST(Dataset):
         """Downloads what is missing or broken.
 
         Raises:
-            RuntimeError: that failed; the message names the folder, what is wrong, and the ways out.
+            RuntimeError: that failed; the message names the folder, the problems, and the alternatives.
         """
-        folder = Path(data_dir, "MNIST", "raw")
-        wrongs = {name: wrong for name in _FILES if (wrong := _wrong(folder / name, thorough=True))}
-        if not wrongs:
+        folder, problems = Path(data_dir, "MNIST", "raw"), {}
+        for name in _FILES:
+            try:
+                _read(folder / name, check_sum=True)
+            except ValueError as error:
+                problems[name] = str(error)
+        if not problems:
             return
-        for name in wrongs:  # put aside, or torchvision would keep it
-            if (folder / name).exists():
-                (folder / name).replace(folder / f"{name}.broken")
-        from torchvision.datasets import MNIST as Download
+        from torchvision.datasets import MNIST as TorchvisionMNIST
 
-        before = socket.getdefaulttimeout()
+        timeout = socket.getdefaulttimeout()
         socket.setdefaulttimeout(_TIMEOUT)
         try:
-            Download(data_dir, download=True)
+            with tempfile.TemporaryDirectory(dir=data_dir) as download:
+                fresh = Path(TorchvisionMNIST(download, download=True).raw_folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in problems:
+                    (fresh / name).replace(folder / name)
         except (RuntimeError, OSError) as error:
-            for name in wrongs:
-                if (folder / f"{name}.broken").exists() and not (folder / name).exists():
-                    (folder / f"{name}.broken").replace(folder / name)
-            what = ", ".join(f"{name} {wrong}" for name, wrong in wrongs.items())
-            why = " ".join(str(error).split())
-            raise RuntimeError(_way_out(folder, f"{what}; the download failed ({why})")) from None
+            reason = " ".join(str(error).split())
+            raise _unusable(folder, f"{', '.join(problems.values())}; the download failed ({reason})") from None
         finally:
-            socket.setdefaulttimeout(before)
-        for name in wrongs:
-            (folder / f"{name}.broken").unlink(missing_ok=True)
+            socket.setdefaulttimeout(timeout)
 
 
 def _normalise(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.sub(MNIST.preprocessing["mean"]).div_(MNIST.preprocessing["std"])
 
 
-def _wrong(path: Path, thorough: bool = False) -> str:
-    """What is wrong with a raw file, or "". `thorough` reads all of it."""
+def _read(path: Path, check_sum: bool = False) -> np.ndarray:
+    """The bytes of an IDX file: two zeros, type 8 (bytes), number of dimensions, each size in 4 bytes, the data.
+
+    Raises:
+        ValueError: what is wrong with the file.
+    """
     if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4)
-        if len(head) < 4 or head[:3] != b"\0\0\x08" or head[3] not in (1, 3):
-            return "is empty" if not size else "is no IDX file"
-        shape = np.frombuffer(file.read(4 * head[3]), ">i4")
-    if len(shape) < head[3] or size < 4 + shape.nbytes + math.prod(shape.tolist()):
-        return f"is cut short ({size} bytes)"
-    known_size, known_sum = _FILES[path.name]
-    if size > 4 + shape.nbytes + math.prod(shape.tolist()):
-        return f"is too long ({size} bytes)"
-    if thorough and size == known_size and zlib.crc32(path.read_bytes()) != known_sum:
-        return "is garbled (wrong checksum)"
-    return ""
-
-
-def _read(path: Path) -> np.ndarray:
-    """The numbers of an IDX file: two zeros, type 8 (bytes), number of dimensions, each in 4 bytes, then the data."""
+        raise ValueError(f"{path.name} is missing")
     raw = np.fromfile(path, np.uint8)
-    shape = raw[4 : 4 + 4 * raw[3]].view(">i4")
-    return raw[4 + shape.nbytes :].reshape(shape)
+    if not len(raw):
+        raise ValueError(f"{path.name} is empty")
+    if bytes(raw[:4]) != bytes([0, 0, 8, 3 if "images" in path.name else 1]):
+        raise ValueError(f"{path.name} is no IDX file")
+    start = 4 + 4 * int(raw[3])
+    shape = raw[4:start].view(">i4").tolist() if len(raw) >= start else []
+    expected = start + math.prod(shape)
+    if len(raw) != expected:
+        raise ValueError(f"{path.name} is {'too long' if len(raw) > expected else 'cut short'} ({len(raw)} bytes)")
+    size, checksum = _FILES[path.name]
+    if check_sum and len(raw) == size and zlib.crc32(raw.tobytes()) != checksum:
+        raise ValueError(f"{path.name} is garbled (wrong checksum)")
+    return raw[start:].reshape(shape)
 
 
-def _way_out(folder: Path, what: str) -> str:
-    return (
-        f"MNIST in {folder}: {what}. Ways out: delete that folder and run again with a connection; "
+def _unusable(folder: Path, problem: str) -> RuntimeError:
+    return RuntimeError(
+        f"MNIST in {folder}: {problem}. Ways out: delete that folder and run again with a connection; "
         f"or put the four files {', '.join(_FILES)} there; or take --dataset digits, which needs no download"
     )

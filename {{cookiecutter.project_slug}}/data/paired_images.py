@@ -60,7 +60,7 @@ class PairedImages(Dataset):
             flip: mirror half of the training pairs.
             val_fraction: share of the items for validation, where there is no folder `val`.
             test_fraction: share of the items for the test, where there is no folder `test`.
-            seed: the cut into parts follows from it.
+            seed: the splits follow from it.
 
         Raises:
             UsageError: there is no image, or an image has no target; the flags do not go together.
@@ -85,11 +85,11 @@ class PairedImages(Dataset):
             self.classes = classes
         root, names = Path(data_dir), ("images", target_folder or "images")
         pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
-        parts = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
-        val, test = 0.0 if "val" in parts else val_fraction, 0.0 if "test" in parts else test_fraction
+        splits = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
+        val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
         found = split_indices(len(pool), seed, val, test)
-        parts = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | parts
-        self.pairs = parts[split]
+        splits = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | splits
+        self.pairs = splits[split]
         self.paths = [str(path) for path, _ in self.pairs]
         drawn = [v2.RandomCrop(img_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         self.cut = v2.Compose(drawn if split == "train" else [v2.CenterCrop(img_size)])

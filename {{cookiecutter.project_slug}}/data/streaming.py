@@ -15,7 +15,7 @@ from engine.errors import UsageError
 
 
 class Streaming(Dataset):
-    """The rows of the *.parquet files in the folder of a part, in the order of their names.
+    """The rows of the *.parquet files in the folder of a split, in the order of their names.
 
     A chunk is a row group. An epoch takes the chunks in a new order and mixes the items of `window` of them at a time,
     so that each is read once an epoch, by one rank (and by each of its workers, where --num_workers asks for such). In

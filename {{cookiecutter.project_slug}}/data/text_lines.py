@@ -29,10 +29,10 @@ class Row(NamedTuple):
 
 
 class TextLines(Dataset):
-    """Texts as numbers of tokens (T,), filled up with 0, and their classes; or, with `pairs`, the target texts (T,).
+    """Texts as token ids (T,), padded with 0, and their classes; or, with `pairs`, the target texts (T,).
 
-    0 pads, in a batch up to its longest text; 1 stands for a token that the training part does not have, 2 ends a
-    target text. The vocabulary is that of the training part alone. It follows from the file, the seed and the
+    0 pads, in a batch up to its longest text; 1 stands for a token that the train split does not have, 2 ends a
+    target text. The vocabulary is that of the train split alone. It follows from the file, the seed and the
     fractions, so that a run that goes on has the same; `export` writes it to labels.json as `preprocessing`, and
     `predict --rows FILE` reads other texts by it, in the same encoding. An exported network takes texts of
     `max_length` numbers, (B, T).
@@ -63,7 +63,7 @@ class TextLines(Dataset):
         seed: int = 0,
         data_dir: str = "datasets",
     ) -> None:
-        """Reads the file and cuts it.
+        """Reads the file and splits it.
 
         Args:
             split: "train", "val" or "test".
@@ -72,15 +72,15 @@ class TextLines(Dataset):
             target_column: their labels, or the texts to be made of them.
             pairs: the targets are texts too.
             tokens: words are what stands between blanks, and each Chinese character or kana by itself.
-            lowercase: take capitals for small letters.
-            max_length: tokens of a text that are read, T; the rest of a longer one is cut off.
-            min_count: tokens that are rarer in the training part count as unknown.
-            max_vocabulary: only so many tokens, the most frequent ones, are known.
+            lowercase: convert texts to lower case.
+            max_length: tokens of a text that are kept, T; a longer one is truncated.
+            min_count: tokens that are rarer in the train split count as unknown.
+            max_vocabulary: size of the vocabulary; the most frequent tokens are kept.
             separator: one character between columns, none for a tab in a .tsv file and a comma in others.
             encoding: of the file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none, where there is one file.
             test_fraction: share of the rows for the test, where there is one file.
-            seed: the cut follows from it.
+            seed: the splits follow from it.
             data_dir: folder in which the file lies.
 
         Raises:
@@ -98,9 +98,9 @@ class TextLines(Dataset):
         if "{split}" in file:
             mine = self._read(Path(data_dir, file.replace("{split}", split)), target_column)
         else:
-            parts = split_indices(len(learn), seed, val_fraction, test_fraction)
-            mine = [learn[at] for at in parts[split]]
-            learn = [learn[at] for at in parts["train"]]
+            splits = split_indices(len(learn), seed, val_fraction, test_fraction)
+            mine = [learn[at] for at in splits[split]]
+            learn = [learn[at] for at in splits["train"]]
         self.ids = [row.where for row in mine]
         counts = Counter(token for row in learn for text in row[: 1 + pairs] for token in self.apart(text))
         often = sorted(counts, key=lambda token: (-counts[token], token))[:max_vocabulary]
@@ -131,7 +131,7 @@ class TextLines(Dataset):
         return self.texts[index].long(), self.targets[index].long()
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A whole batch at once, whose texts are as long as the longest of them."""
+        """A whole batch, padded to its longest text."""
         texts = self.texts[indices].long()
         return texts[:, : int((texts != 0).sum(1).max())], self.targets[indices].long()
 
@@ -159,11 +159,11 @@ class TextLines(Dataset):
         return WORD.findall(text) if self.tokens == "words" else list(text)
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of its tokens."""
+        """The token ids of a text."""
         return [self._numbers.get(token, UNKNOWN) for token in self.apart(text)]
 
     def decode(self, numbers: list[int]) -> str:
-        """The text of numbers, up to its end or padding."""
+        """The text of token ids, up to its end or padding."""
         ends = next((at for at, number in enumerate(numbers) if number in (0, END)), len(numbers))
         words = [self.vocabulary[number] for number in numbers[:ends]]
         return BLANK.sub("", " ".join(words)) if self.tokens == "words" else "".join(words)
@@ -193,7 +193,7 @@ class TextLines(Dataset):
                     found = dict(zip(head, fields, strict=False))
                     row = Row(found.get(self.text_column, ""), found.get(target_column, ""), where)
                     if fields and target_column and not row.target.strip():
-                        said = "Rows to be told belong in a file of their own: predict --rows FILE"
+                        said = "Rows to predict belong in a file of their own: predict --rows FILE"
                         raise UsageError(f"{where} has no {target_column!r}. {said}")
                     rows += [row] if fields else []
         except csv.Error as error:

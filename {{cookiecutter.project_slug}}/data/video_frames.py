@@ -16,9 +16,9 @@ SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 class VideoFrames(Dataset):
-    """Frames (K, 3, S, S) in 0..1 and the class of each clip data_dir/CLASS/CLIP, cut into parts by the seed.
+    """Frames (K, 3, S, S) in 0..1 and the class of each clip data_dir/CLASS/CLIP, split by the seed.
 
-    Where there is a folder data_dir/train, the parts are data_dir/train/CLASS/CLIP, val/CLASS/CLIP, test/CLASS/CLIP.
+    Where there is a folder data_dir/train, the splits are data_dir/train/CLASS/CLIP, val/CLASS/CLIP, test/CLASS/CLIP.
 
     A clip is cut into K segments of equal length. To learn from, each gives a frame drawn at random, which is another
     one in each epoch, else the one in its middle. A frame is scaled to S at its shorter side, and its centre cut out.
@@ -48,7 +48,7 @@ class VideoFrames(Dataset):
             channels_first: (3, K, S, S) instead, as the networks of torchvision.models.video take it.
             val_fraction: share of the clips for validation, 0 for none, where there is no folder train.
             test_fraction: share of the clips for the test, where there is no folder train.
-            seed: the cut follows from it.
+            seed: the splits follow from it.
             data_dir: folder of the classes.
 
         Raises:

@@ -31,17 +31,17 @@ class EncoderDecoder(MInterface):
         """Builds both networks.
 
         Args:
-            vocabulary_size: numbers that a token can have, padding included, V.
+            vocabulary_size: number of token ids, padding included, V.
             max_length: tokens that it writes at most, T.
             end_id: the token that ends a text.
-            embedding_dim: values for each token, E.
-            hidden_dim: values of a state, H.
+            embedding_dim: size of a token embedding, E.
+            hidden_dim: size of a hidden state, H.
             teacher_forcing: share of the tokens that training reads from the target instead of its own output, 0 to 1.
             kwargs: those of MInterface.
         """
         super().__init__(Rewriter(vocabulary_size, max_length, end_id, embedding_dim, hidden_dim), **kwargs)
         self.teacher_forcing = teacher_forcing
-        self.classifies = False  # its outputs are texts, not the logits of a class
+        self.is_multiclass = False  # predict gives token ids, not logits
         for stage in ("train", "val", "test"):
             self.metrics[f"{stage}_exact_match"] = MeanMetric()
 
@@ -53,7 +53,7 @@ class EncoderDecoder(MInterface):
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])
         exact = ((logits.argmax(2) == target) | ~counts).all(1).float()  # (B,)
-        for name, metric in self._of(stage).items():
+        for name, metric in self.stage_metrics(stage).items():
             if name.endswith("_loss"):
                 metric.add(loss.detach(), int(counts.sum()))  # type: ignore[operator]
             elif name.endswith("_exact_match"):
@@ -81,7 +81,7 @@ class Rewriter(nn.Module):
         self.head = nn.Linear(2 * hidden_dim, vocabulary_size)
 
     def forward(self, source: Tensor, target: Tensor | None = None, teacher_forcing: float = 0.0) -> Tensor:
-        """What it writes of texts (B, T): numbers of tokens (B, T), 0 behind the end.
+        """The output texts for texts (B, T): token ids (B, T), 0 behind the end.
 
         With a target (B, T), the logits of each token (B, T, V); the one before it is the target's for that share of
         the tokens, and the likeliest for the others.

@@ -21,9 +21,9 @@ class GAN(MInterface):
     Each batch is a step of the discriminator and one of the generator, with the non-saturating loss; Lightning counts
     both, so that `--every_n_train_steps 100` are 50 batches. Their losses, `train_discriminator` and
     `train_generator`, say little of how good the images are. `loss` does: it is the energy distance between the pixels
-    of a batch and of as many samples, about 0 where both are drawn alike. engine/pictures.py draws samples.png, always
-    from the same noise. `predict` gives a sample for each item, (B, C, S, S); `export` the generator, noise (B, Z) ->
-    images.
+    of a batch and of as many samples, about 0 where both are drawn alike. After each
+    validation samples.png is drawn, always from the same noise. `predict` gives a sample for each item, (B, C, S, S);
+    `export` the generator, noise (B, Z) -> images.
 
     Sources: I. Goodfellow et al., "Generative adversarial nets", 2014; layers and Adam: A. Radford et al.,
     "Unsupervised representation learning with deep convolutional generative adversarial networks", 2016; r1:
@@ -47,15 +47,15 @@ class GAN(MInterface):
         """Builds both.
 
         Args:
-            in_channels: colours of an image, C.
+            in_channels: channels of an image, C.
             img_size: height and width of an image, S.
-            latent_dim: numbers that an image is made of, Z.
+            latent_dim: size of the noise vector, Z.
             width: channels at half of the size; each further halving has twice as many.
             lr: learning rate of both.
-            beta1: of both Adams: how long they remember a gradient's direction.
-            r1: weight of the penalty on a steep discriminator, which otherwise runs away from the generator.
+            beta1: decay rate of the first moment of both Adams.
+            r1: weight of the gradient penalty of the discriminator on real images.
         """
-        kwargs["options"] = {**(kwargs.get("options") or {}), "optimizer": {"betas": (beta1, 0.999)}}
+        kwargs["component_kwargs"] = {**(kwargs.get("component_kwargs") or {}), "optimizer": {"betas": (beta1, 0.999)}}
         network = generator(in_channels, img_size, latent_dim, width)
         super().__init__(network, loss="mse_loss", metrics=(), optimizer="Adam", lr=lr, **kwargs)
         self.discriminator = discriminator(in_channels, img_size, width)
@@ -77,9 +77,7 @@ class GAN(MInterface):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         """A step of the discriminator, and one of the generator against it."""
-        images = (
-            self.unpack_batch(batch)[1].detach().requires_grad_()
-        )  # for the slope of the discriminator over the pixels
+        images = self.unpack_batch(batch)[1].detach().requires_grad_()  # for the gradient penalty
         fake = self(*self.arguments(batch)[0])
         logs = self.global_step % self.trainer.log_every_n_steps < 2  # type: ignore[attr-defined]
         values = {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
@@ -87,9 +85,9 @@ class GAN(MInterface):
             self.toggle_optimizer(optimizer)
             if name == "discriminator":
                 real = self.discriminator(images)
-                (slope,) = torch.autograd.grad(real.sum(), images, create_graph=True)
+                (gradient,) = torch.autograd.grad(real.sum(), images, create_graph=True)
                 loss = (softplus(-real) + softplus(self.discriminator(fake.detach()))).mean()
-                loss = loss + self.r1 / 2 * slope.square().flatten(1).sum(1).mean()
+                loss = loss + self.r1 / 2 * gradient.square().flatten(1).sum(1).mean()
             else:
                 loss = softplus(-self.discriminator(fake)).mean()
             self.manual_backward(loss)
@@ -118,11 +116,8 @@ class GAN(MInterface):
         self.metrics[f"{stage}_loss"].update(distance, len(images))  # type: ignore[operator]
         return distance
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(*self.arguments(batch)[0])
-
-    def pictures(self, batch: Any) -> dict[str, Any]:
-        """Drawn after each validation."""
+    def sample_images(self, batch: Any) -> dict[str, Any]:
+        """Generated images of fixed noise, (64, C, S, S)."""
         return {"samples": self(self.noise).clamp(*self.unpack_batch(batch)[1].aminmax())}
 
     def configure_optimizers(self) -> Any:

@@ -1,10 +1,10 @@
-"""LSTM: reads a text from its first token to its last, and tells its class."""
+"""LSTM: a text classifier over token ids."""
 
 from torch import Tensor, nn
 
 
 class LSTM(nn.Module):
-    """Logits (B, num_classes) of texts (B, T), numbers of tokens that 0 fills up behind the last one.
+    """Logits (B, num_classes) of texts (B, T), token ids padded with 0.
 
     The state after the last token counts. It is picked out of all states: what is read after it cannot change it, so
     that the numbers are those of a packed sequence, which cannot be exported. For long texts, clip the gradients:
@@ -25,12 +25,12 @@ class LSTM(nn.Module):
         """Builds the layers.
 
         Args:
-            vocabulary_size: numbers that a token can have, padding included.
-            num_classes: logits that come out.
-            embedding_dim: values for each token, E.
-            hidden_dim: values of a state, H.
-            num_layers: LSTMs, each reading the states of the one below.
-            dropout: share of the values that training hides, of the tokens and of the last state.
+            vocabulary_size: number of token ids, padding included.
+            num_classes: number of output logits.
+            embedding_dim: size of a token embedding, E.
+            hidden_dim: size of a hidden state, H.
+            num_layers: number of stacked LSTM layers.
+            dropout: dropout probability in training, of the embeddings and of the last state.
         """
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim, padding_idx=0)

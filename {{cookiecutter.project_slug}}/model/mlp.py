@@ -1,4 +1,4 @@
-"""MLP: linear layers with a nonlinearity between them; whatever comes in is laid flat."""
+"""MLP: linear layers with a nonlinearity between them; the input is flattened."""
 
 from torch import Tensor, nn
 
@@ -16,10 +16,10 @@ class MLP(nn.Module):
 
         Args:
             num_features: values of an item, whatever its shape; of an image C * H * W.
-            num_classes: values that come out: logits, or 1 where a number is predicted.
+            num_classes: number of outputs: logits, or 1 for regression.
             hidden_dim: width of a hidden layer, D.
-            num_layers: how many hidden layers; 0 is a linear model.
-            dropout: share of the hidden values that training hides.
+            num_layers: number of hidden layers; 0 is a linear model.
+            dropout: probability of dropping a hidden unit in training.
         """
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]  # (B, ...) -> (B, num_features)

@@ -14,7 +14,7 @@ from engine.errors import UsageError
 class ResNet(nn.Module):
     """`backbone`, a network of torchvision without its last layer, and `head`, a new one: images (B, 1|3, H, W).
 
-    Of clips (B, K, 1|3, H, W) each frame is told, and the mean of the frames' logits counts (temporal segments).
+    Of clips (B, K, 1|3, H, W) each frame is classified, and the mean of the frames' logits counts (temporal segments).
 
     To fine-tune: `--pretrained --freeze backbone --unfreeze_epoch 3 --lr_scale backbone=0.1` trains the head alone for
     three epochs, then all of it, the backbone at a tenth of the rate.
@@ -35,8 +35,8 @@ class ResNet(nn.Module):
         """Builds the layers, with fresh weights.
 
         Args:
-            num_classes: logits that come out.
-            in_channels: colours of an image; a grey one is taken for three equal ones.
+            num_classes: number of output logits.
+            in_channels: channels of an image; a grey one is repeated three times.
             backbone: name of a classifier in torchvision.models, such as resnet50, convnext_tiny, vit_b_16.
             pretrained: begin with torchvision's weights, which are downloaded once.
             weights_file: begin with those of this file, as torchvision offers it for download.

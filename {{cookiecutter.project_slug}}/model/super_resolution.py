@@ -18,7 +18,7 @@ class SuperResolution(nn.Module):
         """Builds the layers.
 
         Args:
-            in_channels: colours of an image, C.
+            in_channels: channels of an image, C.
             scale: how many times higher and wider it comes out, R.
             width: channels between the convolutions.
             num_layers: convolutions before the last one.

@@ -21,11 +21,11 @@ class UNet(nn.Module):
         """Builds the layers.
 
         Args:
-            in_channels: colours of an image, C.
-            out_channels: logits of classes, or colours, for each pixel that comes out.
+            in_channels: channels of an image, C.
+            out_channels: output channels: a logit a class, or image channels.
             width: channels at full size, D; each halving doubles them.
-            depth: how often the image is halved.
-            residual: what comes out is added to the image: for denoising, where little is to be changed.
+            depth: number of halvings.
+            residual: add the output to the input image, as suits denoising.
 
         Raises:
             UsageError: `residual` with another number of channels.

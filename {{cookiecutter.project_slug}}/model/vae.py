@@ -1,4 +1,4 @@
-"""Variational autoencoder: a system that learns to code images as a few numbers, and to draw new ones from noise."""
+"""Variational autoencoder: a latent code of images, and new images from noise."""
 
 import math
 from typing import Any, Literal
@@ -16,8 +16,8 @@ class VAE(MInterface):
     """Encoder, decoder and the evidence lower bound (ELBO) between them, for square images (B, C, S, S).
 
     It logs `loss` = `recon` + beta * `kl`, which with beta 1 is the negative ELBO, each in nats an image: -log p(x|z)
-    with one draw of z, and KL(q(z|x) || N(0, 1)). After each validation engine/pictures.py draws reconstructions.png
-    and samples.png. `predict` gives the means of the latent values, (B, Z); `export` the pass without noise.
+    with one draw of z, and KL(q(z|x) || N(0, 1)). After each validation reconstructions.png and samples.png
+    are drawn. `predict` gives the means of the latent values, (B, Z); `export` the pass without noise.
 
     Sources: D. Kingma, M. Welling, "Auto-encoding variational Bayes", 2014; beta: I. Higgins et al., "beta-VAE", 2017;
     a learned variance: O. Rybkin et al., "Simple and effective VAE training with calibrated decoders", 2021.
@@ -39,9 +39,9 @@ class VAE(MInterface):
         """Builds it.
 
         Args:
-            in_channels: colours of an image, C.
+            in_channels: channels of an image, C.
             img_size: height and width of an image, S.
-            latent_dim: numbers that stand for an image, Z.
+            latent_dim: size of the latent code, Z.
             width: channels of the first convolution; each that halves the image has twice as many.
             likelihood: of a pixel: gaussian, with one learned variance for all, or bernoulli, for pixels in 0..1.
             beta: weight of the KL term; less than 1 for sharper reconstructions, more for a plainer code.
@@ -65,14 +65,14 @@ class VAE(MInterface):
         _, images = self.unpack_batch(batch)
         noise = torch.randn(len(images), self.noise.shape[1], device=images.device)
         output, mean, log_var = self(images, noise)
-        recon = self.surprise(output.float(), images).flatten(1).sum(1).mean()
+        recon = self.negative_log_likelihood(output.float(), images).flatten(1).sum(1).mean()
         kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
         loss = recon + self.beta * kl
         for name, value in (("loss", loss), ("recon", recon), ("kl", kl)):
             self.metrics[f"{stage}_{name}"].update(value.detach(), len(images))  # type: ignore[operator]
         return loss
 
-    def surprise(self, output: Tensor, images: Tensor) -> Tensor:
+    def negative_log_likelihood(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each pixel, in nats. Raises: UsageError: pixels outside 0..1 under a Bernoulli likelihood."""
         if self.likelihood == "gaussian":
             log_variance = 10 * self.spread  # so that it moves ten times as fast as a weight: it has further to go
@@ -86,8 +86,8 @@ class VAE(MInterface):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.network.encode(self.unpack_batch(batch)[1])[0]
 
-    def pictures(self, batch: Any) -> dict[str, Any]:
-        """Drawn after each validation."""
+    def sample_images(self, batch: Any) -> dict[str, Any]:
+        """Reconstructions of the first images, and images decoded from fixed noise."""
         _, images = self.unpack_batch(batch)
         low, high = images.aminmax()
         rows = {"input": images[:8], "output": self(images[:8]).clamp(low, high)}

@@ -31,8 +31,8 @@ class ViTSmall(nn.Module):
         """Builds the layers.
 
         Args:
-            in_channels: colours of an image, C.
-            num_classes: logits that come out.
+            in_channels: channels of an image, C.
+            num_classes: number of output logits.
             img_size: height and width of an image, S.
             patch_size: height and width of a patch; img_size is a multiple of it.
             dim: values of a token, D.

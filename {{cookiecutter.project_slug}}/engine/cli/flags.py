@@ -18,7 +18,7 @@ _OURS |= {"enable_checkpointing", "enable_model_summary", "barebones"}  # they f
 # The dataset's arguments that DInterface fills.
 _FILLED = {"split", "train", "download", "root"}
 # The system's argument that main.py fills.
-_OPTIONS = "options"
+_OPTIONS = "component_kwargs"
 
 
 class Flag(NamedTuple):
@@ -70,7 +70,7 @@ def groups_of(
         "schedule": _read(discovery.ROOT / "engine" / "training" / "lr_schedulers.py", "factor"),
         "callbacks": _read(main, "load_callbacks"),
         "loggers": _read(main, "load_loggers"),
-        "hardware": _read(discovery.ROOT / "engine" / "training" / "hardware.py", "prepare"),
+        "hardware": _read(discovery.ROOT / "engine" / "training" / "hardware.py", "configure"),
         **{name: _read(plugins.source("features", name), "callbacks") for name in plugins.features()},
         "action": _read(plugins.source("commands", action), "run") if action in plugins.commands() else None,
         "trainer": _read(Path(spec.origin).parent / "trainer" / "trainer.py", "Trainer"),

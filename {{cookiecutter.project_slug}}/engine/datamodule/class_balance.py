@@ -1,4 +1,4 @@
-"""The targets of a part: are they classes, how many of each, which weight has an item that all may be drawn alike."""
+"""Class targets of a dataset: their range, the number of items a class, and sampling weights that balance it."""
 
 from typing import Any
 
@@ -8,51 +8,50 @@ from engine.datamodule.seeding import resolve_subset, unwrap_subset
 from engine.errors import UsageError
 
 
-def check(part: Any) -> None:
-    """Finds a class number outside 0 .. num_classes - 1, where the dataset lists its targets."""
-    part = unwrap_subset(part)
-    classes, targets = getattr(part, "num_classes", None), getattr(part, "targets", None)
-    if isinstance(classes, int) and targets is not None and len(targets):
-        try:
-            numbers = torch.as_tensor(targets)
-        except (TypeError, ValueError):
-            return  # no numbers, but names of files, say
-        wrong = ((numbers < 0) & (numbers != -100)) | (numbers >= classes)  # -100: cross_entropy's "ignore this one"
-        if numbers.dim() == 1 and not numbers.is_floating_point() and wrong.any():
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"item {first} of {type(part).__name__} is of class {numbers[first]}, not 0 to {classes - 1}"
-            )
+def check_targets(dataset: Any) -> None:
+    """Raises ValueError: the dataset's `targets` hold a class outside 0 .. num_classes - 1."""
+    dataset = unwrap_subset(dataset)
+    num_classes, targets = getattr(dataset, "num_classes", None), getattr(dataset, "targets", None)
+    if not isinstance(num_classes, int) or targets is None or not len(targets):
+        return
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError):
+        return  # not numbers: paths, for example
+    wrong = ((targets < 0) & (targets != -100)) | (targets >= num_classes)  # -100: ignore_index of cross_entropy
+    if targets.dim() == 1 and not targets.is_floating_point() and wrong.any():
+        index = int(wrong.nonzero()[0])
+        name = type(dataset).__name__
+        raise ValueError(f"item {index} of {name} is of class {targets[index]}, not 0 to {num_classes - 1}")
 
 
-def balance(part: Any) -> torch.Tensor:
-    """A weight for each item: one over the size of its class."""
-    targets = of(part)
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise UsageError(
-            f"--balanced needs a class for each item, which {type(unwrap_subset(part)).__name__} does not have"
-        )
-    return 1.0 / torch.bincount(targets)[targets].double()
+def balanced_weights(dataset: Any) -> torch.Tensor:
+    """A sampling weight for each item (items,): one over the size of its class."""
+    classes = item_classes(dataset)
+    if classes.dim() != 1 or classes.is_floating_point():
+        name = type(unwrap_subset(dataset)).__name__
+        raise UsageError(f"--balanced needs a class for each item, which {name} does not have")
+    return 1.0 / torch.bincount(classes)[classes].double()
 
 
-def of(part: Any) -> torch.Tensor:
-    """The class of each item, from `targets`, or else from the items."""
-    data, which = resolve_subset(part, list(range(len(part))))
-    if hasattr(data, "targets"):
-        return torch.as_tensor(data.targets)[torch.as_tensor(which)]
-    if torch.as_tensor(target(data[which[0]])).numel() > 1:
-        raise UsageError(f"--balanced draws items by their class, and one of {type(data).__name__} has several")
-    return torch.as_tensor([int(target(data[index])) for index in which])
+def class_counts(dataset: Any, num_classes: int) -> torch.Tensor:
+    """The number of items (of masks: of pixels) in each class, (num_classes,)."""
+    if num_classes and not hasattr(unwrap_subset(dataset), "targets"):
+        targets = (torch.as_tensor(get_target(dataset[index])).flatten() for index in range(len(dataset)))
+        return torch.stack([one[one >= 0].bincount(minlength=num_classes) for one in targets]).sum(0)
+    return torch.bincount(item_classes(dataset), minlength=num_classes)
 
 
-def target(item: Any) -> Any:
-    """The target of an item or of a batch."""
+def item_classes(dataset: Any) -> torch.Tensor:
+    """The class of each item (items,), from the dataset's `targets` or else from the items."""
+    dataset, indices = resolve_subset(dataset, list(range(len(dataset))))
+    if hasattr(dataset, "targets"):
+        return torch.as_tensor(dataset.targets)[torch.as_tensor(indices)]
+    if torch.as_tensor(get_target(dataset[indices[0]])).numel() > 1:
+        raise UsageError(f"--balanced needs one class an item, and an item of {type(dataset).__name__} has several")
+    return torch.as_tensor([int(get_target(dataset[index])) for index in indices])
+
+
+def get_target(item: Any) -> Any:
+    """The target of an item or a batch."""
     return item["target"] if isinstance(item, dict) else item[-1]
-
-
-def counts(part: Any, many: int) -> torch.Tensor:
-    """How many items (of masks: how many pixels) of each of so many classes there are, (classes,)."""
-    if many and not hasattr(unwrap_subset(part), "targets"):
-        every = (torch.as_tensor(target(part[index])).flatten() for index in range(len(part)))
-        return torch.stack([one[one >= 0].bincount(minlength=many) for one in every]).sum(0)
-    return torch.bincount(of(part), minlength=many)

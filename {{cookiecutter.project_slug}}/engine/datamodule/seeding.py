@@ -1,4 +1,4 @@
-"""How a batch is fetched, in whichever process: its random draws follow from its place in the run."""
+"""Random draws that follow from a key such as (seed, epoch, batch), in whichever process a batch is fetched."""
 
 import hashlib
 import random
@@ -13,9 +13,9 @@ from torch.utils.data import Dataset, Subset
 from engine.launch.cluster_job import SIGNALS
 
 
-def reseed(*place: int | str) -> None:
-    """Makes the random state of Python, NumPy (if in use) and torch follow from `place`, like (seed, epoch, batch)."""
-    seed = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest()) >> 1
+def reseed(*key: int | str) -> None:
+    """Seeds the global generators of Python, NumPy (if imported) and torch with a hash of `key`."""
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -25,56 +25,30 @@ def reseed(*place: int | str) -> None:
 
 
 class SeededBatch(list[int]):
-    """The indices of a batch and its place, from which its random draws follow wherever it is fetched."""
+    """The indices of a batch, with the key that seeds its random draws wherever it is fetched."""
 
-    def __init__(self, indices: list[int], place: tuple[int | str, ...]) -> None:
+    def __init__(self, indices: list[int], seed_key: tuple[int | str, ...]) -> None:
         super().__init__(indices)
-        self.place = place
+        self.seed_key = seed_key
 
     def __reduce__(self) -> Any:
-        return SeededBatch, (list(self), self.place)
+        return SeededBatch, (list(self), self.seed_key)
 
 
 class SeededDataset(Dataset[Any]):
-    """A dataset whose random augmentation follows from the place of the batch, whichever worker fetches it."""
+    """A dataset whose random augmentation follows from the batch's seed key, whichever worker fetches it."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, indices: SeededBatch) -> Any:
-        reseed(*indices.place)
-        data, which = resolve_subset(self.dataset, list(indices))
-        return data.__getitems__(which) if hasattr(data, "__getitems__") else fetch_items(data, which)
-
-
-def fetch_items(data: Any, which: list[int]) -> list[Any]:
-    """The items of those indices; a user's own exception goes on as it is, with the item's number."""
-    data, which = resolve_subset(data, which)
-    items = []
-    for index in which:
-        try:
-            items.append(data[index])
-        except Exception as error:
-            error.add_note(f"while fetching item {index} of {type(data).__name__}")
-            raise
-    return items
-
-
-def resolve_subset(data: Any, which: list[int]) -> tuple[Any, list[int]]:
-    """The dataset that a part was cut from, and where those items of the part are in it."""
-    while isinstance(data, Subset):
-        data, which = data.dataset, [data.indices[index] for index in which]
-    return data, which
-
-
-def delay_exit_on_signal(worker: int) -> None:
-    """Lets a worker live half a minute longer after a signal to the whole process group: the run saves first."""
-    for number in SIGNALS if hasattr(signal, "alarm") else ():
-        signal.signal(number, lambda *_: signal.alarm(30))
+    def __getitems__(self, batch: SeededBatch) -> Any:
+        reseed(*batch.seed_key)
+        dataset, indices = resolve_subset(self.dataset, list(batch))
+        return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else fetch_items(dataset, indices)
 
 
 class Collate:
-    """Collates a list of items and leaves a whole batch as it is."""
+    """Collates a list of items; leaves a batch that the dataset has made as it is."""
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         self.collate_fn = collate_fn
@@ -83,18 +57,44 @@ class Collate:
         return self.collate_fn(items) if isinstance(items, list) else items
 
 
-def unwrap_subset(data: Any) -> Any:
-    """The dataset that a part was cut from."""
-    return unwrap_subset(data.dataset) if isinstance(data, Subset) else data
+def fetch_items(dataset: Any, indices: list[int]) -> list[Any]:
+    """The items at `indices`. An exception of the dataset's own passes through, with the item's index as a note."""
+    dataset, indices = resolve_subset(dataset, indices)
+    items = []
+    for index in indices:
+        try:
+            items.append(dataset[index])
+        except Exception as error:
+            error.add_note(f"while fetching item {index} of {type(dataset).__name__}")
+            raise
+    return items
 
 
-def dataset_order(data: Any, source: torch.Generator) -> torch.Tensor | None:
-    """The order of a dataset that has one, or of what is left of it in a part; None where it has none."""
-    if not isinstance(data, Subset):
-        return data.order(source) if hasattr(data, "order") else None
-    order = dataset_order(data.dataset, source)
+def resolve_subset(dataset: Any, indices: list[int]) -> tuple[Any, list[int]]:
+    """The dataset beneath (nested) `Subset`s, and the indices in it."""
+    while isinstance(dataset, Subset):
+        dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
+    return dataset, indices
+
+
+def unwrap_subset(dataset: Any) -> Any:
+    """The dataset beneath (nested) `Subset`s."""
+    return resolve_subset(dataset, [])[0]
+
+
+def dataset_order(dataset: Any, generator: torch.Generator) -> torch.Tensor | None:
+    """The indices (items,) of a shuffled epoch by the dataset's own `order(generator)`; None where it has none."""
+    if not isinstance(dataset, Subset):
+        return dataset.order(generator) if hasattr(dataset, "order") else None
+    order = dataset_order(dataset.dataset, generator)
     if order is None:
         return None
-    place = torch.full((len(data.dataset),), -1)  # type: ignore[arg-type]
-    place[torch.as_tensor(data.indices)] = torch.arange(len(data.indices))
-    return (found := place[order])[found >= 0]
+    position = torch.full((len(dataset.dataset),), -1)  # type: ignore[arg-type]  # of each item in the subset
+    position[torch.as_tensor(dataset.indices)] = torch.arange(len(dataset.indices))
+    return (positions := position[order])[positions >= 0]
+
+
+def delay_exit_on_signal(worker: int) -> None:
+    """Lets a worker outlive a signal to its process group by 30 seconds: the main process saves first."""
+    for number in SIGNALS if hasattr(signal, "alarm") else ():
+        signal.signal(number, lambda *_: signal.alarm(30))

@@ -1,4 +1,4 @@
-"""The parts of a dataset: what is learnt from, validated on and tested on, each built when it is asked for."""
+"""SplitDataModule: the train, val and test split of a dataset class, each built when it is first asked for."""
 
 import inspect
 import os
@@ -17,141 +17,145 @@ from engine.datamodule.seeding import fetch_items, reseed, unwrap_subset
 from engine.datamodule.splits import split_indices
 from engine.errors import UsageError
 
+Splitter = Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]]
+
 
 class SplitDataModule(LightningDataModule):
-    """A dataset class and the arguments of its constructor -> three parts; DInterface says how they are cut."""
+    """Builds a dataset class with its arguments, a split at a time. Arguments: see DInterface."""
 
     def __init__(
         self,
-        dataset: Callable[..., Dataset[Any]],
-        arguments: dict[str, Any],
-        fold: Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]] | None,
+        dataset_class: Callable[..., Dataset[Any]],
+        dataset_arguments: dict[str, Any],
+        splitter: Splitter | None,
+        *,
         seed: int,
         data_dir: str,
         val_fraction: float,
         test_fraction: float,
     ) -> None:
         super().__init__()
-        self.dataset_class, self.arguments, self.fold, self.seed = dataset, dict(arguments), fold, seed
+        self.dataset_class, self.splitter, self.seed = dataset_class, splitter, seed
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self._takes = inspect.signature(dataset).parameters
-        for name, value in (("data_dir", data_dir), ("root", data_dir), ("seed", seed)):
-            if name in self._takes:
-                self.arguments.setdefault(name, value)
+        self._parameters = inspect.signature(dataset_class).parameters
+        defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed}
+        if dataset_class.__module__.startswith("torchvision."):
+            defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
+        self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
-        if dataset.__module__.startswith("torchvision.") and "transform" in self._takes:
-            self.arguments.setdefault("transform", _to_tensor())  # its images are PIL's until told otherwise
-        self._parts: dict[str, Dataset[Any] | None] = {}
+        self._splits: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._sample: Any = None
 
-    def prepare(self) -> None:
-        """Fetches what the dataset needs, in one process a machine at a time; the next finds it there."""
-        own = getattr(self.dataset_class, "prepare_data", None)
-        if self._prepared or not (own or "download" in self._takes):
+    def split(self, name: str) -> Dataset[Any] | None:
+        """The "train", "val" or "test" split; None where its fraction is 0.
+
+        Raises:
+            UsageError: it has more classes than the train split.
+            ValueError: it is empty, or a target is out of range.
+        """
+        if name not in self._splits:
+            self._prepare()
+            self._build(name)
+            trained = _num_classes(self._splits.get("train"))
+            for other, dataset in self._splits.items():
+                class_balance.check_targets(dataset)
+                if trained and (number := _num_classes(dataset) or 0) > trained:
+                    counts = f"has {number} classes, and the train split {trained}: the others are never learnt"
+                    raise UsageError(f"the {other} split of {self.dataset_class.__name__} {counts}")
+        dataset = self._splits[name]
+        if dataset is not None and not isinstance(dataset, IterableDataset) and len(dataset) == 0:  # type: ignore[arg-type]
+            fractions = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
+            raise ValueError(f"the {name} split of {self.dataset_class.__name__} is empty ({fractions})")
+        return dataset
+
+    def sample(self) -> Any:
+        """A batch of two training items on the CPU; None for a stream, which reading would move on."""
+        dataset: Any = self.split("train")
+        if self._sample is None and not isinstance(dataset, IterableDataset):
+            collate = getattr(unwrap_subset(dataset), "collate_fn", default_collate)
+            reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
+            self._sample = collate(fetch_items(dataset, [0, 1][: len(dataset)]))
+        return self._sample
+
+    def target_info(self) -> dict[str, Any]:
+        """What losses and metrics need to know of the target: "num_classes", "shape" of one, "is_integer".
+
+        Without a sample, or with a target that is no tensor, only num_classes is there.
+        """
+        info = {"num_classes": self.attribute("num_classes")}
+        sample = self.sample()
+        target = None if sample is None else class_balance.get_target(sample)
+        if isinstance(target, torch.Tensor):
+            info |= {"shape": tuple(target.shape[1:]), "is_integer": not target.is_floating_point()}
+        return info
+
+    def class_counts(self) -> torch.Tensor:
+        """The number of training items (of masks: of pixels) in each class, (num_classes,)."""
+        return class_balance.class_counts(self.split("train"), self.attribute("num_classes") or 0)
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
+        dataset = next((one for one in self._splits.values() if one is not None), None)
+        dataset = dataset if dataset is not None else self.split("train")
+        return _num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
+
+    def _prepare(self) -> None:
+        """Downloads what the dataset needs, in one process a machine at a time; the next one finds it there."""
+        prepare_data = getattr(self.dataset_class, "prepare_data", None)
+        if self._prepared or not (prepare_data or "download" in self._parameters):
             return
         from filelock import FileLock  # comes with torch
 
         Path(self.data_dir).mkdir(parents=True, exist_ok=True)
-        writes = os.access(self.data_dir, os.W_OK)  # where nobody can write there is nothing to keep apart
-        with FileLock(Path(self.data_dir) / ".prepare.lock") if writes else nullcontext():
-            if own:
-                asked = inspect.signature(own).parameters
-                own(**{name: value for name, value in self.arguments.items() if name in asked})
+        writable = os.access(self.data_dir, os.W_OK)  # where nobody can write there is nothing to keep apart
+        with FileLock(Path(self.data_dir) / ".prepare.lock") if writable else nullcontext():
+            if prepare_data:
+                accepted = inspect.signature(prepare_data).parameters
+                prepare_data(**{name: value for name, value in self.arguments.items() if name in accepted})
             else:
-                parts: list[dict[str, Any]] = [{"train": True}, {"train": False}] if "train" in self._takes else [{}]
-                if "split" in self._takes:
-                    parts = [{"split": name} for name in ("train", "val", "test")]
-                for part in parts:
-                    self.dataset_class(**self.arguments, **part, download=True)
+                splits: list[dict[str, Any]] = (
+                    [{"train": True}, {"train": False}] if "train" in self._parameters else [{}]
+                )
+                if "split" in self._parameters:
+                    splits = [{"split": name} for name in ("train", "val", "test")]
+                for split in splits:
+                    self.dataset_class(**self.arguments, **split, download=True)
         self._prepared = True
 
-    def split(self, name: str) -> Dataset[Any] | None:
-        """The "train", "val" or "test" part, built when first asked for; None where `--val_fraction` is 0.
-
-        Raises:
-            UsageError: it has more classes than the train part.
-            ValueError: the part is empty.
-        """
-        if name not in self._parts:
-            self.prepare()
-            self._build(name)
-            learnt = _classes(self._parts.get("train"))
-            for other, part in self._parts.items():
-                class_balance.check(part)
-                if learnt and (_classes(part) or 0) > learnt:
-                    said = f"has {_classes(part)} classes, and the train part {learnt}: the others are never learnt"
-                    raise UsageError(f"the {other} part of {self.dataset_class.__name__} {said}")
-        part = self._parts[name]
-        if part is not None and not isinstance(part, IterableDataset) and len(part) == 0:  # type: ignore[arg-type]
-            how = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
-            raise ValueError(f"the {name} part of {self.dataset_class.__name__} is empty ({how})")
-        return part
-
-    def sample(self) -> Any:
-        """A batch of two items to learn from, one by one; None where that would move a stream on."""
-        part: Any = self.split("train")
-        if self._sample is None and not isinstance(part, IterableDataset):
-            collate = getattr(unwrap_subset(part), "collate_fn", default_collate)
-            reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
-            self._sample = collate(fetch_items(part, [0, 1][: len(part)]))
-        return self._sample
-
-    def target_info(self) -> dict[str, Any]:
-        """What the metrics ask for, as far as it is known.
-
-        "num_classes"; "target", the shape of one; and "whole_numbers", whether a target is made of them.
-        """
-        facts = {"num_classes": self.attribute("num_classes")}
-        if (sample := self.sample()) is None or not isinstance(target := class_balance.target(sample), torch.Tensor):
-            return facts
-        return facts | {"target": tuple(target.shape[1:]), "whole_numbers": not target.is_floating_point()}
-
-    def class_counts(self) -> torch.Tensor:
-        """How many items (of masks: how many pixels) of each class there are to learn from (num_classes,)."""
-        return class_balance.counts(self.split("train"), self.attribute("num_classes") or 0)
-
-    def attribute(self, name: str) -> Any:
-        """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
-        built = [part for part in self._parts.values() if part is not None]
-        part = unwrap_subset(built[0] if built else self.split("train"))
-        return _classes(part) if name == "num_classes" else getattr(part, name, None)
-
     def _build(self, name: str) -> None:
-        if "split" in self._takes and self.fold:
-            raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation part of its own")
-        if "split" in self._takes:
-            part: Any = self.dataset_class(**self.arguments, split=name)
-            unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(part) == 0
-            self._parts[name] = None if unwanted else part
-        elif "train" not in self._takes:
-            self._cut(self.dataset_class(**self.arguments), self.test_fraction)
+        """Builds a split, and those that are cut from the same dataset."""
+        if "split" in self._parameters:
+            if self.splitter:
+                raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation split of its own")
+            dataset: Any = self.dataset_class(**self.arguments, split=name)
+            unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(dataset) == 0
+            self._splits[name] = None if unwanted else dataset
+        elif "train" not in self._parameters:
+            self._random_split(self.dataset_class(**self.arguments), self.test_fraction)
         elif name == "test":
-            self._parts[name] = self.dataset_class(**self.arguments, train=False)
+            self._splits[name] = self.dataset_class(**self.arguments, train=False)
         else:
-            self._cut(self.dataset_class(**self.arguments, train=True), None)
+            self._random_split(self.dataset_class(**self.arguments, train=True), None)
 
-    def _cut(self, dataset: Dataset[Any], test_fraction: float | None) -> None:
-        """Cuts what comes in one piece. test_fraction: None where the test part is another one."""
+    def _random_split(self, dataset: Dataset[Any], test_fraction: float | None) -> None:
+        """Splits one dataset into train, val and, unless `test_fraction` is None, test."""
         if isinstance(dataset, IterableDataset):
-            raise TypeError(f"{self.dataset_class.__name__} cannot be cut: give its constructor an argument `split`")
-        found = split_indices(len(dataset), self.seed, 0.0 if self.fold else self.val_fraction, test_fraction or 0.0)  # type: ignore[arg-type]
-        for name, indices in found.items():
+            raise TypeError(f"{self.dataset_class.__name__} cannot be split: give its constructor an argument `split`")
+        val_fraction = 0.0 if self.splitter else self.val_fraction
+        splits = split_indices(len(dataset), self.seed, val_fraction, test_fraction or 0.0)  # type: ignore[arg-type]
+        for name, indices in splits.items():
             if name != "test" or test_fraction is not None:
-                self._parts[name] = Subset(dataset, _numbers(indices)) if len(indices) or name == "train" else None
-        if self.fold:
-            parts = zip(("train", "val"), self.fold(dataset, found["train"].tolist(), self.seed), strict=True)
-            self._parts |= {name: Subset(dataset, indices) for name, indices in parts}
+                compact = array("q", indices.numpy().tobytes())  # a fifth of the memory of a list
+                self._splits[name] = Subset(dataset, compact) if len(indices) or name == "train" else None
+        if self.splitter:
+            train, val = self.splitter(dataset, splits["train"].tolist(), self.seed)
+            self._splits |= {"train": Subset(dataset, train), "val": Subset(dataset, val)}
 
 
-def _classes(part: Any) -> Any:
-    part = unwrap_subset(part)
-    return getattr(part, "num_classes", len(part.classes) if hasattr(part, "classes") else None)
-
-
-def _numbers(indices: torch.Tensor) -> "array[int]":
-    """SeededBatch, (items,), that read as Python numbers, in a fifth of the memory that a list of them takes."""
-    return array("q", indices.numpy().tobytes())
+def _num_classes(dataset: Any) -> Any:
+    dataset = unwrap_subset(dataset)
+    return getattr(dataset, "num_classes", len(dataset.classes) if hasattr(dataset, "classes") else None)
 
 
 def _to_tensor() -> Any:

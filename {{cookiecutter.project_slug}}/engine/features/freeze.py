@@ -6,7 +6,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from engine.errors import UsageError
-from engine.training.optimizers import matching
+from engine.training.optimizers import matching_parameters
 
 _Norm = nn.modules.batchnorm._BatchNorm  # the base of all batch norms has no public name
 
@@ -39,7 +39,7 @@ class Freeze(Callback):
         self.names: set[str] = set()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self.names = {name for pattern in self.patterns for name in matching(module, pattern, "freeze")}
+        self.names = {name for pattern in self.patterns for name in matching_parameters(module, pattern, "freeze")}
         if self.until is None:
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in self.names)

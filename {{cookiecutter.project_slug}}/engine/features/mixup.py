@@ -34,7 +34,7 @@ class Mix(Callback):
         classes = self.data.attribute("num_classes")
         if getattr(module, "loss_name", None) != "cross_entropy" or classes is None:
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
-        if self.data.target_info().get("target"):
+        if self.data.target_info().get("shape"):
             raise UsageError("--mixup and --cutmix blend whole items: they need one class for each, and no masks")
         both: list[Any] = []
         for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)):
@@ -42,4 +42,4 @@ class Mix(Callback):
                 if alpha <= 0:
                     raise UsageError(f"--{kind.__name__.lower()} {alpha} should be more than 0")
                 both.append(kind(alpha=alpha, num_classes=classes))
-        module.mix = both[0] if len(both) == 1 else v2.RandomChoice(both)  # type: ignore[assignment]
+        module.batch_transform = both[0] if len(both) == 1 else v2.RandomChoice(both)  # type: ignore[assignment]

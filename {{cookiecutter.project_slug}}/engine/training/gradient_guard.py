@@ -1,4 +1,4 @@
-"""Stops before a loss or gradient that is no number can spoil the weights."""
+"""GradientGuard: stops or skips a step whose gradient is NaN or infinite."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +11,10 @@ from engine.lightning_compat import all_finite
 
 
 class GradientGuard(Callback):
-    """Looks at the gradients of every optimiser step before it changes the weights.
+    """Checks the gradients before every optimizer step.
 
-    The batch that went in last (on rank 0) and the weights are saved as bad_step_N.pt in the run folder, for a look
-    with `torch.load`.
-    Mixed precision with a gradient scaler (16-mixed) is left alone: there, infinite gradients are part of the method.
+    The latest batch (of rank 0) and the weights are saved as bad_step_N.pt in the run folder, for `torch.load`.
+    16-mixed precision is not checked: its gradient scaler expects infinite gradients.
 
     bad_steps: "stop", or "skip": leave the weights as they are and count.
 
@@ -23,10 +22,10 @@ class GradientGuard(Callback):
         FloatingPointError: a gradient is NaN or infinite; names step, epoch, batch and parameters.
     """
 
-    state_key = "Guard"  # as checkpoints have it
+    state_key = "Guard"  # its name in checkpoints of earlier versions
 
-    def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"] = "stop") -> None:
-        self.folder, self.bad_steps, self.skipped = folder, bad_steps, 0
+    def __init__(self, run_dir: Path, bad_steps: Literal["stop", "skip"] = "stop") -> None:
+        self.run_dir, self.bad_steps, self.skipped = run_dir, bad_steps, 0
         self._batch: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -34,20 +33,20 @@ class GradientGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        if trainer.precision == "16-mixed" or not any(_anywhere(trainer, [not all_finite(gradients)])):
+        if trainer.precision == "16-mixed" or not any(_any_rank(trainer, [not all_finite(gradients)])):
             return
         named = list(module.named_parameters())
-        found = _anywhere(trainer, [one.grad is not None and not all_finite([one.grad]) for _, one in named])
-        bad = [name for (name, _), one in zip(named, found, strict=True) if one]
+        flags = _any_rank(trainer, [p.grad is not None and not all_finite([p.grad]) for _, p in named])
+        bad = [name for (name, _), is_bad in zip(named, flags, strict=True) if is_bad]
         place = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
-        path = self.folder / f"bad_step_{trainer.global_step}.pt"
+        path = self.run_dir / f"bad_step_{trainer.global_step}.pt"
         if trainer.is_global_zero and not self.skipped:
-            weights = {} if _shared(trainer) else module.state_dict()  # no process has them all
+            weights = {} if _is_sharded(trainer) else module.state_dict()  # no process has them all
             torch.save({"batch": self._batch, "state_dict": weights}, path)
-        said = f"{place}: the gradient is NaN or infinite in {', '.join(bad[:3]) or 'its norm'}"
-        said += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        problem = f"{place}: the gradient is NaN or infinite in {', '.join(bad[:3]) or 'its norm'}"
+        problem += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         if self.bad_steps == "stop":
-            raise FloatingPointError(f"{said}. The weights are unchanged; the batch and the weights are in {path}")
+            raise FloatingPointError(f"{problem}. The weights are unchanged; the batch and the weights are in {path}")
         self.skipped += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -55,21 +54,21 @@ class GradientGuard(Callback):
         module.log_now({"skipped_steps": self.skipped})  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were skipped."""
+        """The number of steps skipped."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
 
 
-def _shared(trainer: Trainer) -> bool:
-    """Whether each process has a part of every gradient, so that one may see what the others do not."""
+def _is_sharded(trainer: Trainer) -> bool:
+    """Whether each process holds a shard of every gradient only."""
     return isinstance(trainer.strategy, ParallelStrategy) and not isinstance(trainer.strategy, DDPStrategy)
 
 
-def _anywhere(trainer: Trainer, bad: list[bool]) -> list[bool]:
-    """What any process has found, where each has looked at its own part."""
-    if not _shared(trainer):
+def _any_rank(trainer: Trainer, bad: list[bool]) -> list[bool]:
+    """Each flag, or-ed over all processes where gradients are sharded."""
+    if not _is_sharded(trainer):
         return bad
-    told = torch.tensor(bad, dtype=torch.int, device=trainer.strategy.root_device)
-    return trainer.strategy.reduce(told, reduce_op="max").bool().tolist()  # type: ignore[union-attr]
+    flags = torch.tensor(bad, dtype=torch.int, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(flags, reduce_op="max").bool().tolist()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What makes a run quick on the machine found. The start line names what is on, and a flag turns it off."""
+"""Set-up of the machine (threads, memory layout, precision) and the Trainer. The start line names what is on."""
 
 import logging
 import os
@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
-from pytorch_lightning.profilers import (
-    AdvancedProfiler,
-    PassThroughProfiler,
-    Profiler,
-    PyTorchProfiler,
-    SimpleProfiler,
-)
+from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -30,11 +25,11 @@ from engine.lightning_compat import (
     skip_unused_hooks,
 )
 
-_served: Any = None  # what the processes of torchrun meet in
+_torchrun_store: Any = None  # kept alive while the run lasts
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning enters a profiler's context some 80 times a step; this one costs nothing."""
+    """A profiler without overhead: Lightning enters its context some 80 times a step."""
 
     _nothing = nullcontext()
 
@@ -43,8 +38,8 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def profiler(name: str | None, folder: Path) -> Profiler | str:
-    """Lightning's profiler of that name, which reports to files in the run folder; the first process alone measures.
+def profiler(name: str | None, run_dir: Path) -> Any:
+    """Lightning's profiler of that name, which writes to files in the run folder; only rank 0 profiles.
 
     name: simple (time of each hook), advanced (of each function), pytorch (of each operation; traces for a browser).
     """
@@ -52,24 +47,24 @@ def profiler(name: str | None, folder: Path) -> Profiler | str:
         return NoProfiler()
     if name == "xla":
         return name
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's own profiler talks to itself
-    warnings.filterwarnings("ignore", "Warning: Profiler clears events", module="torch")  # it reports each cycle
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # warnings of torch's profiler
+    warnings.filterwarnings("ignore", "Warning: Profiler clears events", module="torch")  # once a cycle
     kinds: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-    return kinds[name](dirpath=folder, filename="profile")
+    return kinds[name](dirpath=run_dir, filename="profile")
 
 
-def silence() -> None:
-    """Silences advertisements, what the start line says too, and what a resumed run does on purpose."""
+def silence_warnings() -> None:
+    """Silences messages of Lightning that repeat the start line or warn of what is done on purpose."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", module="pytorch_lightning")  # Lightning's own call
-    warnings.filterwarnings("ignore", ".*srun. command is available")  # so it is wherever SLURM is installed
-    warnings.filterwarnings("ignore", ".*exists and is not empty")  # so it is when a run goes on
-    warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # a checkpoint holds the mean weights
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # its means are logged all the same
+    warnings.filterwarnings("ignore", ".*srun. command is available")  # on any machine with SLURM
+    warnings.filterwarnings("ignore", ".*exists and is not empty")  # a resumed run
+    warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # checkpoints hold the averaged weights
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # epoch means are logged anyway
 
 
-def prepare(
+def configure(
     model: Any,
     data: Any,
     strategy: Any = None,
@@ -79,11 +74,11 @@ def prepare(
     keep_memory: bool = True,
     matmul_precision: Literal["highest", "high", "medium"] = "high",
 ) -> list[str]:
-    """Sets what can be set before the Trainer is made, each where it is asked for and can be done; what is on.
+    """Configures torch and the network's memory layout before the Trainer is built; returns the names of what is on.
 
     Args:
         num_threads: CPU threads of torch; none leaves it to torch.
-        channels_last: lay images out with the channels last, which convolutions are quicker on, where a network can.
+        channels_last: the channels_last memory format for images, quicker in convolutions, where the network allows it.
         keep_memory: let malloc keep what a step frees for the next one (Linux).
         matmul_precision: of float32 products on a GPU: high is TF32, highest is exact.
     """
@@ -92,30 +87,30 @@ def prepare(
     torch.set_float32_matmul_precision(matmul_precision)
     if not torch.cuda.is_available():
         skip_driver_lookup()
-        done = [f"threads {torch.get_num_threads()}"]
+        enabled = [f"threads {torch.get_num_threads()}"]
     else:
-        done = [f"matmul precision {matmul_precision}"]
+        enabled = [f"matmul precision {matmul_precision}"]
     if keep_memory and keep_freed_memory():
-        done.append("malloc keeps memory")
+        enabled.append("malloc keeps memory")
     network = getattr(model, "network", None) or nn.Identity()
-    channels_last = channels_last and strategy != "model_parallel"  # which cuts up no other layout than the usual
+    channels_last = channels_last and strategy != "model_parallel"  # which shards contiguous weights only
     if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
-        if sample is not None and _channels_last(network, *model.arguments(sample)):
+        if sample is not None and _try_channels_last(network, *model.arguments(sample)):
             model.channels_last = True
-            done.append("channels last")
-    return done
+            enabled.append("channels last")
+    return enabled
 
 
-def cluster() -> list[ClusterEnvironment]:
-    """Who starts the processes, where Lightning's own answer is not ours: in a SLURM job.
+def cluster_environments() -> list[ClusterEnvironment]:
+    """The cluster environment for the Trainer, where Lightning's own detection does not fit: in a SLURM job.
 
-    With srun, Lightning would save and requeue within its signal handler, which hangs as soon as ranks are not in step;
-    LastCheckpoint does it. Without srun, the one process that there is may start others, as anywhere.
+    With srun, Lightning would save and requeue within its signal handler, which hangs when ranks are out of step;
+    LastCheckpoint does it instead. Without srun, the only process may launch others itself.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        global _served
-        _served = cluster_job.rendezvous() or _served
+        global _torchrun_store
+        _torchrun_store = cluster_job.rendezvous() or _torchrun_store
         return []
     if not SLURMEnvironment.detect():
         return []
@@ -125,12 +120,13 @@ def cluster() -> list[ClusterEnvironment]:
 def make_trainer(
     model: LightningModule, data: Any, run_dir: Path, *, max_epochs: int | None, plugins: list[Any], **options: Any
 ) -> Trainer:
-    """Lightning's Trainer, without what costs time at every step and does nothing.
+    """Lightning's Trainer, without the hooks that cost time at every step and do nothing.
 
-    options: of the Trainer. max_epochs: None for 10, or for no end where max_steps or max_time is given.
+    options: further arguments of the Trainer.
+    max_epochs: None for 10, or for no end where max_steps or max_time is given.
 
     Raises:
-        UsageError: the Trainer finds its arguments wrong.
+        UsageError: the Trainer refuses its arguments.
     """
     options = cluster_job.process_layout() | options
     strategy = str(options.get("strategy", ""))
@@ -143,40 +139,35 @@ def make_trainer(
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
     try:
-        made = Trainer(
+        trainer = Trainer(
             **options,
             max_epochs=max_epochs,
-            plugins=[*plugins, *cluster()],
-            enable_model_summary=False,  # a line at the start of training says it
+            plugins=[*plugins, *cluster_environments()],
+            enable_model_summary=False,  # printed at the start in one line
             use_distributed_sampler=False,  # the loaders of DInterface know their rank
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
-    skip_sigterm_broadcast(made)
-    skip_unused_hooks(made, model)
-    return made
+    skip_sigterm_broadcast(trainer)
+    skip_unused_hooks(trainer, model)
+    return trainer
 
 
-def _channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -> bool:
-    """Lays the weights of a convolutional network out with the channels last, where its answer stays the same.
+def _try_channels_last(network: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Converts the weights to channels_last where the output on `args` and `kwargs` stays the same; whether it did.
 
-    A network that takes images apart with `view` cannot do so; with `reshape` or `flatten` it can.
-
-    args, named: its arguments for a few items.
-    Returns whether it was done.
+    A network that calls `view` on its feature maps fails; one that calls `reshape` or `flatten` does not.
     """
     was_training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            before = network(*args, **named)
+            before = network(*args, **kwargs)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            after = network(
-                *map(to_channels_last, args), **{name: to_channels_last(one) for name, one in named.items()}
-            )
-        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+            args, kwargs = apply_to_collection((args, kwargs), Tensor, to_channels_last)
+            torch.testing.assert_close(network(*args, **kwargs), before, rtol=1e-3, atol=1e-3)
         return True
-    except Exception:  # its own mistakes are raised when it is trained
+    except Exception:  # a mistake of the network's own is raised in training
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
     finally:
@@ -184,7 +175,7 @@ def _channels_last(network: nn.Module, args: list[Any], named: dict[str, Any]) -
 
 
 def to_channels_last(value: Any) -> Any:
-    """Images (B, C, H, W) with the channels last in memory; anything else as it is."""
+    """An image batch (B, C, H, W) in the channels_last memory format; anything else unchanged."""
     if isinstance(value, Tensor) and value.dim() == 4:
         return value.contiguous(memory_format=torch.channels_last)
     return value

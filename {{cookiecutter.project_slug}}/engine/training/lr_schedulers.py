@@ -1,4 +1,4 @@
-"""The learning rate over the run: a factor of `lr` that is a pure function of the optimiser's step; and plateau."""
+"""Learning-rate schedules: a factor of `lr` that is a pure function of the optimizer step; and reduce-on-plateau."""
 
 import math
 from functools import partial
@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from engine.errors import UsageError
 
-_PLANNED = ("cosine", "linear", "polynomial", "one_cycle")  # over the whole run
-_BY_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
+_OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number of steps of the run
+_OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
 
 
 def factor(
@@ -41,17 +41,17 @@ def factor(
     lr_restart_factor: float = 1.0,
     lr_end: float = 0.0,
 ) -> float:
-    """The share of `lr` in 0..1 at an optimiser step.
+    """The factor of `lr`, in 0..1, at an optimizer step.
 
     Sources: cosine and its restarts, Loshchilov and Hutter, "SGDR", 2017; one_cycle, Smith, "Super-convergence", 2018
     (from lr/25 up over 0.3 of the run and down to lr/250,000, by half cosines; the momentum stays).
 
     Args:
-        step: optimiser steps taken.
-        total: steps of the whole run.
-        epoch: steps of an epoch.
+        step: optimizer steps taken.
+        total: optimizer steps of the whole run.
+        epoch: optimizer steps of an epoch.
         lr_scheduler: the rate after the warm-up.
-        warmup_steps: optimiser steps (not epochs) over which the rate climbs to lr.
+        warmup_steps: optimizer steps (not epochs) over which the rate climbs to lr.
         warmup_epochs: the same in epochs.
         lr_interval: change the rate at every step, or only with each epoch.
         lr_gamma: factor of a decay: step, multistep, plateau; exponential over lr_every epochs.
@@ -98,16 +98,17 @@ def _half_cosine(done: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def plans(options: dict[str, Any]) -> bool:
+def needs_length(options: dict[str, Any]) -> bool:
     """Whether a schedule depends on the number of steps of the run or of an epoch."""
-    simple = options["lr_scheduler"] in ("constant", "plateau")
-    return not simple or bool(options["warmup_steps"] or options["warmup_epochs"])
+    return options["lr_scheduler"] not in ("constant", "plateau") or bool(
+        options["warmup_steps"] or options["warmup_epochs"]
+    )
 
 
-def load(optimizer: Optimizer, total: float, epoch: float, options: dict[str, Any]) -> dict[str, Any] | None:
+def build(optimizer: Optimizer, total: float, epoch: float, options: dict[str, Any]) -> dict[str, Any] | None:
     """Lightning's `lr_scheduler` entry, or None where the rate stays as it is.
 
-    total, epoch: optimiser steps of the run and of an epoch, below 0 or infinite where a stream does not say.
+    total, epoch: optimizer steps of the run and of an epoch, below 0 or infinite where they are not known.
 
     Raises:
         UsageError: the warm-up is longer than the run, or the run has no end to plan for.
@@ -127,21 +128,23 @@ def load(optimizer: Optimizer, total: float, epoch: float, options: dict[str, An
         raise UsageError("--lr_scheduler multistep decays at --lr_milestones, such as 30,60,90 epochs: give them")
     if name in ("constant", "plateau") and not warmup:
         return None
-    by_epochs = name in _BY_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
-    if (math.isinf(total) and name in _PLANNED) or (math.isinf(epoch) and by_epochs):
+    over_epochs = name in _OVER_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
+    if (math.isinf(total) and name in _OVER_RUN) or (math.isinf(epoch) and over_epochs):
         missing = (
-            "an end to plan for: give --max_epochs or --max_steps" if name in _PLANNED else "epochs of known length"
+            "an end to plan for: give --max_epochs or --max_steps" if name in _OVER_RUN else "epochs of known length"
         )
         raise UsageError(f"--lr_scheduler {name} needs {missing}; or take --lr_scheduler constant")
     return {"scheduler": LambdaLR(optimizer, partial(factor, total=total, epoch=epoch, **options)), "interval": "step"}
 
 
-class Plateau(Callback):
-    """Multiplies the rate by `gamma` when `val_loss` has not got better for 3 validations.
+class ReduceOnPlateau(Callback):
+    """Multiplies the rate by `gamma` when `val_loss` has not improved for 3 validations.
 
     A callback, because Lightning steps such a schedule after the epoch's checkpoint is written, and a resumed run
     would miss that step.
     """
+
+    state_key = "Plateau"  # its name in checkpoints of earlier versions
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
@@ -160,9 +163,9 @@ class Plateau(Callback):
         self.state = scheduler.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far and how long it has stood."""
+        """The state of torch's ReduceLROnPlateau."""
         return self.state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restores it."""
         self.state = state

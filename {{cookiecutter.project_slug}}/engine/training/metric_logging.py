@@ -1,6 +1,5 @@
-"""What a system measures: gathered as it runs, over all processes, written as an epoch ends, kept where it stops."""
+"""MetricLoggingModule: metrics of each stage, logged at the end of an epoch and kept in checkpoints."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,24 +18,24 @@ STAGES = ("train", "val", "test")
 
 
 class MetricLoggingModule(LightningModule):
-    """Has metrics for each stage, `train_loss`, `val_acc` ..., and goes on with them where a run stopped.
+    """Has `metrics` for each stage, such as `train_loss` and `val_acc`; a resumed run goes on with their state.
 
-    What a step logs by `self.record` is written before the step's checkpoint, so that a resumed run repeats no row;
+    What a step logs by `self.log_now` is written before the step's checkpoint, so that a resumed run repeats no row;
     what it logs by Lightning's `self.log` comes after.
     """
 
-    def __init__(self, names: tuple[str, ...] | None, loss: str, facts: dict[str, Any]) -> None:
-        """Loads the metrics of those names, beside the loss, for what the data is."""
+    def __init__(self, names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any]) -> None:
+        """Builds the metrics; arguments as of metrics.build."""
         super().__init__()
-        self.latest_metrics: dict[str, float] = {}  # what was measured last, by name
-        loaded = {f"{stage}_{key}": one for stage in STAGES for key, one in metrics.load(names, loss, facts).items()}
-        self.metrics = nn.ModuleDict(loaded)
-        self._metric_buffers = {
-            stage: MetricBuffer([one for name, one in self._of(stage).items() if name != f"{stage}_loss"])
-            for stage in STAGES
-        }
+        self.latest_metrics: dict[str, float] = {}  # the latest value of each metric
+        self.metrics, self._metric_buffers = nn.ModuleDict(), dict[str, MetricBuffer]()
+        for stage in STAGES:
+            built = metrics.build(names, loss, target_info)
+            self._metric_buffers[stage] = MetricBuffer([metric for name, metric in built.items() if name != "loss"])
+            self.metrics.update({f"{stage}_{name}": metric for name, metric in built.items()})
 
-    def _of(self, stage: str) -> dict[str, Metric]:
+    def stage_metrics(self, stage: str) -> dict[str, Metric]:
+        """The metrics of a stage, by full name (`train_loss`); of all stages for ""."""
         return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
 
     def on_train_epoch_end(self) -> None:
@@ -55,9 +54,9 @@ class MetricLoggingModule(LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         self._metric_buffers[stage].flush()
-        found = {name: metric for name, metric in self._of(stage).items() if metric.update_called}
-        values = {name: metric.compute() for name, metric in found.items()}
-        for metric in found.values():
+        updated = {name: metric for name, metric in self.stage_metrics(stage).items() if metric.update_called}
+        values = {name: metric.compute() for name, metric in updated.items()}
+        for metric in updated.values():
             metric.reset()
         self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
@@ -65,10 +64,10 @@ class MetricLoggingModule(LightningModule):
             self.log_now({name: self.latest_metrics[name] for name in values})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for waiting in self._metric_buffers.values():
-            waiting.flush()
-        gathered = {name: metric for name, metric in self._of("").items() if metric.update_called}
-        checkpoint["metrics"] = {name: _state(metric, self._rows) for name, metric in gathered.items()}
+        for buffer in self._metric_buffers.values():
+            buffer.flush()
+        updated = {name: metric for name, metric in self.stage_metrics("").items() if metric.update_called}
+        checkpoint["metrics"] = {name: self._gathered_state(metric) for name, metric in updated.items()}
         checkpoint["latest"] = self.latest_metrics
         loggers.flush(self.loggers)
         checkpoint["rows"] = loggers.rows(self.loggers)
@@ -82,41 +81,44 @@ class MetricLoggingModule(LightningModule):
                 raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
             self.latest_metrics = dict(checkpoint.get("latest", {}))
             loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
-        for name, state in checkpoint.get("metrics", {}).items():  # the means of an epoch that goes on
-            if name in self.metrics:
-                here = data_parallel_rank(self.trainer)
-                _restore(self._of(name)[name], state, here.rank, here.size)
-
-    def _rows(self, value: Tensor) -> Any:
         here = data_parallel_rank(self.trainer)
-        rows = [torch.empty_like(value) for _ in range(here.size)]
-        if len(rows) == 1:
-            return value[None]
-        torch.distributed.all_gather(rows, value.contiguous(), here.group)
-        return torch.stack(rows)
+        for name, state in checkpoint.get("metrics", {}).items():  # of an epoch that goes on
+            if name in self.metrics:
+                _restore(self.metrics[name], state, here.rank, here.size)
+
+    def _gathered_state(self, metric: Metric) -> dict[str, Tensor]:
+        """The state tensors of a metric, each (processes, ...); every process has to call it at the same time."""
+        here, gathered = data_parallel_rank(self.trainer), {}
+        for name, value in metric.metric_state.items():
+            if isinstance(value, Tensor):
+                rows = [torch.empty_like(value) for _ in range(here.size)] if here.size > 1 else [value]
+                if here.size > 1:
+                    torch.distributed.all_gather(rows, value.contiguous(), here.group)
+                gathered[name] = torch.stack(rows)
+        return gathered
 
 
 class MetricBuffer:
-    """Batches on their way to the metrics of a stage: what only counts gets 16 at once, for a call is what costs time.
+    """Collects batches and updates the metrics of a stage with 16 at once, since each call costs time.
 
-    Metrics that hold anything but whole numbers get each batch as it comes: the order of their sums would show.
+    Metrics with floating-point states get each batch as it comes: there the order of the sums would show.
     """
 
     def __init__(self, metrics: list[Metric]) -> None:
         self.metrics, self.batches = metrics, list[tuple[Tensor, Tensor]]()
-        states = [one for metric in metrics for one in metric.metric_state.values() if isinstance(one, Tensor)]
-        self.most = 1 if any(one.is_floating_point() for one in states) else 16
+        states = [state for metric in metrics for state in metric.metric_state.values() if isinstance(state, Tensor)]
+        self.capacity = 1 if any(state.is_floating_point() for state in states) else 16
 
     def add(self, output: Tensor, target: Tensor) -> None:
-        """A batch; a large one, such as of masks, is not kept."""
-        if self.batches and [one.shape[1:] for one in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
+        """Adds a batch; a large one, such as of masks, is not held back."""
+        if self.batches and [tensor.shape[1:] for tensor in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
             self.flush()
         self.batches.append((output, target))
-        if len(self.batches) == self.most or output.numel() > 2**14:
+        if len(self.batches) == self.capacity or output.numel() > 2**14:
             self.flush()
 
     def flush(self) -> None:
-        """Gives the metrics what is there."""
+        """Updates the metrics with the batches held."""
         if batches := self.batches:
             output, target = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
             batches.clear()
@@ -124,16 +126,8 @@ class MetricBuffer:
                 metric.update(output, target)
 
 
-def _state(metric: Metric, gather: Callable[[Tensor], Any]) -> dict[str, Tensor]:
-    """What a metric has gathered so far, a row for each process.
-
-    gather: (...) -> (processes, ...), which every process has to call at the same time.
-    """
-    return {name: gather(value) for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
-
-
-def _restore(metric: Metric, state: dict[str, Tensor], rank: int, world_size: int) -> None:
-    """Puts back what `_state` gave; all of it, being sums, on the first process where their number has changed."""
+def _restore(metric: Any, state: dict[str, Tensor], rank: int, world_size: int) -> None:
+    """Restores a gathered state; with another number of processes the first one gets the sum of all."""
     for name, rows in state.items():
         if len(rows) == world_size:
             setattr(metric, name, rows[rank])

@@ -1,7 +1,7 @@
-"""What is measured beside the loss: torchmetrics objects, one set a stage, right under any number of processes."""
+"""Metrics by name: the mean of the loss, and torchmetrics set up for the task of the loss and the data."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchmetrics
@@ -11,8 +11,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from engine.errors import UsageError, nearest
 
-# Short names; any other is the name of a class of torchmetrics, in any spelling of its capitals.
-SHORT = {
+# Short names; any other is a class of torchmetrics, in upper or lower case.
+ALIASES = {
     "acc": "Accuracy",
     "f1": "F1Score",
     "iou": "JaccardIndex",
@@ -22,11 +22,11 @@ SHORT = {
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
 }
-_IGNORED = -100  # a target that does not count, to cross_entropy too
+_IGNORE_INDEX = -100  # the default of cross_entropy
 
 
 class Mean(Metric):
-    """Mean over items. torchmetrics' own looks for NaN at each step, or, told not to, forgets the weights (1.9)."""
+    """Mean over items. torchmetrics' MeanMetric checks for NaN at each step, or ignores the weights (1.9)."""
 
     total: Tensor
     items: Tensor
@@ -37,76 +37,75 @@ class Mean(Metric):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, items: int) -> None:
-        """Adds the mean of so many items."""
+        """Adds the mean () of a number of items."""
         self.add(mean, items)
 
     def add(self, mean: Tensor, items: int) -> None:
-        """The same, past what torchmetrics does around each `update`, which takes longer than the sum."""
+        """As `update`, without torchmetrics' wrapper around it, which takes longer than the sum."""
         self._update_count, self._computed = 1, None
         self.total.add_(mean, alpha=items)
         self.items.add_(items)
 
     def compute(self) -> Tensor:
-        """The mean of all."""
+        """The mean over all items, ()."""
         return self.total / self.items
 
 
-def load(names: tuple[str, ...] | None, loss: str, data: dict[str, Any]) -> dict[str, Metric]:
-    """Fresh metrics by name: the mean of the loss, and those asked for, or else one that suits the loss.
+def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any]) -> dict[str, Metric]:
+    """Fresh metrics by lower-case name: "loss", and those of `names` or, with None, one that suits the loss.
 
-    data: what DInterface.target_info says of it.
+    target_info: see SplitDataModule.target_info.
 
     Raises:
         UsageError: there is no such metric, or it does not go with the loss and the data.
     """
-    found: dict[str, Metric] = {"loss": Mean()}
-    for name in names if names is not None else ("mae",) if kind(loss, data) == "numbers" else ("acc",):
-        found[name.lower()] = _load(name, loss, data)
-    return found
+    task = task_of(loss, target_info)
+    if names is None:
+        names = ("mae",) if task == "regression" else ("acc",)
+    return {"loss": Mean()} | {name.lower(): _build(name, loss, task, target_info) for name in names}
 
 
-def kind(loss: str, data: dict[str, Any]) -> str:
-    """What a loss is about: "classes" (a logit each), "questions" (a logit each, yes or no) or "numbers"."""
-    if loss in ("cross_entropy", "nll_loss", "multi_margin_loss") or ("." in loss and data.get("whole_numbers")):
-        return "classes"
-    return "questions" if loss.startswith("binary_cross") else "numbers"
+def task_of(loss: str, target_info: dict[str, Any]) -> Literal["multiclass", "binary", "multilabel", "regression"]:
+    """The task of a loss, in torchmetrics' words; of a function of one's own, by the dtype of the targets."""
+    own = "." in loss and target_info.get("is_integer")
+    if own or loss in ("cross_entropy", "nll_loss", "multi_margin_loss"):
+        return "multiclass"
+    if loss.startswith("binary_cross"):
+        return "binary" if target_info.get("shape") in (None, (), (1,)) else "multilabel"
+    return "regression"
 
 
-def _load(name: str, loss: str, data: dict[str, Any]) -> Metric:
-    plain = {one.lower(): one for one in (*dir(torchmetrics), *dir(image)) if one[0].isupper()}
-    full = plain.get(SHORT.get(name.lower(), name).lower())
-    if full is None:
-        near = nearest(name, [*SHORT, *plain.values()])
-        raise UsageError(f"--metrics {name}: torchmetrics has none of that name{near}")
-    found = getattr(image, full, None) or getattr(torchmetrics, full)
-    takes = {**inspect.signature(found).parameters, **inspect.signature(found.__new__).parameters}
-    about, options = kind(loss, data), dict[str, Any]()
-    if full == "Accuracy" and about == "classes":  # it alone need not know how many classes there are
-        return MulticlassAccuracy(average="micro", ignore_index=_IGNORED, validate_args=False)
-    if ("task" in takes) != (about != "numbers"):
-        fits = "mae, mse, r2, psnr ..." if about == "numbers" else "acc, f1, auroc ..."
-        raise UsageError(f"--metrics {name} does not go with --loss {loss}, which is about {about}: {fits}")
-    if "task" in takes:
-        options = _task(name, about, data) | {"validate_args": False}
-        if "average" in takes and options["task"] != "binary":
+def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
+    classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
+    class_name = classes.get(ALIASES.get(name.lower(), name).lower())
+    if class_name is None:
+        close = nearest(name, [*ALIASES, *classes.values()])
+        raise UsageError(f"--metrics {name}: torchmetrics has none of that name{close}")
+    if class_name == "Accuracy" and task == "multiclass":  # it alone needs no num_classes
+        return MulticlassAccuracy(average="micro", ignore_index=_IGNORE_INDEX, validate_args=False)
+    metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
+    accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
+    if ("task" in accepted) != (task != "regression"):
+        fitting = "mae, mse, r2, psnr ..." if task == "regression" else "acc, f1, auroc ..."
+        raise UsageError(f"--metrics {name} does not go with --loss {loss}, whose task is {task}: {fitting}")
+    options: dict[str, Any] = {}
+    if "task" in accepted:
+        options = {"task": task, "validate_args": False}
+        if task == "multilabel":
+            options["num_labels"] = target_info["shape"][0]
+        if task == "multiclass":
+            options["num_classes"] = target_info.get("num_classes")
+            if options["num_classes"] is None:
+                raise UsageError(f"--metrics {name} needs num_classes, an attribute that the dataset does not have")
+        if "average" in accepted and task != "binary":
             options["average"] = "macro"
-        if "ignore_index" in takes and about == "classes":
-            options["ignore_index"] = _IGNORED
-        if "thresholds" in takes:
+        if "ignore_index" in accepted and task == "multiclass":
+            options["ignore_index"] = _IGNORE_INDEX
+        if "thresholds" in accepted:
             options["thresholds"] = 200  # counts in bins, instead of every output of the epoch
-    if "data_range" in takes:
+    if "data_range" in accepted:
         options["data_range"] = 1.0
-    metric = found(**options)
+    metric = metric_class(**options)
     if any(isinstance(value, list) for value in metric.metric_state.values()):
         raise UsageError(f"--metrics {name} keeps every output of an epoch, which a checkpoint does not: take another")
     return metric
-
-
-def _task(name: str, about: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by which torchmetrics tells its kinds of classification apart."""
-    if about == "questions":
-        many = data.get("target") or (1,)
-        return {"task": "binary"} if many == (1,) else {"task": "multilabel", "num_labels": many[0]}
-    if data.get("num_classes") is None:
-        raise UsageError(f"--metrics {name} needs to know num_classes, an attribute that the dataset does not have")
-    return {"task": "multiclass", "num_classes": data.get("num_classes")}

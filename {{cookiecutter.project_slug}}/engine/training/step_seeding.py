@@ -1,4 +1,4 @@
-"""SeedEachStep: the random draws of a step follow from its place in the run."""
+"""SeedEachStep: seeds the random draws of each step."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from engine.launch.data_parallel import data_parallel_rank
 
 
 class SeedEachStep(Callback):
-    """Makes the random draws of a step (dropout, noise) follow from seed, step and rank: a resumed run repeats them."""
+    """Seeds each step (dropout, noise) from (seed, step, rank), so that a resumed run repeats its draws."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

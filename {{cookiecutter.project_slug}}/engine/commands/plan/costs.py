@@ -190,7 +190,7 @@ def measure(settings: Settings, build_data: Callable[..., Any], build_model: Cal
     data = build_data(settings)
     model = build_model(settings, data)
     constant(model)
-    hardware.prepare(model, data, **settings.arguments["hardware"])
+    hardware.configure(model, data, **settings.arguments["hardware"])
     clock = _Clock(steps)
     callbacks: list[Callback] = [clock]
     features = plugins.load_features(Path(), model, data, settings.arguments)

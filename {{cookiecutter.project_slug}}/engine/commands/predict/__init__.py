@@ -50,7 +50,7 @@ def run(
             or none is there.
         TypeError: the network's output is no tensor.
     """
-    data.predicts = named(data, images, rows)
+    data.predict_dataset = named(data, images, rows)
     trainer.callbacks.append(_Written(run_dir, format, data))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
@@ -86,7 +86,7 @@ class _Written(Callback):
             here = data_parallel_rank(trainer)
             numbers = here.rank + here.size * np.arange(self.rows, self.rows + len(values))
         else:
-            numbers = loader.numbers(batch_idx).numpy()
+            numbers = loader.epoch_sampler.positions(batch_idx).numpy()
         self.rows += len(values)
         keep = np.full(len(values), True) if loader.iterable else numbers < len(loader.data)  # the rest fills up
         if trainer.global_rank % (trainer.world_size // data_parallel_rank(trainer).size):
@@ -161,11 +161,11 @@ def _probabilities(outputs: Any, module: Any) -> Tensor:
     outputs = outputs.detach().reshape(len(outputs), -1) if outputs.dim() < 2 else outputs.detach()
     if _classifies(module):
         return outputs.float().softmax(1)
-    return outputs.float().sigmoid() if getattr(module, "answers_yes_or_no", False) else outputs
+    return outputs.float().sigmoid() if getattr(module, "has_binary_logits", False) else outputs
 
 
 def _classifies(module: Any) -> bool:
-    return bool(getattr(module, "classifies", False))
+    return bool(getattr(module, "is_multiclass", False))
 
 
 def _ids(part: Any) -> list[str] | None:

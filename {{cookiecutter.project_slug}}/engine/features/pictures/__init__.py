@@ -65,10 +65,10 @@ class Pictures(Callback):
         if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
             return
         inputs, target = [one[: len(output)] for one in inputs], target[: len(output)]  # the rest filled the batch up
-        if getattr(module, "answers_yes_or_no", False) and output.shape == target.shape and output.dim() <= 2:
+        if getattr(module, "has_binary_logits", False) and output.shape == target.shape and output.dim() <= 2:
             yes = output.flatten()  # its logit, and that of no is 0
             self.seen.classes(torch.stack([0 * yes, yes], 1), target.flatten().round().long(), image(inputs))
-        elif getattr(module, "classifies", False):
+        elif getattr(module, "is_multiclass", False):
             self.seen.classes(output, target, image(inputs))
         else:
             self.seen.values(output, target, image(inputs))
@@ -94,7 +94,7 @@ class Pictures(Callback):
 
     def _own(self, trainer: Trainer, module: Any, batch: Any) -> None:
         """Draws what a system wants to be seen of itself (with averaged weights, where they are what is validated)."""
-        for name, shown in module.pictures(batch).items() if hasattr(module, "pictures") else ():
+        for name, shown in module.sample_images(batch).items() if hasattr(module, "sample_images") else ():
             rows = shown if isinstance(shown, dict) else dict(enumerate(shown.split(8)))
             if all(image([row]) is not None for row in rows.values()):
                 words = [*rows] if isinstance(shown, dict) else []
@@ -145,7 +145,7 @@ class Pictures(Callback):
         if not isinstance(target, Tensor) or target.dim() != 1 or len(target) < many:
             return []
         target = target[:many]
-        if target.is_floating_point() or not getattr(module, "classifies", False):
+        if target.is_floating_point() or not getattr(module, "is_multiclass", False):
             return [f"{value:.3g}" for value in target.tolist()]
         classes = self.data.attribute("classes")
         names = self._names(len(classes)) if isinstance(classes, list | tuple) else []
