@@ -67,6 +67,7 @@ def takes_no_checkpoint(action: str) -> bool:
 
 
 def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
+    plugins.features()  # a broken one is an error even where its flags are not read
     action, argv = _action(argv)
     if plugins.commands().get(action) == ["argv"]:  # it parses its own flags
         plugins.load_command(action)(argv)

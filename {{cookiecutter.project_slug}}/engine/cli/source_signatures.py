@@ -15,6 +15,12 @@ _BASES_WITHOUT_ARGUMENTS = {"Module", "Dataset", "IterableDataset", "object", "M
 _PROPERTIES = {"property", "cached_property", "functools.cached_property"}
 _HELP_LINE = re.compile(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*:\s+(\S.*)")
 
+# A function or class down to the end of its (constructor's) docstring.
+_HEAD = re.compile(
+    r"(?:class \w+(?:.*\n)*?    def __init__|def \w+)\((?:.*\n)*?.*\)(?: -> .*)?:(?: *#.*)?\n"
+    r'(?:\s+r?"""(?:.|\n)*?"""\n)?'
+)
+
 
 class Expression(NamedTuple):
     """A default that only the code itself can evaluate, as it is written there."""
@@ -66,8 +72,9 @@ def find_definition(path: Path, name: str) -> tuple[Any, ast.Module]:
         UsageError: the file does not define it.
     """
     text = path.read_text(encoding="utf-8")
-    head = rf"^(?:class {name}\b(?:.*\n)*?    def __init__|def {name})\((?:.*\n)*?.*\)(?: -> .*)?:(?: *#.*)?\n"
-    if not (found := re.search(head + r'(?:\s+r?"""(?:.|\n)*?"""\n)?', text, re.MULTILINE)):
+    heads = (f"\ndef {name}(", f"\nclass {name}(", f"\nclass {name}:")
+    start = next((at + 1 for head in heads if (at := text.find(head)) >= 0), None)
+    if start is None or not (found := _HEAD.match(text, start)):
         raise UsageError(f"{path} should define {name} itself: its arguments are flags")
     definition = found[0] + " " * (8 if found[0].startswith("class") else 4) + "pass\n"
     above = text[: found.start()]
@@ -192,11 +199,15 @@ def _resolve(annotation: ast.expr | None, names: dict[str, ast.expr]) -> ast.exp
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = type_conversion.parse(annotation.value)
 
-    class Fill(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return names.get(node.id, node)
+    return _Fill(names).visit(annotation) if annotation is not None and names else annotation
 
-    return Fill().visit(annotation) if annotation is not None and names else annotation
+
+class _Fill(ast.NodeTransformer):
+    def __init__(self, names: dict[str, ast.expr]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.names.get(node.id, node)
 
 
 def _literal(node: ast.expr) -> Any:
