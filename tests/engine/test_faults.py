@@ -218,7 +218,7 @@ REFUSED = [
         ["fit", "--dataset", "toys.Stream"],
         "--dataset toys.Stream: the checkpoint was made with toys.Bl",
     ),
-    (["test", "--seed", "3"], "--seed 3: the checkpoint was made with 0, and the parts its data was cut into cannot"),
+    (["test", "--seed", "3"], "--seed 3: the checkpoint was made with 0, and the splits of its data cannot"),
     (["fit", "--lr", "0.5"], "--lr 0.5: the checkpoint was made with 0.002, and its optimiser's state cannot change"),
 ]
 

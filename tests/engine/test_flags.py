@@ -326,3 +326,24 @@ def test_the_shell_completes(shell, project: Path, line: str, answers: set[str])
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
     shell(project=project, **asked, _ARGCOMPLETE_STDOUT_FILENAME="told")
     assert {word.strip() for word in Path("told").read_text().split("\n")} - {""} == answers
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "line"),
+    [
+        ("engine/features/l1_penalty.py", "callbacks", "it should define callbacks(run_dir, model, data, *, FLAGS)"),
+        ("engine/commands/consolidate.py", "run", "it should define run(...) or main(argv), and has neither"),
+    ],
+)
+@pytest.mark.parametrize("argv", [[*CHOSEN, "--print_config"], [*CHOSEN, "--help"], ["--help"]])
+def test_a_feature_or_command_that_lacks_its_function(
+    shell, project: Path, tmp_path: Path, path: str, name: str, line: str, argv: list[str]
+) -> None:
+    copy = Path(shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
+    text = (copy / path).read_text()
+    assert f"\ndef {name}(" in text
+    (copy / path).write_text(text.replace(f"\ndef {name}(", f"\ndef other_{name}("))
+    done = shell(*argv, project=copy)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"main.py: error: {path} is no {path.split('/')[1][:-1]}: {line}\n"

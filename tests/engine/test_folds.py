@@ -144,7 +144,7 @@ def test_the_fold_of_a_checkpoint_stays(train, capsys) -> None:
     train("--num_folds", 2, "--fold", 1, "--max_epochs", 1)
     with pytest.raises(SystemExit, match="2"):
         main.main(["test", "--ckpt_path", "version_0", "--fold", "2"])
-    assert "--fold 2: the checkpoint was made with 1, and the parts its data was cut into" in capsys.readouterr().err
+    assert "--fold 2: the checkpoint was made with 1, and the splits of its data" in capsys.readouterr().err
 
 
 def test_a_listed_seed_is_a_seed_by_its_place(train, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -65,6 +64,8 @@ def _lasts(run: Path) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
+    import zipfile  # help need not wait for it
+
     return _is_sharded(path) or (path.is_file() and zipfile.is_zipfile(path))
 
 

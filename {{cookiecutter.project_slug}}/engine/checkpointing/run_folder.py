@@ -1,10 +1,7 @@
 """The run folders `lightning_logs/version_N`: a new one, what is written into it, and dry runs. No torch here."""
 
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +40,8 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
 
 def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
     """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
+    import tempfile  # help need not wait for it
+
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
         metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
@@ -57,6 +56,8 @@ def finish(run: Path, job_id: str, metrics: dict[str, float]) -> None:
         (run / job_id).write_text("ended", "utf-8")
     if not metrics:
         return
+    import json  # help need not wait for it
+
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
@@ -70,6 +71,8 @@ def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = 
     config: what to keep as config.yaml, or None to write nothing.
     job_id: the name of a file by which a job finds its run again, or "".
     """
+    import shutil  # help need not wait for it
+
     try:
         run = run or create(root)
         if job_id:

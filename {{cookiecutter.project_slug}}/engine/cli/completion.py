@@ -9,24 +9,20 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine.cli import conversion, discovery, flags, plugins
-from engine.cli.command_line import NAMES
+from engine.cli import discovery, flag_groups, plugins, type_conversion
+from engine.cli.discovery import FOLDERS
 
 
 def run() -> None:
-    """Answers the shell, which has asked by environment variables, and ends the program."""
-    words = os.environ["COMP_LINE"].split()[1:]
-    chosen = dict(pairwise(words))
-    found = {}
-    for key, folder in NAMES.items():
-        if chosen.get(f"--{key}") in discovery.names(folder):
-            found[key] = discovery.find(folder, chosen[f"--{key}"])
+    """Answers the shell, whose question stands in environment variables, and ends the program."""
+    values = dict(pairwise(os.environ["COMP_LINE"].split()[1:]))
+    known = {key: discovery.names(folder) for key, folder in FOLDERS.items()}
+    names = {key: values[f"--{key}"] for key in FOLDERS if values.get(f"--{key}") in known[key]}
+    classes = {key: discovery.find(FOLDERS[key], name) for key, name in names.items()}
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("action", nargs="?", choices=list(plugins.actions()))
     parser.add_argument("--config")
-    for flag in flags.flags_of(flags.groups_of(found)).values():
-        choices = [str(one) for one in conversion.choices(flag.annotation)]
-        if flag.name in NAMES:
-            choices = discovery.names(NAMES[flag.name])
+    for flag in flag_groups.collect("", names, classes).flags.values():
+        choices = known.get(flag.name) or [str(one) for one in type_conversion.choices(flag.annotation)]
         parser.add_argument(f"--{flag.name}", choices=choices or None)
     argcomplete.autocomplete(parser)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from engine.errors import UsageError, nearest, simplify
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = {"model_name": "model", "dataset": "data"}  # flag -> folder
 
 
 class ClassReference(NamedTuple):
@@ -24,7 +25,7 @@ class ClassReference(NamedTuple):
 
 
 def names(folder: str) -> list[str]:
-    """What `folder` offers: its files, less the interface and those that begin with an underscore."""
+    """The datasets or networks in `folder`: its files, less the interface and those that begin with an underscore."""
     stems = (path.stem for path in (ROOT / folder).glob("*.py"))
     return sorted(stem for stem in stems if not stem.startswith("_") and not stem.endswith("_interface"))
 
@@ -36,38 +37,38 @@ def find(folder: str, name: str) -> ClassReference:
         UsageError: no such file, class, package or attribute; the message says what there is.
         SyntaxError: the file is no valid Python.
     """
-    stem = name.rpartition("/")[2].removesuffix(".py")
-    if name not in names(folder) and (same := [one for one in names(folder) if simplify(one) == simplify(stem)]):
-        raise UsageError(f"{folder}/ has no {name!r}; did you mean {same[0]!r}?")
-    if "." in name:
-        return _find_dotted(name)
-    path = ROOT / folder / f"{name}.py"
+    known = names(folder)
     camel = "".join(part.capitalize() for part in name.split("_"))
-    if name not in names(folder):
-        offers = ", ".join(names(folder)) or "nothing yet"
+    if name not in known:
+        stem = simplify(name.rpartition("/")[2].removesuffix(".py"))
+        if same := [one for one in known if simplify(one) == stem]:
+            raise UsageError(f"{folder}/ has no {name!r}; did you mean {same[0]!r}?")
+        if "." in name:
+            return _find_dotted(name)
         raise UsageError(
-            f"{folder}/ has no {name!r}{nearest(name, names(folder)) or '.'} It has: {offers}. "
+            f"{folder}/ has no {name!r}{nearest(name, known) or '.'} It has: {', '.join(known) or 'nothing yet'}. "
             f"To add it, write class {camel} in {folder}/{name}.py"
         )
+    path = ROOT / folder / f"{name}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    for found in classes:
-        if simplify(found) == simplify(name):
-            return ClassReference(f"{folder}.{name}", found, tree, classes[found])
+    for key, node in classes.items():
+        if simplify(key) == simplify(name):
+            return ClassReference(f"{folder}.{name}", key, tree, node)
     defines = ", ".join(classes) or "no class at all"
     raise UsageError(f"{folder}/{name}.py should define class {camel}; it defines {defines}")
 
 
 def _find_dotted(path: str) -> ClassReference:
-    module, _, name = path.rpartition(".")
+    module_name, _, name = path.rpartition(".")
     try:
-        found = importlib.import_module(module)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, something that it imports is not
         raise UsageError(f"{path}: there is no module {error.name!r} (is its package installed?)") from None
-    if not hasattr(found, name):
-        raise UsageError(f"{path}: module {module} has no {name!r}{nearest(name, dir(found))}")
-    if not callable(getattr(found, name)):
-        raise UsageError(f"{path} is no class or function but a {type(getattr(found, name)).__name__}")
-    return ClassReference(module, name)
+    if not hasattr(module, name):
+        raise UsageError(f"{path}: module {module_name} has no {name!r}{nearest(name, dir(module))}")
+    if not callable(getattr(module, name)):
+        raise UsageError(f"{path} is no class or function but a {type(getattr(module, name)).__name__}")
+    return ClassReference(module_name, name)

@@ -1,20 +1,22 @@
-"""The command line: signatures -> flags -> plain settings, checked before torch is imported."""
+"""argv -> Settings, from top to bottom: words, classes, their signatures as flags, values. Without torch."""
 
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import command_line, config_file, conversion, discovery, help, plugins, validation
-from engine.cli.command_line import NAMES
+from engine.cli import config_file, discovery, flag_groups, plugins, type_conversion, value_ranges
+from engine.cli.argv import Argument, split, texts_of
 from engine.cli.config_file import RawValue
-from engine.cli.flags import KINDS, Flag, flags_of, groups_of
+from engine.cli.discovery import FOLDERS
+from engine.cli.flag_groups import TORCH_GROUPS, FlagGroups
 from engine.cli.settings import Settings, complete, refuse_changes
 from engine.errors import UsageError, nearest
 
-RESTORING = ("ckpt_path", "init_from", "default_root_dir", "trust")  # the flags that say what a run goes on from
+_HELP = {"-h", "--help", "--help_all"}
+_CLASS_FLAGS = (*FOLDERS, *TORCH_GROUPS)  # their values decide which other flags there are
+_RESUME_FLAGS = ("ckpt_path", "init_from", "default_root_dir", "trust")  # what a run goes on from
 
 
 class Restored(NamedTuple):
@@ -32,7 +34,7 @@ class Restored(NamedTuple):
 
 
 def parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
-    """What a command line means. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
+    """The settings of a command line. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
 
     seeds: those that --seed_index counts. restore: finds what a run goes on from (engine.checkpointing.resume).
     """
@@ -59,95 +61,138 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
-    action, argv = _action(argv)
-    if plugins.commands().get(action) == ["argv"]:  # it reads its words itself
-        plugins.load_command(action)(argv)
-        raise SystemExit(0)
-    asks_help = any(word in argv for word in ("-h", "--help", "--help_all"))
-    first = command_line.first_look(argv)
-    given = {key: raw for path in first.config for key, raw in config_file.read(Path(path)).items()}
-    given |= {key: RawValue(text) for key in (*NAMES, *KINDS) if (text := getattr(first, key))}
-    texts = {key: raw.text for key, raw in given.items()}
-    restored = restore(action, argv, texts | {key: text for key in RESTORING if (text := getattr(first, key))})
-    kept, ckpt_path = dict(restored.flags), restored.ckpt_path
-    chosen = {key: raw.text for key, raw in (kept | given).items() if key in NAMES}
-    for key in ("model_name", "dataset") if action == "fit" else ("model_name",):
-        if key in kept and chosen[key] != kept[key].text:
-            raise UsageError(
-                f"--{key} {chosen[key]}: the checkpoint was made with {kept[key].text}, which cannot change"
-            )
-    if asks_help and not chosen:
-        own = {key: group for key, group in groups_of({}, action).items() if key == "action"}
-        there = {key: discovery.names(folder) for key, folder in NAMES.items()}
-        help.overview(plugins.actions(), there, action, flags_of(own))
-    if not (asks_help or restored.asked or action == "fit" or takes_no_checkpoint(action)):
-        raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
-    if not asks_help:
-        missing = [key for key in NAMES if key not in chosen]
-        if missing:
-            has = "; ".join(f"{NAMES[key]}/ has: {', '.join(discovery.names(NAMES[key]))}" for key in missing)
-            typed = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
-            near = [f"--{word}{nearest(word, missing)}" for word in typed if nearest(word, missing)]
-            raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, has])}. See --help")
-    found = {key: discovery.find(NAMES[key], name) for key, name in chosen.items()}
-    groups = groups_of(found, action, {key: raw.text for key, raw in (kept | given).items() if key in KINDS})
-    flags = flags_of(groups)
-    if asks_help:
-        help.details(action, groups, flags, everything="--help_all" in argv)
-    given |= command_line.read(argv, flags, groups, chosen)
-    if restored.init_from:
-        given["init_from"] = RawValue(restored.init_from)
-    if "dataset" in kept and chosen["dataset"] != kept["dataset"].text:  # the other dataset's arguments stay behind
-        kept = {key: raw for key, raw in kept.items() if key in flags.keys() - groups["dataset"].parameters.keys()}
-    for key, raw in (kept | given).items():
-        if key not in flags and not any(group.open for group in groups.values()):
-            raise UsageError(f"{raw.where}{command_line.unknown(key, flags, groups, chosen)}")
-    convert = partial(_value, flags=flags)
-    if "seed_index" in given:
-        _fill_seed(given, convert("seed_index", given["seed_index"]), seeds)
-    before, now = ({key: convert(key, raw) for key, raw in part.items()} for part in (kept, given))
-    refuse_changes(action, before, now, flags, groups)
-    if action != "fit":  # where and how long it was trained does not bind what comes after
-        before = {key: value for key, value in before.items() if key not in groups["trainer"].parameters}
-    settings = complete(action, before | now, groups, flags, found, ckpt_path)
-    if first.print_config:
-        print(config_file.dump(settings.flags), end="")
-        raise SystemExit(0)
-    return settings._replace(job_id=restored.job_id)
-
-
 def takes_no_checkpoint(action: str) -> bool:
     """Whether it is a command that begins with fresh weights, as training does."""
     return action in plugins.commands() and "ckpt_path" not in plugins.commands()[action]
 
 
+def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
+    plugins.features()  # a broken one is an error even where its flags are not read
+    action, argv = _action(argv)
+    if plugins.commands().get(action) == ["argv"]:  # it parses its own flags
+        plugins.load_command(action)(argv)
+        raise SystemExit(0)
+
+    # Words -> flags and their texts: of config files, of the command line, of the run that wrote a checkpoint.
+    arguments = split([word for word in argv if word not in _HELP])
+    given: dict[str, RawValue] = {}
+    for _, path in texts_of(("config",), arguments):
+        given |= config_file.read(Path(path))
+    given |= {key: RawValue(text) for key, text in texts_of(_CLASS_FLAGS, arguments)}
+    texts = {key: raw.text for key, raw in given.items()} | dict(texts_of(_RESUME_FLAGS, arguments))
+    restored = restore(action, argv, texts)
+
+    # The names of network, dataset, loss and optimiser -> their classes -> their signatures -> flags.
+    names = {key: raw.text for key, raw in (restored.flags | given).items() if key in _CLASS_FLAGS}
+    help_words = _HELP.intersection(argv)
+    if help_words and not names.keys() & FOLDERS:
+        _show_help(action, None, everything=False)
+    if not help_words:
+        _check_names(action, arguments, names, restored)
+    classes = {key: discovery.find(folder, names[key]) for key, folder in FOLDERS.items() if key in names}
+    table = flag_groups.collect(action, names, classes)
+    if help_words:
+        _show_help(action, table, everything="--help_all" in argv)
+
+    # Texts -> values.
+    given |= _texts(arguments, table)
+    if restored.init_from:
+        given["init_from"] = RawValue(restored.init_from)
+    kept = restored.flags
+    if "dataset" in kept and names["dataset"] != kept["dataset"].text:  # the other dataset's arguments do not apply
+        kept = {key: raw for key, raw in kept.items() if key in table.flags.keys() - table.groups["dataset"].parameters}
+    for key, raw in (kept | given).items():
+        if not table.known(key):
+            raise UsageError(f"{raw.where}{table.unknown_flag(key)}")
+    _fill_seed(given, table, seeds)
+    before = {key: _value(key, raw, table) for key, raw in kept.items()}
+    now = {key: _value(key, raw, table) for key, raw in given.items()}
+
+    # Values -> Settings.
+    refuse_changes(table, before, now)
+    if action != "fit":  # where and how long it was trained does not bind what comes after
+        before = {key: value for key, value in before.items() if key not in table.groups["trainer"].parameters}
+    settings = complete(table, before | now, restored.ckpt_path, restored.job_id)
+    if any(name == "print_config" for name, _ in arguments):
+        print(config_file.dump(settings.flags), end="")
+        raise SystemExit(0)
+    return settings
+
+
 def _action(argv: list[str]) -> tuple[str, list[str]]:
     if not argv or argv[0].startswith("-"):
         return "fit", argv
-    if argv[0] not in (there := plugins.actions()):
-        near = nearest(argv[0], there)
-        raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(there)}")
+    if argv[0] not in (actions := plugins.actions()):
+        near = nearest(argv[0], actions)
+        raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(actions)}")
     return argv[0], argv[1:]
 
 
-def _value(name: str, raw: RawValue, flags: dict[str, Flag]) -> Any:
-    annotation = flags[name].annotation if name in flags else None
-    said = f"{raw.where}{name}" if raw.where else f"--{name}"
+def _show_help(action: str, table: FlagGroups | None, everything: bool) -> NoReturn:
+    from engine.cli import help
+
+    help.details(table, everything) if table else help.overview(action)
+    print(end="", flush=True)
+    raise SystemExit(0)
+
+
+def _check_names(action: str, arguments: list[Argument], names: dict[str, str], restored: Restored) -> None:
+    """Raises UsageError where network, dataset or checkpoint are missing, or are not those of the checkpoint."""
+    for key in FOLDERS if action == "fit" else ("model_name",):
+        if key in restored.flags and names[key] != (before := restored.flags[key].text):
+            raise UsageError(f"--{key} {names[key]}: the checkpoint was made with {before}, which cannot change")
+    if not (restored.asked or action == "fit" or takes_no_checkpoint(action)):
+        raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
+    if missing := [key for key in FOLDERS if key not in names]:
+        known = "; ".join(f"{FOLDERS[key]}/ has: {', '.join(discovery.names(FOLDERS[key]))}" for key in missing)
+        near = [f"--{name}{nearest(name, missing)}" for name, _ in arguments if nearest(name, missing)]
+        raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, known])}. See --help")
+
+
+def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
+    """The text of each flag on the command line, whose type allows `--dims 4 5`, `--norm` and `--no-norm`."""
+    raws = {}
+    for name, words in arguments:
+        if name in ("config", "print_config"):
+            name, is_list, is_bool = "", False, name == "print_config"
+        elif name not in table.flags and (positive := name.removeprefix("no-")) in table.flags and not words:
+            name, words, is_list, is_bool = positive, ["false"], False, True
+        else:
+            annotation = table.flags[name].annotation if name in table.flags else None
+            is_list = type_conversion.accepts(annotation, "list")
+            is_bool = type_conversion.accepts(annotation, "bool") or name not in table.flags
+        if name and not table.known(name):
+            raise table.unknown_flag(name)  # `--hiden_dims 3 4`: not the 4 is wrong
+        if not words and (is_list or not is_bool):
+            raise UsageError(f"--{name}: expected {'at least ' if is_list else ''}one argument")
+        if len(words) > 1 and not is_list:
+            hint = f"; did you mean --{words[1]}?" if words[1] in table.flags else ""
+            raise UsageError(f"{words[1]!r} is no flag{hint}")
+        if name:
+            raws[name] = RawValue("[" + ", ".join(words) + "]" if len(words) > 1 else "".join(words) or "true")
+    return raws
+
+
+def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
+    """A flag's value. Raises UsageError: the text is none of its type, or out of its range."""
+    annotation = table.flags[name].annotation if name in table.flags else None
+    label = f"{raw.where}{name}" if raw.where else f"--{name}"
     try:
-        value = conversion.convert(raw.text, annotation)
+        value = type_conversion.convert(raw.text, annotation)
     except ValueError:
-        choices = [str(one) for one in conversion.choices(annotation)]
-        near = nearest(raw.text, choices) if choices else ""
-        raise UsageError(f"{said} {raw.text!r} is not {conversion.describe(annotation)}{near}") from None
-    if wrong := validation.wrong(name, value):
-        raise UsageError(f"{said} {raw.text} {wrong}")
+        near = nearest(raw.text, map(str, type_conversion.choices(annotation)))
+        raise UsageError(f"{label} {raw.text!r} is not {type_conversion.describe(annotation)}{near}") from None
+    if error := value_ranges.range_error(name, value):
+        raise UsageError(f"{label} {raw.text} {error}")
     return value
 
 
-def _fill_seed(given: dict[str, RawValue], number: int | None, seeds: tuple[int, ...]) -> None:
-    """Puts the seed of that number in place of its number. What stands on the command line wins over a file."""
+def _fill_seed(given: dict[str, RawValue], table: FlagGroups, seeds: tuple[int, ...]) -> None:
+    """Sets --seed from --seed_index. What stands on the command line wins over a file."""
+    if "seed_index" not in given:
+        return
     index, seed = given["seed_index"], given.get("seed")
+    number = _value("seed_index", index, table)
     given["seed_index"] = index._replace(text="none")
     if number is None or (seed and index.where and not seed.where):
         return

@@ -6,14 +6,13 @@ Deleting one removes its flags, or the command. No torch here.
 """
 
 import importlib
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.cli.discovery import ROOT
-from engine.cli.signatures import parse_definition
+from engine.cli.source_signatures import find_definition
 from engine.errors import UsageError
 
 # What main.py hands to a command's `run`, by the name of the argument. Without `trainer`, none is made.
@@ -33,13 +32,11 @@ def features() -> list[str]:
     Raises:
         UsageError: one of them does not define `callbacks`.
     """
-    found = _modules("features")
-    for path in found.values():
+    for path in _modules("features").values():
         if not _defines(path, "callbacks"):
-            raise UsageError(
-                f"{_short(path)} is no feature: it should define callbacks(run_dir, model, data, *, FLAGS)"
-            )
-    return list(found)
+            form = "callbacks(run_dir, model, data, *, FLAGS)"
+            raise UsageError(f"{_relative(path)} is no feature: it should define {form}")
+    return list(_modules("features"))
 
 
 @cache
@@ -47,22 +44,26 @@ def commands() -> dict[str, list[str]]:
     """The commands, each with the arguments that its `run` needs; ["argv"] where it has `main(argv)`.
 
     Raises:
-        UsageError: one of them defines neither or both, or asks for what there is not.
+        UsageError: one of them defines neither or both, or needs what there is not.
     """
-    found = {}
+    commands = {}
     for name, path in _modules("commands").items():
         functions = [function for function in ("run", "main") if _defines(path, function)]
         if len(functions) != 1:
             has = "both" if functions else "neither"
-            raise UsageError(f"{_short(path)} is no command: it should define run(...) or main(argv), and has {has}")
-        found[name] = ["argv"] if functions == ["main"] else _needs(path)
-    return found
+            raise UsageError(f"{_relative(path)} is no command: it should define run(...) or main(argv), and has {has}")
+        spec = find_definition(path, functions[0])[0].args
+        needs = [one.arg for one in spec.posonlyargs + spec.args]
+        if functions == ["run"] and (unknown := [one for one in needs if one not in NEEDS]):
+            raise UsageError(f"{_relative(path)}: run asks for {', '.join(unknown)}; there are {', '.join(NEEDS)}")
+        commands[name] = ["argv"] if functions == ["main"] else needs
+    return commands
 
 
 def actions() -> dict[str, str]:
-    """What main.py can do, with a line of help each; of a command, what follows the colon in its first line."""
-    first = {name: path.read_text("utf-8").partition("\n")[0] for name, path in _modules("commands").items()}
-    return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in first.items()}
+    """The actions of main.py with a line of help each; of a command, what follows the colon in its first line."""
+    lines = {name: _text(path).partition("\n")[0] for name, path in _modules("commands").items()}
+    return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in lines.items()}
 
 
 def load_command(name: str) -> Callable[..., Any]:
@@ -73,8 +74,8 @@ def load_command(name: str) -> Callable[..., Any]:
 
 def load_features(run_dir: Path, model: Any, data: Any, arguments: dict[str, dict[str, Any]]) -> list[Any]:
     """The callbacks of all features. arguments: those of each feature, by its name."""
-    every = {name: importlib.import_module(f"engine.features.{name}").callbacks for name in features()}
-    return [one for name, make in every.items() for one in make(run_dir, model, data, **arguments[name])]
+    functions = hooks("callbacks").items()
+    return [one for name, callbacks in functions for one in callbacks(run_dir, model, data, **arguments[name])]
 
 
 def hooks(function: str) -> dict[str, Callable[..., Any]]:
@@ -88,20 +89,16 @@ def source(folder: str, name: str) -> Path:
     return _modules(folder)[name]
 
 
-def _needs(path: Path) -> list[str]:
-    """The positional arguments of a command's `run`."""
-    function: Any = next(node for node in parse_definition(path, "run").body if getattr(node, "name", "") == "run")
-    names = [one.arg for one in function.args.posonlyargs + function.args.args]
-    if unknown := [name for name in names if name not in NEEDS]:
-        raise UsageError(f"{_short(path)}: run asks for {', '.join(unknown)}; there are {', '.join(NEEDS)}")
-    return names
+@cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _defines(path: Path, function: str) -> bool:
-    return bool(re.search(rf"^def {function}\(", path.read_text("utf-8"), re.MULTILINE))
+    return f"\ndef {function}(" in _text(path)
 
 
-def _short(path: Path) -> str:
+def _relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
@@ -111,5 +108,4 @@ def _modules(folder: str) -> dict[str, Path]:
     root = ROOT / "engine" / folder
     files = {path.stem: path for path in root.glob("*.py")}
     packages = {path.parent.name: path for path in root.glob("*/__init__.py")}
-    found = {name: path for name, path in (files | packages).items() if not name.startswith(("_", "."))}
-    return dict(sorted(found.items()))
+    return {name: path for name, path in sorted((files | packages).items()) if not name.startswith(("_", "."))}

@@ -1,22 +1,22 @@
-"""From the values that were given to the settings of a run: what is missing, what a checkpoint has already fixed."""
+"""Values of flags -> the Settings of a run: defaults, what the dataset knows, what a checkpoint has fixed."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.cli import conversion, discovery
-from engine.cli.flags import KINDS, PARTS, Flag
-from engine.cli.signatures import REQUIRED, Signature, Source
+from engine.cli import type_conversion
+from engine.cli.discovery import ClassReference
+from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, Flag, FlagGroups
+from engine.cli.source_signatures import REQUIRED, Expression, Signature
 from engine.errors import UsageError
 
 
 class Settings(NamedTuple):
-    """A command line, understood.
+    """A parsed command line.
 
     flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by who gets them: "run", "dataset", "data", "network", "system", "loss", "optimizer",
-        "schedule", "callbacks", "loggers", "trainer", "action" (where it has a file of its own), and each file of
-        engine/ that brings callbacks.
-    inferred: arguments of the network that nobody gave and the dataset has as attributes.
+    arguments: the same by what they are arguments of: "run", "dataset", "data", "network", "system", "loss",
+        "optimizer", "schedule", "callbacks", "loggers", "hardware", each feature, "action" (a command) and "trainer".
+    inferred: required arguments of the network, which come from the dataset's attributes where no flag gives them.
     ckpt_path: the file that --ckpt_path means.
     job_id: the name of a file by which a job of SLURM or torchrun, started again, finds its run.
     """
@@ -24,99 +24,78 @@ class Settings(NamedTuple):
     action: str
     flags: dict[str, Any]
     arguments: dict[str, dict[str, Any]]
-    dataset: discovery.ClassReference
-    network: discovery.ClassReference
+    dataset: ClassReference
+    network: ClassReference
     inferred: list[str]
     ckpt_path: Path | None
     job_id: str = ""
 
 
-def complete(
-    action: str,
-    values: dict[str, Any],
-    groups: dict[str, Signature],
-    flags: dict[str, Flag],
-    found: dict[str, discovery.ClassReference],
-    ckpt_path: Path | None,
-) -> Settings:
-    """The settings: defaults filled in, and each value handed to all that ask for it.
+def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, job_id: str) -> Settings:
+    """The settings: given values and defaults, each handed to all arguments of its name.
 
     Raises:
-        UsageError: a value is missing, or the dataset says that it is another one.
+        UsageError: a value is missing, or differs from the dataset's attribute.
     """
-    network, dataset = groups["network"], groups["dataset"]
-    asks = [name for name, one in network.parameters.items() if one.default is REQUIRED]
-    given = dict(values)
-    for name, flag in flags.items():
-        if name in asks and _known(name, dataset) and name not in dataset.parameters:
-            data_says = (dataset.knows or {}).get(name, Source(name))
-            if name in values and not isinstance(data_says, Source) and data_says != values[name]:
-                raise UsageError(f"--{name} {values[name]}: {dataset.owner} says that it is {data_says}")
-        elif name not in values and flag.default is not REQUIRED:
+    network, dataset = table.groups["network"], table.groups["dataset"]
+    inferred = [name for name, one in network.parameters.items() if one.default is REQUIRED]
+    values, missing = dict(given), []
+    for name, flag in table.flags.items():
+        from_data = name in inferred and _may_have(dataset, name)
+        if from_data and name not in dataset.parameters:
+            attribute = (dataset.attributes or {}).get(name, Expression(name))
+            if name in given and not isinstance(attribute, Expression) and attribute != given[name]:
+                raise UsageError(f"--{name} {given[name]}: {dataset.owner} says that it is {attribute}")
+        elif name not in given and flag.default is not REQUIRED:
             values[name] = flag.default
-    missing = [
-        flag for name, flag in flags.items() if name not in values and not (name in asks and _known(name, dataset))
-    ]
+        if name not in values and not from_data:
+            missing.append(_missing(flag))
     if missing:
-        raise UsageError("; ".join(map(_missing, missing)))
+        raise UsageError("; ".join(missing))
     for one in (*dataset.parameters.values(), *network.parameters.values()):
-        if one.default is REQUIRED and one.name not in flags and not _known(one.name, dataset):
+        if one.default is REQUIRED and one.name not in table.flags and not _may_have(dataset, one.name):
             raise UsageError(f"{one.owner} needs {one.name}, which a command line cannot give: give it a default")
-    values = {name: value for name, value in values.items() if not isinstance(value, Source)}
-    arguments = {
-        key: {
-            name: value
-            for name, value in values.items()
-            if name in group.parameters or (group.open and name not in flags)
-        }
-        for key, group in groups.items()
-    }
-    # Of the Trainer's many flags only those that were given are kept; its own defaults stay its own.
-    for kind in KINDS:
-        arguments[kind] = {name.removeprefix(f"{kind}_"): value for name, value in arguments.get(kind, {}).items()}
-    silent = groups["trainer"].parameters.keys() - given.keys()
-    arguments["trainer"] = {key: value for key, value in arguments["trainer"].items() if key not in silent}
-    kept = {key: _plain(value) for key, value in values.items() if key not in silent | {"ckpt_path", "trust"}}
-    return Settings(action, kept, arguments, found["dataset"], found["model_name"], asks, ckpt_path)
+    values = {name: value for name, value in values.items() if not isinstance(value, Expression)}
+    arguments: dict[str, dict[str, Any]] = {kind: {} for kind in TORCH_GROUPS}
+    for key, group in table.groups.items():
+        taken = (name for name in values if name in group.parameters or (group.accepts_any and name not in table.flags))
+        arguments[key] = {name.removeprefix(f"{key}_") if key in TORCH_GROUPS else name: values[name] for name in taken}
+    # A Trainer argument that nobody gave is left to the Trainer.
+    unset = table.groups["trainer"].parameters.keys() - given.keys()
+    arguments["trainer"] = {name: value for name, value in arguments["trainer"].items() if name not in unset}
+    flags = {name: _plain(value) for name, value in values.items() if name not in unset | {"ckpt_path", "trust"}}
+    dataset_class, network_class = table.classes["dataset"], table.classes["model_name"]
+    return Settings(table.action, flags, arguments, dataset_class, network_class, inferred, ckpt_path, job_id)
 
 
-def refuse_changes(
-    action: str, before: dict[str, Any], now: dict[str, Any], flags: dict[str, Flag], groups: dict[str, Signature]
-) -> None:
-    """Beside a checkpoint a flag may change what was not built into it; the rest is refused by name."""
-    other_data = before.get("dataset") != now.get("dataset", before.get("dataset"))
+def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UsageError where a flag differs from the checkpoint's and what it sets cannot change any more."""
+    groups, fit = table.groups, table.action == "fit"
     fixed = dict.fromkeys(groups["network"].parameters, "its network")
-    if action == "fit":
-        for key in ("system", "schedule", *KINDS):
-            fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
-    if action == "fit" or not other_data:
-        cuts = (
-            {*groups["dataset"].parameters} - {"data_dir"}
-            if PARTS & groups["data"].parameters.keys() > {"seed"}
-            else set()
-        )
-        fixed |= dict.fromkeys(PARTS | cuts, "the parts its data was cut into")
+    for key in ("system", "schedule", *TORCH_GROUPS) if fit else ():
+        fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
+    if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):
+        fixed |= dict.fromkeys(SPLIT_FLAGS, "the splits of its data")
+        if (SPLIT_FLAGS - {"seed"}) & groups["data"].parameters.keys():  # not the dataset's own splits
+            fixed |= dict.fromkeys(groups["dataset"].parameters.keys() - {"data_dir"}, "the splits of its data")
     for name, what in fixed.items():
         if name in before and name in now and before[name] != now[name]:
-            raise UsageError(
-                f"--{name} {now[name]}: the checkpoint was made with {before[name]}, and {what} cannot change"
-            )
+            was = f"the checkpoint was made with {before[name]}"
+            raise UsageError(f"--{name} {now[name]}: {was}, and {what} cannot change")
 
 
-def _known(name: str, dataset: Signature) -> bool:
-    if dataset.knows is None or name in dataset.knows:
-        return True
-    return name == "num_classes" and "classes" in dataset.knows  # torchvision's datasets list their classes
+def _may_have(dataset: Signature, name: str) -> bool:
+    """Whether instances of the dataset have an attribute, as far as the source can tell."""
+    attributes = dataset.attributes
+    # torchvision's datasets list their classes
+    return attributes is None or name in attributes or (name == "num_classes" and "classes" in attributes)
 
 
 def _missing(flag: Flag) -> str:
-    kind = conversion.describe(flag.annotation)
-    if len(flag.defaults) > 1:
-        whose = ", ".join(f"{one.owner} has {text}" for text, one in flag.defaults.items())
-        return f"--{flag.name} ({kind}) must be given, for its defaults differ: {whose}"
-    return f"{flag.asked[0].owner} needs --{flag.name} ({kind})" + (
-        f": {flag.asked[0].help}" if flag.asked[0].help else ""
-    )
+    kind, first = type_conversion.describe(flag.annotation), flag.parameters[0]
+    if differing := flag.differing_defaults:
+        return f"--{flag.name} ({kind}) must be given, for its defaults differ: {differing}"
+    return f"{first.owner} needs --{flag.name} ({kind})" + (f": {first.help}" if first.help else "")
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 import zlib
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,6 +91,8 @@ def rendezvous() -> Any:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
+    import uuid  # help need not wait for it
+
     from torch.distributed import TCPStore
 
     rank, size, host = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
