@@ -1,20 +1,19 @@
 #!/usr/bin/env python
 # PYTHON_ARGCOMPLETE_OK
-"""The door: command line -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
+"""Command line -> data, network, callbacks, loggers -> Trainer. For the flags: `python main.py --help`."""
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engine.checkpointing import resume, run_folder
 from engine.cli import parser, plugins
 from engine.cli.settings import Settings
 from engine.errors import UsageError
-from engine.launch import cluster_job
+from engine.launch import signals
 
-if TYPE_CHECKING:  # torch waits until the command line has been found right
+if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
@@ -24,38 +23,28 @@ SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to
 
 
 def parse(argv: list[str]) -> Settings:
-    """The settings that a command line means; help and mistakes end the program, with exit status 0 or 2."""
+    """The settings of a command line; help and errors end the program, with exit status 0 or 2."""
     return parser.parse(argv, SEEDS, resume.restore)
 
 
 def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:
-    """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake.
+    """Runs a command line (by default sys.argv) and returns its metrics; SystemExit(2) where it is wrong.
 
-    callbacks: further ones, of a program that calls this.
+    callbacks: additional ones, of a program that calls this.
     """
-    cluster_job.handle_early_signals()
+    signals.handle_early_signals()
     settings = parse(sys.argv[1:] if argv is None else argv)
-
-    def once(settings: Settings) -> dict[str, float]:
-        return run(settings, callbacks, **settings.arguments["run"])
+    from engine.training import actions
 
     try:
-        if settings.arguments["trainer"].get("fast_dev_run"):
-            return run_folder.dry_run(settings, once)
-        wrapped = once
-        for wrap in plugins.hooks("fit").values() if settings.action == "fit" else ():
-            wrapped = partial(wrap, run=wrapped)
-        metrics = wrapped(settings)
-        for finish in plugins.hooks("finish").values():
-            finish()
-        return metrics
-    except UsageError as error:  # found only with torch at hand
+        return actions.run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
+    except UsageError as error:  # one that only torch could find
         parser.stop(str(error))
 
 
 def run(
     settings: Settings,
-    own_callbacks: "Sequence[Callback]" = (),
+    extra_callbacks: "Sequence[Callback]" = (),
     *,
     model_name: str,
     dataset: str,
@@ -71,7 +60,7 @@ def run(
     default_root_dir: str = ".",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:
-    """Builds everything and does the action. The arguments behind the `*` are flags.
+    """Builds everything and runs the action. The arguments behind the `*` are flags.
 
     Args:
         model_name: a file of model/, or a dotted path to a class.
@@ -94,25 +83,24 @@ def run(
     from engine.checkpointing import checkpoint_io
     from engine.launch import watchdog
     from engine.logging import loggers
-    from engine.training import hardware
+    from engine.training import actions, hardware
     from model import MInterface
 
     hardware.silence()
     context = {"settings": settings, "build_data": DInterface.of, "build_model": MInterface.of}
-    if "trainer" not in plugins.commands().get(settings.action, ["trainer"]):
-        return act(settings, context)
-    if fits := settings.action == "fit":
-        loggers.check(**settings.arguments["loggers"])
+    if not actions.needs_trainer(settings.action):
+        return actions.run_action(settings, context)
+    loggers.check(settings.action, **settings.arguments["loggers"])
     seed_everything(seed, verbose=False)
     data = DInterface.of(settings)
     model = MInterface.of(settings, data)
-    if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
+    if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
-    options = settings.arguments["trainer"]
-    prepared = hardware.prepare(model, data, options.get("strategy"), **settings.arguments["hardware"])
+    options, groups = settings.arguments["trainer"], settings.arguments
+    prepared = hardware.prepare(model, data, options.get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
-    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
-    callbacks += plugins.load_features(run_dir, model, data, settings.arguments)
+    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
+    callbacks += plugins.load_features(run_dir, model, data, groups)
     trainer = hardware.make_trainer(
         model,
         data,
@@ -121,39 +109,17 @@ def run(
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=[*callbacks, *own_callbacks],
-        logger=load_loggers(run_dir, **settings.arguments["loggers"]) if fits else [],
+        callbacks=[*callbacks, *extra_callbacks],
+        logger=load_loggers(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
+    actions.print_start(settings, trainer, run_dir, prepared)
     path = str(settings.ckpt_path) if settings.ckpt_path else None
-    if trainer.is_global_zero:
-        source = f", from {path}" if path else ""
-        how = ", ".join([trainer.strategy.root_device.type, *prepared])
-        print(f"{settings.action} {model_name} on {dataset}{source}: {run_dir} ({how})", flush=True)
     context |= {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir, "ckpt_path": path}
     with watchdog.watch(trainer, hang_minutes):
-        act(settings, context)
+        actions.run_action(settings, context)
     if trainer.is_global_zero:
         run_folder.finish(run_dir, settings.job_id, model.latest_metrics)
-    return model.latest_metrics
-
-
-def act(settings: Settings, context: dict[str, Any]) -> Any:
-    """Does the action. context: what there is for a command, by the names of its arguments."""
-    if settings.action in plugins.commands():
-        needs = {name: context[name] for name in plugins.commands()[settings.action]}
-        return plugins.load_command(settings.action)(**needs, **settings.arguments["action"])
-    trainer, model, data, path = (context[name] for name in ("trainer", "model", "data", "ckpt_path"))
-    if settings.action == "fit":
-        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        if data.split("test") is not None:
-            trained, best = model.latest_metrics, getattr(trainer.checkpoint_callback, "best_model_path", "")
-            path = best if best and Path(best).exists() else None
-            trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-            model.latest_metrics = trained | model.latest_metrics
-    else:
-        measure = trainer.validate if settings.action == "validate" else trainer.test
-        measure(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return model.latest_metrics
 
 

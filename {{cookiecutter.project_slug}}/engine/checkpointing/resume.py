@@ -8,7 +8,7 @@ from engine.cli import config_file
 from engine.cli.config_file import RawValue
 from engine.cli.parser import Restored, takes_no_checkpoint
 from engine.errors import UsageError
-from engine.launch import cluster_job
+from engine.launch import job
 
 
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
@@ -21,8 +21,8 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     """
     ckpt_path, init_from = given.get("ckpt_path"), given.get("init_from")
     root = run_folder.logs_root(given.get("default_root_dir"))
-    job_id = cluster_job.job_id(argv) if action == "fit" else ""
-    restarted = cluster_job.restarted_run(root, job_id)
+    job_id = job.job_id(argv) if action == "fit" else ""
+    restarted = job.restarted_run(root, job_id)
     ckpt_path = restarted or ckpt_path
     if ckpt_path and takes_no_checkpoint(action):
         raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from engine.errors import UsageError
-from engine.launch import cluster_job
+from engine.launch import job, torchrun
 from engine.lightning_compat import (
     keep_freed_memory,
     skip_driver_lookup,
@@ -115,7 +115,7 @@ def cluster() -> list[ClusterEnvironment]:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         global _served
-        _served = cluster_job.rendezvous() or _served
+        _served = torchrun.rendezvous() or _served
         return []
     if not SLURMEnvironment.detect():
         return []
@@ -132,7 +132,7 @@ def make_trainer(
     Raises:
         UsageError: the Trainer finds its arguments wrong.
     """
-    options = cluster_job.process_layout() | options
+    options = job.process_layout() | options
     strategy = str(options.get("strategy", ""))
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
