@@ -12,6 +12,7 @@ from engine.cli import parser, plugins
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 from engine.launch import signals
+from engine.training import actions
 
 if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback
@@ -34,8 +35,6 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     """
     signals.handle_early_signals()
     settings = parse(sys.argv[1:] if argv is None else argv)
-    from engine.training import actions
-
     try:
         return actions.run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
     except UsageError as error:  # one that only torch could find
@@ -83,21 +82,21 @@ def run(
     from engine.checkpointing import checkpoint_io
     from engine.launch import watchdog
     from engine.logging import loggers
-    from engine.training import actions, hardware
+    from engine.training import hardware
     from model import MInterface
 
     hardware.silence()
-    context = {"settings": settings, "build_data": DInterface.of, "build_model": MInterface.of}
+    groups, path = settings.arguments, str(settings.ckpt_path) if settings.ckpt_path else None
+    context = {"settings": settings, "build_data": DInterface.of, "build_model": MInterface.of, "ckpt_path": path}
     if not actions.needs_trainer(settings.action):
         return actions.run_action(settings, context)
-    loggers.check(settings.action, **settings.arguments["loggers"])
+    loggers.check(settings.action, **groups["loggers"])
     seed_everything(seed, verbose=False)
     data = DInterface.of(settings)
     model = MInterface.of(settings, data)
     if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
-    options, groups = settings.arguments["trainer"], settings.arguments
-    prepared = hardware.prepare(model, data, options.get("strategy"), **groups["hardware"])
+    prepared = hardware.prepare(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += plugins.load_features(run_dir, model, data, groups)
@@ -105,7 +104,7 @@ def run(
         model,
         data,
         run_dir,
-        **options,
+        **groups["trainer"],
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
@@ -114,12 +113,10 @@ def run(
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
     actions.print_start(settings, trainer, run_dir, prepared)
-    path = str(settings.ckpt_path) if settings.ckpt_path else None
-    context |= {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir, "ckpt_path": path}
+    context |= {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir}
     with watchdog.watch(trainer, hang_minutes):
         actions.run_action(settings, context)
-    if trainer.is_global_zero:
-        run_folder.finish(run_dir, settings.job_id, model.latest_metrics)
+    run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)
     return model.latest_metrics
 
 
@@ -154,8 +151,7 @@ def load_callbacks(
     from engine.training.gradient_guard import GradientGuard
     from engine.training.step_seeding import SeedEachStep
 
-    if data.split("val") is None:
-        monitor = monitor.replace("val_", "train_", 1)
+    monitor = monitor if data.split("val") is not None else monitor.replace("val_", "train_", 1)
     mode = monitor_mode(monitor)
     callbacks: list[Callback] = [
         SeedEachStep(seed),
@@ -175,8 +171,7 @@ def load_loggers(
 ) -> list["Logger"]:
     """The loggers, all in one run folder. Edit this list in place.
 
-    Args:
-        logger: where the metrics go, any of them together; [] for nowhere.
+    logger: where the metrics go, any of them together; [] for nowhere.
     """
     from engine.logging import loggers
 

@@ -10,6 +10,7 @@ from torchmetrics import Metric, image
 from torchmetrics.classification import MulticlassAccuracy
 
 from engine.errors import UsageError, nearest
+from engine.lightning_compat import mark_as_updated
 
 # Short names; any other is the name of a class of torchmetrics, in any spelling of its capitals.
 SHORT = {
@@ -42,7 +43,7 @@ class Mean(Metric):
 
     def add(self, mean: Tensor, items: int) -> None:
         """The same, past what torchmetrics does around each `update`, which takes longer than the sum."""
-        self._update_count, self._computed = 1, None
+        mark_as_updated(self)
         self.total.add_(mean, alpha=items)
         self.items.add_(items)
 
