@@ -12,9 +12,9 @@ from engine.launch import job
 
 
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
-    """What the command line goes on from.
+    """The checkpoint and the flags that the command line resumes from.
 
-    argv: the words behind the action. given: the texts of the flags that say so, and of all in --config files.
+    argv: the arguments after the action. given: the raw values of RESTORING on it, and of all flags in --config files.
 
     Raises:
         UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.
