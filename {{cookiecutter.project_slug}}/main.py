@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 # PYTHON_ARGCOMPLETE_OK
-"""The door: command line -> data, network, callbacks, loggers -> Trainer. `python main.py --help` says the rest."""
+"""Command line -> data, network, callbacks, loggers -> Trainer. For the flags: `python main.py --help`."""
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engine.checkpointing import resume, run_folder
 from engine.cli import parser, plugins
 from engine.cli.settings import Settings
 from engine.errors import UsageError
-from engine.launch import cluster_job
+from engine.launch import signals
+from engine.training import actions
 
-if TYPE_CHECKING:  # torch waits until the command line has been found right
+if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers import Logger
 
@@ -24,38 +24,26 @@ SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to
 
 
 def parse(argv: list[str]) -> Settings:
-    """The settings that a command line means; help and mistakes end the program, with exit status 0 or 2."""
+    """The settings of a command line; help and errors end the program, with exit status 0 or 2."""
     return parser.parse(argv, SEEDS, resume.restore)
 
 
 def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:
-    """Runs a command line (by default the program's own) and returns its metrics; SystemExit(2) on a mistake.
+    """Runs a command line (by default sys.argv) and returns its metrics; SystemExit(2) where it is wrong.
 
-    callbacks: further ones, of a program that calls this.
+    callbacks: additional ones, of a program that calls this.
     """
-    cluster_job.handle_early_signals()
+    signals.handle_early_signals()
     settings = parse(sys.argv[1:] if argv is None else argv)
-
-    def once(settings: Settings) -> dict[str, float]:
-        return run(settings, callbacks, **settings.arguments["run"])
-
     try:
-        if settings.arguments["trainer"].get("fast_dev_run"):
-            return run_folder.dry_run(settings, once)
-        wrapped = once
-        for wrap in plugins.hooks("fit").values() if settings.action == "fit" else ():
-            wrapped = partial(wrap, run=wrapped)
-        metrics = wrapped(settings)
-        for finish in plugins.hooks("finish").values():
-            finish()
-        return metrics
-    except UsageError as error:  # found only with torch at hand
+        return actions.run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
+    except UsageError as error:  # one that only torch could find
         parser.stop(str(error))
 
 
 def run(
     settings: Settings,
-    own_callbacks: "Sequence[Callback]" = (),
+    extra_callbacks: "Sequence[Callback]" = (),
     *,
     model_name: str,
     dataset: str,
@@ -71,22 +59,21 @@ def run(
     default_root_dir: str = ".",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:
-    """Builds everything and does the action. The arguments behind the `*` are flags.
+    """Builds everything and runs the action. The arguments behind the `*` are flags.
 
-    Args:
-        model_name: a file of model/, or a dotted path to a class.
-        dataset: a file of data/, or a dotted path to a class.
-        ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
-        init_from: the same, or a file of weights, which a new run begins with.
-        init_partial: take only those weights of init_from whose name and shape fit.
-        trust: import what the checkpoint names (network, dataset, loss, optimizer) wherever it lies; it may run code.
-        seed: the first weights, the splits, the order of the items and every random draw follow from it.
-        seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
-        max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
-        log_every_n_steps: optimiser steps between two points of train_loss_step.
-        enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
-        default_root_dir: folder in which lightning_logs lies.
-        hang_minutes: minutes without a batch after which every process prints its stack; those that wait for one end.
+    model_name: a file of model/, or a dotted path to a class.
+    dataset: a file of data/, or a dotted path to a class.
+    ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
+    init_from: the same, or a file of weights, which a new run begins with.
+    init_partial: take only those weights of init_from whose name and shape fit.
+    trust: import what the checkpoint names (network, dataset, loss, optimizer) wherever it lies; it may run code.
+    seed: the first weights, the splits, the order of the items and every random draw follow from it.
+    seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
+    max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
+    log_every_n_steps: optimiser steps between two points of train_loss_step.
+    enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
+    default_root_dir: folder in which lightning_logs lies.
+    hang_minutes: minutes without a batch after which every process prints its stack; those that wait for one end.
     """
     from pytorch_lightning import seed_everything
 
@@ -98,62 +85,36 @@ def run(
     from model import MInterface
 
     hardware.silence_warnings()
-    context = {"settings": settings, "build_data": DInterface.from_settings, "build_model": MInterface.from_settings}
-    if "trainer" not in plugins.commands().get(settings.action, ["trainer"]):
-        return act(settings, context)
-    if fits := settings.action == "fit":
-        loggers.check(**settings.arguments["loggers"])
+    build = {"build_data": DInterface.from_settings, "build_model": MInterface.from_settings}
+    if not actions.needs_trainer(settings.action):
+        return actions.run_action(settings, build)
+    groups = settings.arguments
+    loggers.check(settings.action, **groups["loggers"])
     seed_everything(seed, verbose=False)
     data = DInterface.from_settings(settings)
     model = MInterface.from_settings(settings, data)
-    if init_from and not settings.ckpt_path:  # a run that goes on has its own weights
+    if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
-    options = settings.arguments["trainer"]
-    prepared = hardware.configure(model, data, options.get("strategy"), **settings.arguments["hardware"])
+    prepared = hardware.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
-    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **settings.arguments["callbacks"])
-    callbacks += plugins.load_features(run_dir, model, data, settings.arguments)
+    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
+    callbacks += plugins.load_features(run_dir, model, data, groups)
     trainer = hardware.make_trainer(
         model,
         data,
         run_dir,
-        **options,
+        **groups["trainer"],
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
-        callbacks=[*callbacks, *own_callbacks],
-        logger=load_loggers(run_dir, **settings.arguments["loggers"]) if fits else [],
+        callbacks=[*callbacks, *extra_callbacks],
+        logger=load_loggers(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
-    path = str(settings.ckpt_path) if settings.ckpt_path else None
-    if trainer.is_global_zero:
-        source = f", from {path}" if path else ""
-        how = ", ".join([trainer.strategy.root_device.type, *prepared])
-        print(f"{settings.action} {model_name} on {dataset}{source}: {run_dir} ({how})", flush=True)
-    context |= {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir, "ckpt_path": path}
+    actions.print_start(settings, trainer, run_dir, prepared)
     with watchdog.watch(trainer, hang_minutes):
-        act(settings, context)
-    if trainer.is_global_zero:
-        run_folder.finish(run_dir, settings.job_id, model.latest_metrics)
-    return model.latest_metrics
-
-
-def act(settings: Settings, context: dict[str, Any]) -> Any:
-    """Does the action. context: what there is for a command, by the names of its arguments."""
-    if settings.action in plugins.commands():
-        needs = {name: context[name] for name in plugins.commands()[settings.action]}
-        return plugins.load_command(settings.action)(**needs, **settings.arguments["action"])
-    trainer, model, data, path = (context[name] for name in ("trainer", "model", "data", "ckpt_path"))
-    if settings.action == "fit":
-        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        if data.split("test") is not None:
-            trained, best = model.latest_metrics, getattr(trainer.checkpoint_callback, "best_model_path", "")
-            path = best if best and Path(best).exists() else None
-            trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-            model.latest_metrics = trained | model.latest_metrics
-    else:
-        measure = trainer.validate if settings.action == "validate" else trainer.test
-        measure(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        actions.run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
+    run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)
     return model.latest_metrics
 
 
@@ -172,13 +133,12 @@ def load_callbacks(
 ) -> list["Callback"]:
     """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.
 
-    Args:
-        monitor: the metric that says which checkpoint is best (more is better for acc and the like).
-        save_top_k: how many of the best checkpoints to keep.
-        every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
-        every_n_minutes: the same by the clock.
-        patience: stop when the monitored metric has not got better for so many validations.
-        bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
+    monitor: the metric that says which checkpoint is best (more is better for acc and the like).
+    save_top_k: how many of the best checkpoints to keep.
+    every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
+    every_n_minutes: the same by the clock.
+    patience: stop when the monitored metric has not got better for so many validations.
+    bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
     """
     from pytorch_lightning.callbacks import EarlyStopping
 
@@ -188,8 +148,7 @@ def load_callbacks(
     from engine.training.gradient_guard import GradientGuard
     from engine.training.step_seeding import SeedEachStep
 
-    if data.split("val") is None:
-        monitor = monitor.replace("val_", "train_", 1)
+    monitor = monitor if data.split("val") is not None else monitor.replace("val_", "train_", 1)
     mode = monitor_mode(monitor)
     callbacks: list[Callback] = [
         SeedEachStep(seed),
@@ -209,8 +168,7 @@ def load_loggers(
 ) -> list["Logger"]:
     """The loggers, all in one run folder. Edit this list in place.
 
-    Args:
-        logger: where the metrics go, any of them together; [] for nowhere.
+    logger: where the metrics go, any of them together; [] for nowhere.
     """
     from engine.logging import loggers
 

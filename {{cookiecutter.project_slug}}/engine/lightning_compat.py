@@ -1,9 +1,9 @@
 """Every private or patched name of Lightning, torch and torchmetrics, one function each; nothing else uses any.
 
-Each says what it does, why, and what breaks without it. Nothing here imports torch before it is called.
+Each says what it does, why, what breaks without it, and the upstream thread, where one is known. torch is not imported
+before a function is called. A test for each fails when upstream changes.
 """
 
-import ctypes
 import importlib
 import os
 import sys
@@ -40,7 +40,7 @@ def defer_scipy_signal() -> None:
     """Delays the import of scipy.signal until it is used.
 
     torchmetrics' `__init__` loads all of it to look whether it has a `hamming`, for the sake of one old package.
-    Without this, each start takes a fifth longer.
+    Without this, each start takes a fifth longer. Upstream: Lightning-AI/torchmetrics#3459.
     """
     sys.modules.setdefault("scipy.signal", _LazyScipySignal("scipy.signal"))
 
@@ -50,6 +50,8 @@ def keep_freed_memory() -> bool:
 
     Without it, glibc returns the memory to the system at each step and asks for it again: some 1,000 page faults.
     """
+    import ctypes
+
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -61,7 +63,7 @@ def keep_freed_memory() -> bool:
 def skip_driver_lookup() -> None:
     """On a machine without a GPU: spares every optimiser step the search for NVIDIA's driver (120 to 200 us).
 
-    lightning_fabric sets this variable to 1 when it is imported.
+    lightning_fabric sets this variable to 1 when it is imported. Upstream: Lightning-AI/pytorch-lightning#15110.
     """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
@@ -70,6 +72,7 @@ def skip_sigterm_broadcast(trainer: Any) -> None:
     """Switches off the broadcast by which ranks tell each other of SIGTERM at every step.
 
     LastCheckpoint asks once a second. Without this, a step of several processes takes about a tenth longer.
+    Upstream: Lightning-AI/pytorch-lightning#20825, #21487.
     """
     assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
@@ -79,6 +82,7 @@ def skip_unused_hooks(trainer: Any, module: Any) -> None:
     """Sets the hooks of a training step that a callback or module does not define to None: these are not called.
 
     Without it, Lightning calls six empty hooks of every callback at each step.
+    Upstream: discussed in Lightning-AI/pytorch-lightning#10575.
     """
     from pytorch_lightning import Callback, LightningModule
 
@@ -98,15 +102,21 @@ def set_process_group_timeout(strategy: Any, timeout: timedelta) -> None:
 
 
 def shut_down_workers(loader: Any) -> None:
-    """Ends a DataLoader's persistent workers at once; left to the garbage collector, each takes seconds to go."""
+    """Ends a DataLoader's persistent workers at once; left to the garbage collector, each takes seconds to go.
+
+    Upstream: pytorch/pytorch#64766, #71383.
+    """
     iterator, loader._iterator = loader._iterator, None
     if iterator is not None:
         iterator._shutdown_workers()
 
 
 def mark_as_updated(metric: Any) -> None:
-    """Tells a metric whose state was restored that it holds something; else `compute` warns and is wrong for some."""
-    metric._update_count = 1
+    """Marks a metric as updated whose state was set from outside, and forgets its cached result.
+
+    Without it, `compute` warns, and returns an old result. Upstream, on reading alone: Lightning-AI/torchmetrics#1363.
+    """
+    metric._update_count, metric._computed = 1, None
 
 
 def all_finite(gradients: list[Any]) -> bool:
@@ -138,7 +148,65 @@ def mark_validation_as_interrupted(checkpoint: dict[str, Any]) -> None:
     """Writes into a checkpoint that the validation had only begun: a resumed run does it again, and then goes on.
 
     So looks a checkpoint that Lightning wrote within a validation. Without it, that validation would be left out.
+    Upstream: Lightning-AI/pytorch-lightning#19549, #20288.
     """
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     progress |= {"total": begun, "current": dict.fromkeys(begun, 0)}
+
+
+def averaged_model(callback: Any) -> Any:
+    """The torch.optim.swa_utils.AveragedModel of Lightning's WeightAveraging, None before its setup.
+
+    The callback has no public name for it; without it, a subclass cannot decide when to update the average.
+    """
+    return callback._average_model
+
+
+def batch_norm_class() -> Any:
+    """The base class of all batch norms, which has no public name; a list would miss the lazy and synced ones."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return _BatchNorm
+
+
+def set_data_parallel_size(strategy: Any, size: int) -> None:
+    """Sets how many data-parallel ranks a ModelParallelStrategy has.
+
+    The number is known once the processes are, after the strategy is built. Without it, "auto" means one a node.
+    """
+    strategy._data_parallel_size = size
+
+
+def cache_signature(function: Any) -> None:
+    """Stores the signature of a step method on it, where inspect.signature looks first: Lightning asks each step."""
+    import inspect
+
+    function.__signature__ = inspect.signature(function)
+
+
+def storage_key(tensor: Any) -> int:
+    """A number that tensors share which are views of one storage; a fake storage has no data_ptr."""
+    return tensor.untyped_storage()._cdata
+
+
+def fake_tensor_mode() -> Any:
+    """The mode in which tensors have a shape and a device and no memory; torch has no public name for it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def fake_tensor_errors() -> tuple[type[Exception], ...]:
+    """What code raises that reads values of a fake tensor, or an operator without a fake version."""
+    from torch._subclasses import fake_tensor
+
+    names = ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException")
+    return tuple(getattr(fake_tensor, name) for name in names)
+
+
+def export_user_error() -> type[Exception]:
+    """What torch.export raises for a network that it cannot trace as asked, such as a batch size that `len` fixes."""
+    import torch
+
+    return torch._dynamo.exc.UserError

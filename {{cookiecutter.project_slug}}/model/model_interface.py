@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engine.cli.settings import Settings
 from engine.datamodule.ordered_loader import drop_padding
 from engine.errors import UsageError
+from engine.lightning_compat import cache_signature
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training.hardware import to_channels_last
 from engine.training.metric_logging import MetricLoggingModule
@@ -158,7 +159,7 @@ class MInterface(MetricLoggingModule):
             self.log_now({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         return loss
 
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # Lightning reads it at every step
+    cache_signature(training_step)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if (batch := drop_padding(self.trainer.val_dataloaders, batch, batch_idx)) is not None:

@@ -1,4 +1,4 @@
-"""Checkpoint files that a kill cannot break and that a stranger cannot make run code."""
+"""Reading and writing checkpoint files: writes are atomic, reads execute no code."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from engine.errors import UsageError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, makes it durable, and only then gives it its name."""
+    """Writes to NAME.part, syncs it to disk, and then renames it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves; at every moment `path` is the old file or the new one, whole."""
@@ -67,7 +67,7 @@ def remove(path: Path) -> None:
 
 
 def cannot_save(path: Path, error: BaseException) -> SystemExit:
-    """What to end a run with that could not save: why, how much room there is, and what is safe."""
+    """The exit of a run that could not save: the reason, the free space, and the checkpoints that are left."""
     why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
     free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
     safe = ", ".join(sorted(one.name for one in path.parent.glob("*.ckpt"))) or "nothing yet"
@@ -97,7 +97,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def refused(path: Path, error: BaseException) -> UsageError:
-    """What to say of a checkpoint that torch cannot read, or will not."""
+    """The error for a checkpoint that torch cannot read, or refuses to."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
     return UsageError(f"{path} is refused: {why}")
@@ -112,9 +112,9 @@ def flags_of(path: Path) -> dict[str, Any]:
 
 
 def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
-    """Begins with the weights of a checkpoint, or of a file of the network's weights alone; everything else is new.
+    """Loads the initial weights from a checkpoint, or from a file of the network's state_dict alone.
 
-    partial: leave alone what does not fit, and say so.
+    partial: skip the weights that do not fit, and print them.
 
     Raises:
         UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
@@ -137,7 +137,7 @@ def check_weights_fit(module: LightningModule, weights: dict[str, torch.Tensor])
 
 
 def mismatched_weights(module: LightningModule, weights: dict[str, torch.Tensor]) -> list[str]:
-    """What keeps weights from being a module's, a line each."""
+    """The weights whose name or shape a module does not have, and those that it misses, a line each."""
     own = module.state_dict()
     wrong = [f"{name} is {tuple(own[name].shape)} here and {tuple(one.shape)} there" for name, one in weights.items()
              if name in own and not _fits(own, name, one)]  # fmt: skip

@@ -8,21 +8,21 @@ from engine.cli import config_file
 from engine.cli.config_file import RawValue
 from engine.cli.parser import Restored, takes_no_checkpoint
 from engine.errors import UsageError
-from engine.launch import cluster_job
+from engine.launch import job
 
 
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
-    """What the command line goes on from.
+    """The checkpoint and the flags that the command line resumes from.
 
-    argv: the words behind the action. given: the texts of the flags that say so, and of all in --config files.
+    argv: the arguments after the action. given: the raw values of RESTORING on it, and of all flags in --config files.
 
     Raises:
         UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.
     """
     ckpt_path, init_from = given.get("ckpt_path"), given.get("init_from")
     root = run_folder.logs_root(given.get("default_root_dir"))
-    job_id = cluster_job.job_id(argv) if action == "fit" else ""
-    restarted = cluster_job.restarted_run(root, job_id)
+    job_id = job.job_id(argv) if action == "fit" else ""
+    restarted = job.restarted_run(root, job_id)
     ckpt_path = restarted or ckpt_path
     if ckpt_path and takes_no_checkpoint(action):
         raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")

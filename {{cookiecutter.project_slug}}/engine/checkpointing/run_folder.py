@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from engine.cli import config_file, plugins
 from engine.cli.settings import Settings
@@ -49,9 +50,10 @@ def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> 
     return metrics
 
 
-def finish(run: Path, job_id: str, metrics: dict[str, float]) -> None:
-    """Notes in the run folder that the job is over, prints a table of what was measured, and keeps it as
-    metrics.json, beside what stood there."""
+def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> None:
+    """Marks the job as ended, prints the metrics and merges them into metrics.json; on rank 0 alone."""
+    if not trainer.is_global_zero:
+        return
     if job_id:
         (run / job_id).write_text("ended", "utf-8")
     if not metrics:

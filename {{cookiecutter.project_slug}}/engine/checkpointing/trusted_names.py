@@ -33,21 +33,21 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
         path = kept[key].text if key in kept else ""
         if "." not in path:
             continue
-        wrong = _wrong(key, path, ckpt_path)
+        wrong = _reason_to_refuse(key, path, ckpt_path)
         if path.startswith("timm.") and key == "model_name" and (loads := kept.keys() & {*_LOADS}):
             wrong = wrong or f"it would load a file by {min(loads)}"
         if wrong:
-            said = f"type --{key} {path!r} as well, or --trust, if you trust it"
-            raise UsageError(f"{kept[key].where or f'{ckpt_path}: '}{key} {path!r} is refused: {wrong}; {said}")
+            hint = f"type --{key} {path!r} as well, or --trust, if you trust it"
+            raise UsageError(f"{kept[key].where or f'{ckpt_path}: '}{key} {path!r} is refused: {wrong}; {hint}")
 
 
-def _wrong(key: str, path: str, ckpt_path: Path) -> str:
-    """What keeps a dotted path from being used, or ""."""
+def _reason_to_refuse(key: str, path: str, ckpt_path: Path) -> str:
+    """Why a dotted path may not be imported, or ""."""
     *parents, name = path.split(".")
     module = ".".join(parents)
     if not all(part.isidentifier() and not part.startswith("__") for part in (*parents, name)):
         return "it is no dotted path"
-    found, wrong = _look(parents)
+    found, wrong = _locate(parents)
     if wrong:
         return wrong
     base = found[0].parents[1] if found[0].name.startswith("__init__.") else found[0].parent  # an entry of sys.path
@@ -57,18 +57,18 @@ def _wrong(key: str, path: str, ckpt_path: Path) -> str:
     own_loss = key == "loss" and base.resolve() == ROOT and parents[0] not in _NO_LOSSES
     known = installed and parents[0] in _KNOWN
     if not known:
-        classes, functions = _defined(found[-1])
+        classes, functions = _definitions(found[-1])
         if name not in classes | (functions if own_loss else set()):
             return f"{found[-1]} defines no {'class or function' if own_loss else 'class'} of that name"
     thing = getattr(importlib.import_module(module), name, None)
     if isinstance(thing, type):
         return "" if issubclass(thing, _bases(key)) else f"it is no {' or '.join(one.__name__ for one in _bases(key))}"
-    if callable(thing) and (own_loss or (known and _makes(key, path, thing))):
+    if callable(thing) and (own_loss or (known and _is_factory(key, path, thing))):
         return ""
     return "it is no class" if thing is not None else f"module {module} has no {name!r}"
 
 
-def _look(parents: list[str]) -> tuple[list[Path], str]:
+def _locate(parents: list[str]) -> tuple[list[Path], str]:
     """The files that importing a module would run, package by package, found without running one; or why not."""
     if parents[0] in sys.stdlib_module_names:
         return [], "it is of Python's own library"
@@ -104,7 +104,7 @@ def _misplaced(found: list[Path], base: Path, installed: bool, ckpt_path: Path) 
     return ""
 
 
-def _defined(path: Path) -> tuple[set[str], set[str]]:
+def _definitions(path: Path) -> tuple[set[str], set[str]]:
     """The classes and functions that stand in a file."""
     try:
         tree = ast.parse(path.read_bytes())
@@ -122,7 +122,7 @@ def _bases(key: str) -> tuple[type, ...]:
     return {"dataset": (Dataset, LightningDataModule), "optimizer": (optim.Optimizer,)}.get(key, (nn.Module,))
 
 
-def _makes(key: str, path: str, function: Any) -> bool:
+def _is_factory(key: str, path: str, function: Any) -> bool:
     """Whether a function of a known package makes a network, or is a loss: of all others some load, fetch, compile."""
     home, name = str(getattr(function, "__module__", "")), path.rpartition(".")[2]
     if key == "loss":

@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 
 from engine.checkpointing.checkpoint_io import load
 from engine.errors import UsageError
+from engine.lightning_compat import export_user_error
 
 _LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
 
@@ -72,7 +73,7 @@ def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, An
         warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
         try:
             return torch.export.export(network, args, named, dynamic_shapes=shapes)
-        except torch._dynamo.exc.UserError:  # `len(x)` fixes the batch, unless torch reads the source
+        except export_user_error():  # `len(x)` fixes the batch, unless torch reads the source
             return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from engine.launch.cluster_job import SIGNALS
+from engine.launch.signals import SIGNALS
 
 
 def reseed(*key: int | str) -> None:

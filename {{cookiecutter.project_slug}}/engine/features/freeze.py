@@ -3,12 +3,12 @@
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
 
 from engine.errors import UsageError
+from engine.lightning_compat import batch_norm_class
 from engine.training.optimizers import matching_parameters
 
-_Norm = nn.modules.batchnorm._BatchNorm  # the base of all batch norms has no public name
+_Norm = batch_norm_class()
 
 
 def callbacks(

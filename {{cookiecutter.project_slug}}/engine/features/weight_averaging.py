@@ -6,6 +6,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
 
 from engine.errors import UsageError
+from engine.lightning_compat import averaged_model
 
 
 def callbacks(
@@ -54,7 +55,7 @@ class SWA(WeightAveraging):
 
     @property
     def _begun(self) -> bool:
-        return self._average_model is not None and bool(self._average_model.n_averaged)
+        return (average := averaged_model(self)) is not None and bool(average.n_averaged)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Never where Lightning asks: the end of an epoch comes after its validation."""
@@ -62,8 +63,7 @@ class SWA(WeightAveraging):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.is_last_batch and trainer.current_epoch + 1 >= self.first:
-            assert self._average_model is not None
-            self._average_model.update_parameters(pl_module)
+            averaged_model(self).update_parameters(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._begun:

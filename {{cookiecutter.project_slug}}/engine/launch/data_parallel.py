@@ -12,7 +12,7 @@ class DataParallelRank(NamedTuple):
 
 
 def data_parallel_rank(trainer: Any) -> DataParallelRank:
-    """Where this process sits. Those that share each layer of a network (--tensor_parallel_size) see the same data."""
+    """The data-parallel rank of this process; tensor-parallel ranks see the same data and share one."""
     if (mesh := getattr(trainer.lightning_module, "device_mesh", None)) is None:
         return DataParallelRank(trainer.global_rank, trainer.world_size)
     data = mesh["data_parallel"]

@@ -1,4 +1,4 @@
-"""A hang is said aloud: where every process stands when nothing has moved for a while."""
+"""The watchdog: each process prints its stack when no batch has begun for a while."""
 
 import os
 import sys
@@ -31,25 +31,25 @@ def watch(trainer: Trainer, minutes: float) -> Iterator[None]:
 
 
 def _watch(trainer: Trainer, minutes: float, over: threading.Event) -> None:
-    before, since, said = _place(trainer), time.monotonic(), False
+    before, since, reported = _progress(trainer), time.monotonic(), False
     while not over.wait(min(5.0, 6 * minutes)):
         still = (time.monotonic() - since) / minutes / 60
-        if (now := _place(trainer)) != before:
-            before, since, said = now, time.monotonic(), False
-        elif not said and still > 0.8:  # before the others give up and end the run
+        if (now := _progress(trainer)) != before:
+            before, since, reported = now, time.monotonic(), False
+        elif not reported and still > 0.8:  # before the others give up and end the run
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
             stack = "".join(traceback.format_stack(frame)[-8:])
-            told = f"rank {trainer.global_rank}: nothing has moved for {still * minutes:.1f} minutes"
-            print(f"{told} (--hang_minutes {minutes:g}); it stands here:\n{stack}", file=sys.stderr, flush=True)
+            start = f"rank {trainer.global_rank}: nothing has moved for {still * minutes:.1f} minutes"
+            print(f"{start} (--hang_minutes {minutes:g}); it stands here:\n{stack}", file=sys.stderr, flush=True)
             if trainer.world_size > 1:
                 others = "Is it waiting for another one? See what the others say, and whether their machines answer."
                 print(f"rank {trainer.global_rank}: {others}", file=sys.stderr, flush=True)
-            said = True
+            reported = True
         elif still > 1.2 and trainer.world_size > 1:  # it hears no signal where it stands
             os._exit(1)
 
 
-def _place(trainer: Trainer) -> tuple[int, ...]:
+def _progress(trainer: Trainer) -> tuple[int, ...]:
     """The batches begun so far, in every loop."""
     loops = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop
     loops += trainer.test_loop, trainer.predict_loop  # type: ignore[assignment]

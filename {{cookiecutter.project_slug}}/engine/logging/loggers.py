@@ -14,9 +14,9 @@ from engine.cli import config_file
 from engine.errors import UsageError
 
 
-def check(*, logger: tuple[str, ...]) -> None:
-    """Whether the packages of the loggers are there. Raises: UsageError: one is not; the message says how to get it."""
-    for name in logger:
+def check(action: str, *, logger: tuple[str, ...]) -> None:
+    """Raises UsageError: the package of a logger is not installed, and the action logs."""
+    for name in logger if action == "fit" else ():
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')
 

@@ -22,11 +22,6 @@ class ProgressBar(TQDMProgressBar):
         self._drawn = now
         return 1
 
-    @property
-    def is_enabled(self) -> bool:
-        """Whether there is a bar."""
-        return self._enabled
-
     def on_train_epoch_start(self, trainer: Trainer, *unused: Any) -> None:
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(f"epoch {_counted(trainer.current_epoch + 1, trainer)}")

@@ -10,6 +10,7 @@ from torchmetrics import Metric, image
 from torchmetrics.classification import MulticlassAccuracy
 
 from engine.errors import UsageError, nearest
+from engine.lightning_compat import mark_as_updated
 
 # Short names; any other is a class of torchmetrics, in upper or lower case.
 ALIASES = {
@@ -42,7 +43,7 @@ class Mean(Metric):
 
     def add(self, mean: Tensor, items: int) -> None:
         """As `update`, without torchmetrics' wrapper around it, which takes longer than the sum."""
-        self._update_count, self._computed = 1, None
+        mark_as_updated(self)
         self.total.add_(mean, alpha=items)
         self.items.add_(items)
 

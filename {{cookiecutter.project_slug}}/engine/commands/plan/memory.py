@@ -8,21 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.commands.plan import meta_network
+from engine.lightning_compat import fake_tensor_errors, fake_tensor_mode, storage_key
 
 DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 # Raised where code asks a fake tensor what it holds, or by an operation that has no fake version.
-_READS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+_READS = fake_tensor_errors()
+_UNCOUNTED: tuple[type[Exception], ...] = (*_READS, NotImplementedError)
 
 
 class Account(NamedTuple):
@@ -62,7 +58,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, kind: str) -> Ac
     how = meta_network.precision(precision, kind)
     with torch.device("meta"):
         model = how.convert_module(build())
-    with FakeTensorMode() as mode, torch.device(kind):
+    with fake_tensor_mode() as mode, torch.device(kind):
         meta_network.place(model, kind)  # a meta tensor would not tell which kernels are taken, and what they save
         batch = how.convert_input(tree_map_only(Tensor, lambda one: mode.from_tensor(one).to(kind), batch))
         parameters = list(model.parameters())
@@ -74,7 +70,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, kind: str) -> Ac
             few, many = (_step(model, batch, size, how) for size in (64, 128))
             activations, workspace = (2.0 * few.saved - many.saved, (many.saved - few.saved) / 64), many.beside / 128
             flops = (many.flops - few.flops) / 64
-        except (*_READS, NotImplementedError) as error:
+        except _UNCOUNTED as error:
             why = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
         return Account(
             sum(one.numel() for one in parameters),
@@ -94,7 +90,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, kind: str) -> Ac
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """What tensors take in memory, each storage counted once."""
-    return sum({_store(one): one.untyped_storage().nbytes() for one in tensors}.values())
+    return sum({storage_key(one): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 class _Step(NamedTuple):
@@ -111,17 +107,17 @@ class _Live(TorchDispatchMode):
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
         # What was there before is held, so that nothing new gets its place.
-        self.known: dict[int, Any] = {_store(one): one.untyped_storage() for one in there}
+        self.known: dict[int, Any] = {storage_key(one): one.untyped_storage() for one in there}
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         for one in _tensors(found):
-            if _store(one) not in self.known:
+            if storage_key(one) not in self.known:
                 storage = one.untyped_storage()
-                self.known[_store(one)] = None
+                self.known[storage_key(one)] = None
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, _store(one), storage.nbytes())
+                weakref.finalize(storage, self._gone, storage_key(one), storage.nbytes())
         self.most = max(self.most, self.now)
         return found
 
@@ -150,14 +146,14 @@ def _step(model: Any, batch: Any, size: int, how: Any) -> _Step:
                 with how.forward_context():
                     loss = model.step(batch, "train")
             except (RuntimeError, ValueError) as error:
-                if not model.channels_last or isinstance(error, (*_READS, NotImplementedError)):
+                if not model.channels_last or isinstance(error, _UNCOUNTED):
                     raise
                 model.channels_last = False  # as machine.py does where a network cannot take it
                 return _step(model, batch, size, how)
         model._metric_buffers["train"].batches.clear()
-        fixed = {_store(one) for one in own}
+        fixed = {storage_key(one) for one in own}
         given = bytes_of(_tensors(batch))
-        saved = bytes_of([*_tensors(batch), *(one for one in held if _store(one) not in fixed)])
+        saved = bytes_of([*_tensors(batch), *(one for one in held if storage_key(one) not in fixed)])
         held.clear()
         gradients = bytes_of(one for one in own if one.requires_grad)
         forward, live.most = live.most, live.now
@@ -184,10 +180,6 @@ def _optimizer(model: Any) -> int:
                 state = [one for one in optimizer.state[parameter].values() if isinstance(one, Tensor)]
                 total += alike[kind] * bytes_of(state)
     return total
-
-
-def _store(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # where it lies in memory: of views the same
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ from torchmetrics import Metric
 from engine.checkpointing import checkpoint_io
 from engine.errors import UsageError
 from engine.features.model_parallel import sharded_checkpoint
+from engine.lightning_compat import set_data_parallel_size
 
 
 def callbacks(folder: Any, model: Any, data: Any, *, tensor_parallel_size: int = 1) -> list[Callback]:
@@ -57,13 +58,14 @@ class ShardedModelParallel(ModelParallelStrategy):
 
     def __init__(self, tensor_parallel_size: int = 1, **options: Any) -> None:
         super().__init__(tensor_parallel_size=tensor_parallel_size, **options)
+        self.tensor_parallel_size = int(tensor_parallel_size)
 
     def setup_environment(self) -> None:
         """Lays the processes out; the network is cut up once all callbacks are set up."""
         module: Any = self.lightning_module
-        processes, each = self.num_processes * self.num_nodes, int(self._tensor_parallel_size)
+        processes, each = self.num_processes * self.num_nodes, self.tensor_parallel_size
         refuse(module, processes, each)
-        self._data_parallel_size = processes // each
+        set_data_parallel_size(self, processes // each)
         super().setup_environment()
         for one in module.modules():
             if isinstance(one, Metric):  # what several processes see of the same data counts once

@@ -1,0 +1,221 @@
+"""Each private or patched name of Lightning, torch and torchmetrics is still there, and still needed."""
+
+import ctypes
+import inspect
+import os
+import subprocess
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from engine import lightning_compat as compat
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.utils.data import DataLoader
+from torchmetrics import SumMetric
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*srun. command is available")  # where SLURM is installed
+
+
+def trainer(*callbacks: Callback) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", callbacks=[*callbacks], enable_checkpointing=False, max_epochs=1, **quiet)
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patched", [False, True])
+def test_defer_scipy_signal(patched: bool) -> None:
+    patch = "from engine.lightning_compat import defer_scipy_signal; defer_scipy_signal(); " if patched else ""
+    loaded = "import torchmetrics, sys; print('scipy.signal._signaltools' in sys.modules)"
+    skip_engine = "import sys, types; e = types.ModuleType('engine'); e.__path__ = [sys.argv[1]]; "
+    command = [sys.executable, "-c", f"{skip_engine}sys.modules['engine'] = e; {patch}{loaded}"]
+    command.append(str(Path(compat.__file__).parent))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not patched)
+
+
+def test_keep_freed_memory() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc's malloc")
+    assert callable(ctypes.CDLL("libc.so.6").mallopt)
+    assert compat.keep_freed_memory()
+
+
+def test_skip_driver_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning_fabric.accelerators.cuda as cuda
+
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" in inspect.getsource(cuda) + inspect.getsource(
+        sys.modules["lightning_fabric"]
+    )
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    assert torch.cuda._nvml_based_avail()
+    compat.skip_driver_lookup()
+    assert not torch.cuda._nvml_based_avail()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
+
+
+def test_skip_sigterm_broadcast() -> None:
+    made = trainer()
+    loop = made.fit_loop.epoch_loop
+    assert "_broadcast_sigterm_tensor()" in inspect.getsource(type(loop).on_advance_end) + inspect.getsource(
+        type(loop).advance
+    )
+    compat.skip_sigterm_broadcast(made)
+    assert loop._broadcast_sigterm_tensor() is None
+    assert "_broadcast_sigterm_tensor" in vars(loop)
+
+
+def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(Callback, "on_before_backward", lambda *_: calls.append("called"))
+    loader = DataLoader(torch.zeros(2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = Callback()
+        trainer(plain).fit(Module(), loader)
+        assert calls  # without it
+        calls.clear()
+        made, module = trainer(plain), Module()
+        compat.skip_unused_hooks(made, module)
+        made.fit(module, loader)
+    assert not calls
+
+
+def test_set_process_group_timeout() -> None:
+    strategy = DDPStrategy()
+    assert strategy._timeout == timedelta(minutes=30)
+    compat.set_process_group_timeout(strategy, timedelta(minutes=1))
+    assert strategy._timeout == timedelta(minutes=1)
+    assert "self._timeout" in inspect.getsource(DDPStrategy.setup_distributed)
+    assert hasattr(ModelParallelStrategy(), "_timeout")
+
+
+def test_shut_down_workers() -> None:
+    loader = DataLoader(torch.zeros(2), num_workers=1, persistent_workers=True)
+    list(loader)
+    [worker] = loader._iterator._workers
+    assert worker.is_alive()
+    compat.shut_down_workers(loader)
+    assert not worker.is_alive()
+    assert not hasattr(loader, "close")
+    assert loader._iterator is None
+
+
+def test_mark_as_updated() -> None:
+    metric = SumMetric()
+    metric.sum_value = torch.tensor(3.0)
+    assert not metric.update_called
+    compat.mark_as_updated(metric)
+    assert metric.update_called
+    assert metric.compute() == 3
+    metric.sum_value = torch.tensor(4.0)
+    assert metric.compute() == 3  # a cached result
+    compat.mark_as_updated(metric)
+    assert metric.compute() == 4
+
+
+def test_all_finite() -> None:
+    assert callable(torch._amp_foreach_non_finite_check_and_unscale_)
+    assert compat.all_finite([torch.ones(2), torch.ones(3)])
+    assert compat.all_finite([])
+    for wrong in (float("nan"), float("inf")):
+        gradients = [torch.ones(2), torch.tensor([1.0, wrong])]
+        assert not compat.all_finite(gradients)
+        assert gradients[0].tolist() == [1, 1]
+    assert not compat.all_finite([torch.ones(1), torch.tensor([float("inf")], dtype=torch.float64)])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_load_sharded_checkpoint(tmp_path: Path) -> None:
+    from torch.distributed import checkpoint as dcp
+
+    dcp.save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id=tmp_path / "s", no_dist=True)
+    torch.save({"epoch": 3}, tmp_path / "s" / "meta.pt")
+    loaded = compat.load_sharded_checkpoint(tmp_path / "s")
+    assert loaded["epoch"] == 3
+    assert loaded["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def test_mark_validation_as_interrupted() -> None:
+    made = trainer()
+    made.strategy.connect(Module())
+    state = {"loops": {"fit_loop": made.fit_loop.state_dict()}}
+    loop = made.fit_loop.epoch_loop.val_loop
+    made.fit_loop.load_state_dict(state["loops"]["fit_loop"])
+    loop.restarting = True
+    loop.update_restart_stage()
+    assert not loop.restarted_mid_evaluation  # without it
+    compat.mark_validation_as_interrupted(state)
+    made.fit_loop.load_state_dict(state["loops"]["fit_loop"])
+    loop.restarting = True
+    loop.update_restart_stage()
+    assert loop.restarted_mid_evaluation
+
+
+def test_averaged_model() -> None:
+    callback, module = WeightAveraging(), Module()
+    assert compat.averaged_model(callback) is None
+    callback.setup(SimpleNamespace(strategy=SimpleNamespace(root_device="cpu")), module, "fit")  # type: ignore[arg-type]
+    compat.averaged_model(callback).update_parameters(module)
+    assert compat.averaged_model(callback).n_averaged == 1
+
+
+def test_batch_norm_class() -> None:
+    for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LazyBatchNorm3d):
+        assert issubclass(norm, compat.batch_norm_class())
+    assert not issubclass(nn.LayerNorm, compat.batch_norm_class())
+
+
+def test_set_data_parallel_size() -> None:
+    strategy = ModelParallelStrategy(tensor_parallel_size=2)
+    assert strategy._data_parallel_size == "auto"
+    compat.set_data_parallel_size(strategy, 3)
+    assert strategy._data_parallel_size == 3
+    assert "self._data_parallel_size" in inspect.getsource(ModelParallelStrategy.setup_environment)
+
+
+def test_cache_signature() -> None:
+    def step(batch: int) -> None: ...
+
+    compat.cache_signature(step)
+    assert inspect.signature(step) is inspect.signature(step)  # else built anew by each call
+    assert list(inspect.signature(step).parameters) == ["batch"]
+
+
+def test_storage_key() -> None:
+    with compat.fake_tensor_mode():
+        tensor, other = torch.zeros(2), torch.zeros(2)
+        assert compat.storage_key(tensor) == compat.storage_key(tensor[1:])
+        assert compat.storage_key(tensor) != compat.storage_key(other)
+
+
+def test_fake_tensors_have_no_values() -> None:
+    with compat.fake_tensor_mode(), pytest.raises(compat.fake_tensor_errors()):
+        torch.zeros(2).sum().item()
+
+
+def test_export_user_error() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.ones(2, 1)
+
+    with pytest.raises(compat.export_user_error()):
+        torch.export.export(Fixed(), (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -1,0 +1,63 @@
+"""The actions of main.py: fit, validate and test by Lightning's Trainer, all others by their file in commands/."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.checkpointing import run_folder
+from engine.cli import plugins
+from engine.cli.settings import Settings
+
+Run = Callable[[Settings], dict[str, float]]
+
+
+def run_wrapped(settings: Settings, run: Run) -> dict[str, float]:
+    """Calls `run` through what wraps it: a temporary folder for --fast_dev_run, or the features' `fit` hooks."""
+    if settings.arguments["trainer"].get("fast_dev_run"):
+        return run_folder.dry_run(settings, run)
+    for wrap in plugins.hooks("fit").values() if settings.action == "fit" else ():
+        run = partial(wrap, run=run)
+    metrics = run(settings)
+    for finish in plugins.hooks("finish").values():
+        finish()
+    return metrics
+
+
+def needs_trainer(action: str) -> bool:
+    """Whether an action works on a Trainer, a network and data; a command that lists no `trainer` does not."""
+    return "trainer" in plugins.commands().get(action, ["trainer"])
+
+
+def run_action(settings: Settings, context: dict[str, Any]) -> Any:
+    """Runs the action; fit, validate and test return the metrics.
+
+    context: what a command may take besides the settings and the checkpoint, by name (`NEEDS` of engine.cli.plugins).
+    """
+    path = str(settings.ckpt_path) if settings.ckpt_path else None
+    context = context | {"settings": settings, "ckpt_path": path}
+    if settings.action in plugins.commands():
+        arguments = {name: context[name] for name in plugins.commands()[settings.action]}
+        return plugins.load_command(settings.action)(**arguments, **settings.arguments["action"])
+    trainer, model, data = (context[name] for name in ("trainer", "model", "data"))
+    if settings.action == "fit":
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        if data.split("test") is not None:
+            trained, best = model.latest_metrics, getattr(trainer.checkpoint_callback, "best_model_path", "")
+            path = best if best and Path(best).exists() else None
+            trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+            model.latest_metrics = trained | model.latest_metrics
+    else:
+        evaluate = trainer.validate if settings.action == "validate" else trainer.test
+        evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    return model.latest_metrics
+
+
+def print_start(settings: Settings, trainer: Any, run_dir: Path, hardware: list[str]) -> None:
+    """Prints the first line of a run: action, network, dataset, checkpoint, run folder, device and what is on."""
+    if trainer.is_global_zero:
+        source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
+        on = ", ".join([trainer.strategy.root_device.type, *hardware])
+        names = settings.arguments["run"]
+        what = f"{settings.action} {names['model_name']} on {names['dataset']}"
+        print(f"{what}{source}: {run_dir} ({on})", flush=True)
