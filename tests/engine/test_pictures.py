@@ -1,4 +1,4 @@
-"""The pictures of a run. Goes with engine/pictures.py, curves.py, figures.py, seen.py and histograms.py."""
+"""The pictures of a run, and weight histograms."""
 
 import csv
 from pathlib import Path
@@ -221,7 +221,7 @@ def test_histograms_of_the_weights(train, capsys: pytest.CaptureFixture[str]) ->
     assert tags("histograms") == {f"network.layers.{part}" for part in ("0.weight", "0.bias", "3.weight", "3.bias")}
     with pytest.raises(SystemExit, match="2"):
         train("--max_epochs", 2, "--histograms", "--logger", "csv")
-    assert "--histograms are drawn by TensorBoard" in capsys.readouterr().err
+    assert "--histograms needs TensorBoard" in capsys.readouterr().err
 
 
 @pytest.mark.slow
