@@ -313,8 +313,8 @@ def test_a_sharded_checkpoint_points_at_its_own_files(tmp_path: Path) -> None:
 
     dcp.save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id="s.ckpt", no_dist=True)
     torch.save({}, "s.ckpt/meta.pt")
-    assert sharded_checkpoint.contents(Path("s.ckpt")).storage_data
+    assert sharded_checkpoint.read_metadata(Path("s.ckpt")).storage_data
     found = Path("s.ckpt/__0_0.distcp").rename("elsewhere.distcp")
     Path("s.ckpt/__0_0.distcp").symlink_to(found.absolute())
     with pytest.raises(UsageError, match="is refused"):
-        sharded_checkpoint.contents(Path("s.ckpt"))
+        sharded_checkpoint.read_metadata(Path("s.ckpt"))
