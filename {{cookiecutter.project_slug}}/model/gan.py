@@ -21,7 +21,7 @@ class GAN(MInterface):
     Each batch is a step of the discriminator and one of the generator, with the non-saturating loss; Lightning counts
     both, so that `--every_n_train_steps 100` are 50 batches. Their losses, `train_discriminator` and
     `train_generator`, say little of how good the images are. `loss` does: it is the energy distance between the pixels
-    of a batch and of as many samples, about 0 where both are drawn alike. engine/pictures.py draws samples.png, always
+    of a batch and of as many samples, about 0 where both are drawn alike. `--pictures` draws samples.png, always
     from the same noise. `predict` gives a sample for each item, (B, C, S, S); `export` the generator, noise (B, Z) ->
     images.
 

@@ -174,7 +174,7 @@ class MInterface(MetricLoggingModule):
         return self(**inputs) if isinstance(inputs, dict) else self(*inputs)
 
     def pictures(self, batch: Any) -> dict[str, Any]:
-        """What a system wants to be seen of itself, by name; engine/pictures.py asks with the first batch measured.
+        """What a system wants to be seen of itself, by name; `--pictures` asks with the first batch measured.
 
         Images (N, 1|3, H, W), drawn eight in a row, or a dict of such rows by the word that goes before each.
         """

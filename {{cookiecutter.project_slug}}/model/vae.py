@@ -16,7 +16,7 @@ class VAE(MInterface):
     """Encoder, decoder and the evidence lower bound (ELBO) between them, for square images (B, C, S, S).
 
     It logs `loss` = `recon` + beta * `kl`, which with beta 1 is the negative ELBO, each in nats an image: -log p(x|z)
-    with one draw of z, and KL(q(z|x) || N(0, 1)). After each validation engine/pictures.py draws reconstructions.png
+    with one draw of z, and KL(q(z|x) || N(0, 1)). After each validation `--pictures` draws reconstructions.png
     and samples.png. `predict` gives the means of the latent values, (B, Z); `export` the pass without noise.
 
     Sources: D. Kingma, M. Welling, "Auto-encoding variational Bayes", 2014; beta: I. Higgins et al., "beta-VAE", 2017;
