@@ -278,7 +278,7 @@ def test_an_address_does_wherever_a_checkpoint_does(train, tmp_path: Path, monke
 def test_a_run_that_lies_in_the_mirror_is_not_copied_onto_itself(train, tmp_path: Path, capsys) -> None:
     train("--max_epochs", 1, "--mirror", "there")
     main.main(["--ckpt_path", "there/version_0", "--max_epochs", "2"])
-    assert "--mirror there: there/version_0 lies there itself and is not copied" in capsys.readouterr().err
+    assert "--mirror there: there/version_0 is in that folder itself and is not copied" in capsys.readouterr().err
     assert os.listdir("there") == ["version_0"]
     assert torch.load("there/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 

@@ -31,4 +31,4 @@ def test_the_device_is_watched_where_the_loss_is_logged(train) -> None:
 def test_without_a_logger_there_is_nowhere_to_log_to(train, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         train("--monitor_device", "--logger", "[]", "--max_epochs", 1)
-    assert "--monitor_device has nowhere to log to" in capsys.readouterr().err
+    assert "--monitor_device needs a logger" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The pictures of a run. Goes with engine/pictures.py, curves.py, figures.py, seen.py and histograms.py."""
+"""The pictures of a run, and weight histograms."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from engine.features.pictures.plots import alike, images, masks, of_one_range
+from engine.features.pictures.plots import images, masks, rows_in_target_range, scaled_like
 from engine.features.pictures.prediction_samples import PredictionSamples
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -123,21 +123,21 @@ def test_the_counts_and_the_worst_mistakes() -> None:
     seen = PredictionSamples()
     logits = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 1, 0], [5, 0, 0]])
     pixels = torch.arange(4.0).view(4, 1, 1, 1)
-    seen.classes(logits, torch.tensor([0, 2, 2, -100]), pixels)
-    seen.classes(logits, torch.tensor([0, 1, 1, 1]), pixels + 10)
+    seen.add_classes(logits, torch.tensor([0, 2, 2, -100]), pixels)
+    seen.add_classes(logits, torch.tensor([0, 1, 1, 1]), pixels + 10)
     assert seen.counts is not None
     assert seen.counts.tolist() == [[2, 0, 0], [1, 2, 0], [0, 2, 0]]
-    assert seen.worst["image"].flatten().tolist() == [13, 1, 2]  # by falling loss
-    assert seen.worst["true"].tolist() == [1, 2, 2]
-    assert seen.worst["guess"].tolist() == [0, 1, 1]
-    assert seen.worst["p"].tolist() == pytest.approx([0.98670, 0.90944, 0.57612], abs=1e-5)
+    assert seen.mistakes["image"].flatten().tolist() == [13, 1, 2]  # by falling loss
+    assert seen.mistakes["true"].tolist() == [1, 2, 2]
+    assert seen.mistakes["predicted"].tolist() == [0, 1, 1]
+    assert seen.mistakes["probability"].tolist() == pytest.approx([0.98670, 0.90944, 0.57612], abs=1e-5)
 
 
 def test_of_many_values_some_are_kept_from_all_over() -> None:
     seen = PredictionSamples()
     for start in range(0, 100_000, 500):
         values = torch.arange(float(start), start + 500)
-        seen.values(values + 1, values, None)
+        seen.add_values(values + 1, values, None)
     pairs = seen.pairs
     assert 2000 < len(pairs) <= 5000
     assert torch.equal(pairs[:, 1], pairs[:, 0] + 1)
@@ -146,13 +146,13 @@ def test_of_many_values_some_are_kept_from_all_over() -> None:
 
 ODD = {
     "no tensor": ("last", (None, torch.zeros(2))),
-    "a class for each pixel of other images": ("classes", (torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4).long())),
-    "shares of classes": ("classes", (torch.zeros(2, 3), torch.ones(2, 3) / 3)),
-    "more classes than fit": ("classes", (torch.zeros(2, 5000), torch.zeros(2).long())),
-    "one class": ("classes", (torch.zeros(2, 1), torch.zeros(2).long())),
-    "targets of another shape": ("values", (torch.zeros(2, 3), torch.zeros(2))),
-    "sequences": ("values", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))),
-    "nothing finite": ("values", (torch.full((3,), torch.nan), torch.zeros(3))),
+    "a class for each pixel of other images": ("add_classes", (torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4).long())),
+    "shares of classes": ("add_classes", (torch.zeros(2, 3), torch.ones(2, 3) / 3)),
+    "more classes than fit": ("add_classes", (torch.zeros(2, 5000), torch.zeros(2).long())),
+    "one class": ("add_classes", (torch.zeros(2, 1), torch.zeros(2).long())),
+    "targets of another shape": ("add_values", (torch.zeros(2, 3), torch.zeros(2))),
+    "sequences": ("add_values", (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))),
+    "nothing finite": ("add_values", (torch.full((3,), torch.nan), torch.zeros(3))),
 }
 
 
@@ -160,13 +160,13 @@ ODD = {
 def test_odd_outputs_are_passed_over(kind: str) -> None:
     seen, (how, (output, target)) = PredictionSamples(), ODD[kind]
     getattr(seen, how)(output, target, None)
-    assert (seen.counts, seen.worst, seen.rows, len(seen.pairs)) == (None, {}, {}, 0)
+    assert (seen.counts, seen.mistakes, seen.images, len(seen.pairs)) == (None, {}, {}, 0)
 
 
 def test_a_class_for_each_pixel_is_drawn_in_colour_over_the_image() -> None:
     seen, target = PredictionSamples(), torch.tensor([[[0, 1], [2, -100]]])  # (1, 2, 2); the last does not count
     output = nn.functional.one_hot(torch.tensor([[[0, 1], [1, 1]]]), 3).movedim(-1, 1).float()  # (1, 3, 2, 2)
-    seen.classes(output, target, torch.rand(1, 3, 2, 2))
+    seen.add_classes(output, target, torch.rand(1, 3, 2, 2))
     assert seen.counts is not None
     assert seen.counts.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
     figure = masks(seen.masks.pop("input"), seen.masks, ["road", "car", "tree"], "title")
@@ -178,16 +178,16 @@ def test_a_class_for_each_pixel_is_drawn_in_colour_over_the_image() -> None:
 
 def test_an_output_is_drawn_as_bright_as_what_it_should_be() -> None:
     target = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 2.0, 2.0]]).view(2, 1, 1, 3)
-    assert alike(target / 2 + 1, target).flatten().tolist() == [127, 170, 212, 255, 255, 255]
+    assert scaled_like(target / 2 + 1, target).flatten().tolist() == [127, 170, 212, 255, 255, 255]
 
 
 def test_so_is_an_input_that_is_of_its_kind() -> None:
     target = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     noisy = target + 0.2 * torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-    assert of_one_range({"input": noisy, "output": target, "target": target}) == ["input", "output", "target"]
+    assert rows_in_target_range({"input": noisy, "output": target, "target": target}) == ["input", "output", "target"]
     for other in (100 * noisy, noisy + 5, noisy.expand(-1, 3, -1, -1)):
-        assert of_one_range({"input": other, "output": target, "target": target}) == ["output", "target"]
-    assert of_one_range({"output": target, "target": target}) == ["output", "target"]
+        assert rows_in_target_range({"input": other, "output": target, "target": target}) == ["output", "target"]
+    assert rows_in_target_range({"output": target, "target": target}) == ["output", "target"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 3, 700, 20), (2, 1, 5, 900)])
@@ -221,7 +221,7 @@ def test_histograms_of_the_weights(train, capsys: pytest.CaptureFixture[str]) ->
     assert tags("histograms") == {f"network.layers.{part}" for part in ("0.weight", "0.bias", "3.weight", "3.bias")}
     with pytest.raises(SystemExit, match="2"):
         train("--max_epochs", 2, "--histograms", "--logger", "csv")
-    assert "--histograms are drawn by TensorBoard" in capsys.readouterr().err
+    assert "--histograms needs TensorBoard" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ REFUSED = [
     ("--lr_scale head=2", "--lr_scale head: no parameter has such a name; the network has layers"),
     ("--lr_scale layers", "--lr_scale layers: write PATTERN=FACTOR"),
     ("--freeze head", "--freeze head: no parameter has such a name; the network has layers"),
-    ("--freeze layers", "--freeze layers leaves nothing to learn"),
+    ("--freeze layers", "--freeze layers leaves no parameter to train"),
     ("--unfreeze_epoch 1", "--unfreeze_epoch needs --freeze"),
     ("--monitor val_f1", "--monitor val_f1: there is no such metric; there are: train_loss, train_acc, val_loss"),
     ("--loss mse_loss --class_weights balanced", "--class_weights goes with a loss over classes"),

@@ -253,7 +253,7 @@ def test_a_run_is_fetched_from_anywhere(train, capsys, put) -> None:
     capsys.readouterr()
     assert "test_loss" in main.main(["test", "--ckpt_path", address])
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "left out, for a run has no such files: evil.py, wandb/settings (2 in all)"
+    assert told[0] == "skipped, not files of a run: evil.py, wandb/settings (2 in all)"
     assert {path.relative_to(RUN).as_posix() for path in _files(RUN)} == files.keys() | {"fetched.txt", "metrics.json"}
 
 
@@ -297,7 +297,7 @@ def test_links_of_a_folder_are_not_followed(train, capsys, tmp_path: Path) -> No
 
 def test_no_more_is_taken_than_was_told(train, capsys) -> None:
     address = in_a_listing(a_run(train) | {"grows.png": b"grown"})
-    assert "grows.png is refused: 4 bytes were told, and 5 came" in refused(capsys, "test", "--ckpt_path", address)
+    assert "grows.png is refused: 4 bytes were listed, and 5 came" in refused(capsys, "test", "--ckpt_path", address)
     assert not list(Path("lightning_logs").rglob("grows.png"))
     Listing.names = {"grows.ckpt": b"x", "a\\b.ckpt": b"x"}
     for flag in ("--init_from", "--ckpt_path"):
@@ -313,8 +313,8 @@ def test_a_sharded_checkpoint_points_at_its_own_files(tmp_path: Path) -> None:
 
     dcp.save({"state_dict": {"weight": torch.ones(2)}}, checkpoint_id="s.ckpt", no_dist=True)
     torch.save({}, "s.ckpt/meta.pt")
-    assert sharded_checkpoint.contents(Path("s.ckpt")).storage_data
+    assert sharded_checkpoint.read_metadata(Path("s.ckpt")).storage_data
     found = Path("s.ckpt/__0_0.distcp").rename("elsewhere.distcp")
     Path("s.ckpt/__0_0.distcp").symlink_to(found.absolute())
     with pytest.raises(UsageError, match="is refused"):
-        sharded_checkpoint.contents(Path("s.ckpt"))
+        sharded_checkpoint.read_metadata(Path("s.ckpt"))

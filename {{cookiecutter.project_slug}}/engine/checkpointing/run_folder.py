@@ -62,7 +62,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
 
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps(before | metrics, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(before | metrics, indent=2) + "\n")
     width = max(12, *map(len, metrics))
     print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
@@ -82,12 +82,17 @@ def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = 
         if config is not None:
             for part in sorted(run.rglob("*.part")):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
-            part = run / "config.yaml.part"
-            part.write_text(config, encoding="utf-8")
-            os.replace(part, run / "config.yaml")
+            write_atomically(run / "config.yaml", config)
     except OSError as error:
         raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror}") from None
     return run
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it: at every moment `path` is the old file or the new."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def create(root: Path) -> Path:

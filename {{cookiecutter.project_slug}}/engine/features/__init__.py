@@ -1,11 +1,12 @@
-"""Features: flags and callbacks that some runs use. A file or sub-package each; delete one, and its flags are gone.
+"""Features: optional flags with their callbacks, one file or sub-package each. Deleting one removes its flags.
 
-A feature defines `callbacks(run_dir, model, data, *, FLAG: type = default) -> list[Callback]`, and may define
-    fit(settings, run) -> metrics: trains, by one or several calls of run(settings);
-    splitter(*, FLAGS): a function (dataset, indices, seed) -> (train indices, val indices), or None;
-    fetch(address, root, flag) -> Path: a run at an address with "://", copied to this machine;
-    load_checkpoint_folder(path): a checkpoint that is a folder, as one dict;
-    finish(): what is left to do when all is done.
-A callback's class attributes `changes_parameters` and `changes_step` say that `plan` has to count with it.
-No feature imports another one.
+A feature defines `callbacks(run_dir, model, data, *, FLAG: type = default) -> list[Callback]`: run_dir is the run
+folder, model the LightningModule, data the LightningDataModule; each keyword argument is a flag. It may also define
+    fit(settings, run) -> metrics: wraps training; calls run(settings) once or several times;
+    splitter(*, FLAGS): None, or a function (dataset, indices, seed) -> (train indices, val indices);
+    fetch(url, root, flag) -> Path: downloads a run, or a file, at an address with "://";
+    load_checkpoint_folder(path) -> dict: reads a checkpoint that is a folder;
+    finish(): runs last, after the action.
+A callback's class attributes `changes_parameters` and `changes_step` tell the command `plan` to include it in its
+count of trainable parameters and in its timing of a step. No feature imports another one.
 """

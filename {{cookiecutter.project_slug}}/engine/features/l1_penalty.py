@@ -1,17 +1,17 @@
-"""`--l1`: pulls every weight towards 0 by a constant force, so that many end there (Tibshirani, "The lasso", 1996)."""
+"""`--l1`: an L1 penalty on the weights, which drives many of them to 0 (Tibshirani, "The lasso", 1996)."""
 
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-def callbacks(folder: Any, model: Any, data: Any, *, l1: float = 0.0) -> list[Callback]:
-    """l1: times the sum of the sizes of all weights is added to what is made small (not to the logged loss)."""
-    return [L1(l1)] if l1 else []
+def callbacks(run_dir: Any, model: Any, data: Any, *, l1: float = 0.0) -> list[Callback]:
+    """l1: factor of the sum of absolute weights that is added to the loss (not to the logged one)."""
+    return [L1Penalty(l1)] if l1 else []
 
 
-class L1(Callback):
-    """Adds the penalty's gradient, l1 * sign(weight), before the optimiser steps; biases and norms are let be."""
+class L1Penalty(Callback):
+    """Adds the gradient of the penalty, l1 * sign(weight), before each optimizer step; not to biases and norms."""
 
     def __init__(self, l1: float) -> None:
         self.l1 = l1

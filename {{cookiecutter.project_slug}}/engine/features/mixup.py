@@ -1,6 +1,7 @@
-"""`--mixup`, `--cutmix`: training images blended in pairs, and their classes with them (torchvision.transforms.v2).
+"""`--mixup`, `--cutmix`: training images and their classes blended in pairs (torchvision.transforms.v2).
 
-Sources: Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019. The training accuracy counts the greater share.
+Sources: Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019. Training accuracy is measured against the class with
+the greater share.
 """
 
 from typing import Any
@@ -11,22 +12,22 @@ from engine.errors import UsageError
 
 
 def callbacks(
-    folder: Any, model: Any, data: Any, *, mixup: float | None = None, cutmix: float | None = None
+    run_dir: Any, model: Any, data: Any, *, mixup: float | None = None, cutmix: float | None = None
 ) -> list[Callback]:
-    """Blends of images.
+    """Flags.
 
     Args:
-        mixup: alpha of Mixup, such as 0.2; with cutmix too, each batch takes one of the two.
+        mixup: alpha of Mixup, such as 0.2; together with cutmix, each batch takes one of the two at random.
         cutmix: alpha of CutMix, such as 1.0.
     """
-    return [Mix(mixup, cutmix, data)] if mixup is not None or cutmix is not None else []
+    return [Mixup(mixup, cutmix, data)] if mixup is not None or cutmix is not None else []
 
 
-class Mix(Callback):
-    """Has the model mix its training batches. The draws follow from the step, as all others do."""
+class Mixup(Callback):
+    """Sets `module.batch_transform`, which a training step applies to its batch; its draws are seeded by the step."""
 
     def __init__(self, mixup: float | None, cutmix: float | None, data: Any) -> None:
-        self.mixup, self.cutmix, self.data = mixup, cutmix, data
+        self.alphas, self.data = {"MixUp": mixup, "CutMix": cutmix}, data
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         from torchvision.transforms import v2
@@ -35,11 +36,11 @@ class Mix(Callback):
         if getattr(module, "loss_name", None) != "cross_entropy" or classes is None:
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
         if self.data.target_info().get("shape"):
-            raise UsageError("--mixup and --cutmix blend whole items: they need one class for each, and no masks")
-        both: list[Any] = []
-        for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)):
+            raise UsageError("--mixup and --cutmix need one class per item, not a mask")
+        transforms: list[Any] = []
+        for name, alpha in self.alphas.items():
             if alpha is not None:
                 if alpha <= 0:
-                    raise UsageError(f"--{kind.__name__.lower()} {alpha} should be more than 0")
-                both.append(kind(alpha=alpha, num_classes=classes))
-        module.batch_transform = both[0] if len(both) == 1 else v2.RandomChoice(both)  # type: ignore[assignment]
+                    raise UsageError(f"--{name.lower()} {alpha} should be more than 0")
+                transforms.append(getattr(v2, name)(alpha=alpha, num_classes=classes))
+        module.batch_transform = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""A line on the network at the start of training: its weights, and what an item costs. `--summary_depth`: a table."""
+"""A line at the start of training: parameters, size, FLOPs of the network. `--summary_depth`: a table of layers."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
-_UNITS = ("", " k", " M", " G", " T")
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
-def callbacks(folder: Any, model: Any, data: Any, *, summary_depth: int | None = None) -> list[Callback]:
-    """summary_depth: print a table of the layers too, so many levels deep; -1 for all."""
+def callbacks(run_dir: Any, model: Any, data: Any, *, summary_depth: int | None = None) -> list[Callback]:
+    """summary_depth: also print a table of the layers, nested this deep; -1 for all."""
     return [Summary(data, summary_depth)]
 
 
 class Summary(Callback):
-    """Prints the line when training starts."""
+    """Prints the line, and the table, when training starts."""
 
     def __init__(self, data: Any, depth: int | None) -> None:
         self.data, self.depth = data, depth
@@ -24,47 +24,44 @@ class Summary(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         flops = _flops(module, self.data)
-        weights = [one for one in module.parameters() if not nn.parameter.is_lazy(one)]
-        count = sum(one.numel() for one in weights)
-        trained = sum(one.numel() for one in weights if one.requires_grad)
-        size = sum(one.numel() * one.element_size() for one in (*weights, *module.buffers())) / 1e6
-        share = "" if trained == count else f", {trained:,} of them trained"
-        cost = "" if flops is None else f", {_short(flops)}FLOPs an item"
-        plain = type(module).__name__ == "MInterface"  # else it is a system that has a name of its own
-        name = type(module.network if plain else module).__name__
-        print(f"{name}: {count:,} parameters{share}, {size:.3g} MB{cost}", flush=True)
+        weights = [weight for weight in module.parameters() if not nn.parameter.is_lazy(weight)]
+        count = sum(weight.numel() for weight in weights)
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        megabytes = sum(tensor.nbytes for tensor in (*weights, *module.buffers())) / 1e6
+        frozen = "" if trained == count else f", {trained:,} of them trained"
+        cost = "" if flops is None else f", {_with_unit(flops)}FLOPs an item"
+        name = type(module.network if type(module).__name__ == "MInterface" else module).__name__
+        print(f"{name}: {count:,} parameters{frozen}, {megabytes:.3g} MB{cost}", flush=True)
         if self.depth is not None:
             from pytorch_lightning.utilities.model_summary import ModelSummary
 
-            args, named = module.arguments(sample) if (sample := self.data.sample()) is not None else ((), {})
-            module.example_input_array = named or tuple(args) or None  # so that it can tell what goes in and out
+            args, kwargs = module.arguments(sample) if (sample := self.data.sample()) is not None else ((), {})
+            module.example_input_array = kwargs or tuple(args) or None  # for the columns of input and output sizes
             print(ModelSummary(module, max_depth=self.depth))
             module.example_input_array = None
 
 
 def _flops(module: Any, data: Any) -> float | None:
-    """Floating point operations of a forward pass for one item (a product and a sum are two), where it can be told."""
+    """Floating point operations of a forward pass per item (a multiply-add is two); None where they are unknown."""
     from torch.utils.flop_counter import FlopCounterMode
 
     network, sample = getattr(module, "network", None), data.sample()
     if network is None or sample is None or any(isinstance(layer, nn.LSTM) for layer in network.modules()):
-        return None  # what nn.LSTM does on a CPU is not counted
+        return None  # FlopCounterMode does not count nn.LSTM on a CPU
     was_training, counter = network.training, FlopCounterMode(display=False)
     network.eval()
     try:
-        args, named = module.transfer_batch_to_device(module.arguments(sample), module.device, 0)
+        args, kwargs = module.transfer_batch_to_device(module.arguments(sample), module.device, 0)
         with torch.no_grad(), counter:
-            network.forward(*args, **named)  # not by its call, which may have been compiled
-        return counter.get_total_flops() / 2  # of the two items of a sample
-    except Exception:  # its own mistakes are raised when it is trained
+            network.forward(*args, **kwargs)  # __call__ may be compiled
+        return counter.get_total_flops() / 2  # a sample is two items
+    except Exception:  # an error of the network is raised in training
         return None
     finally:
         network.train(was_training)
 
 
-def _short(number: float) -> str:
-    """1234567 as "1.23 M"."""
-    power = 0
-    while number >= 999.5 and power < len(_UNITS) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.3g}{_UNITS[power] or ' '}"
+def _with_unit(number: float) -> str:
+    """1234567 as "1.23 M", 80 as "80 "."""
+    factor, unit = next((pair for pair in _UNITS if number >= 0.9995 * pair[0]), _UNITS[-1])
+    return f"{number / factor:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""`--histograms`: how the weights are spread, in TensorBoard."""
+"""`--histograms`: histograms of the weights in TensorBoard."""
 
 from typing import Any
 
@@ -8,26 +8,24 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from engine.errors import UsageError
 
 
-def callbacks(folder: Any, model: Any, data: Any, *, histograms: bool = False) -> list[Callback]:
-    """histograms: the weights as TensorBoard histograms after each epoch."""
-    return [Histograms()] if histograms else []
+def callbacks(run_dir: Any, model: Any, data: Any, *, histograms: bool = False) -> list[Callback]:
+    """histograms: log the weights as TensorBoard histograms after each epoch."""
+    return [WeightHistograms()] if histograms else []
 
 
-class Histograms(Callback):
-    """Raises: UsageError: TensorBoard, which draws them, is not among the loggers."""
+class WeightHistograms(Callback):
+    """Logs a histogram of each parameter. Raises: UsageError: TensorBoard is not among the loggers."""
 
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        if stage == "fit" and not trainer.fast_dev_run and not _boards(trainer):  # type: ignore[attr-defined]
-            raise UsageError("--histograms are drawn by TensorBoard, which is not in --logger")
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if stage == "fit" and not trainer.fast_dev_run and not boards:  # type: ignore[attr-defined]
+            raise UsageError("--histograms needs TensorBoard, which is not in --logger")
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         for name, weight in module.named_parameters():
-            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # of which each has a part
-            values = whole.detach().float().cpu()
-            if trainer.is_global_zero and values.numel() and values.isfinite().all():  # there is none of others
-                for board in _boards(trainer):
-                    board.experiment.add_histogram(name, values, trainer.global_step)
-
-
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+            full = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # gathers a DTensor on all ranks
+            values = full.detach().float().cpu()
+            if trainer.is_global_zero and values.numel() and values.isfinite().all():  # else there is no histogram
+                for logger in trainer.loggers:
+                    if isinstance(logger, TensorBoardLogger):
+                        logger.experiment.add_histogram(name, values, trainer.global_step)

@@ -1,4 +1,4 @@
-"""`--mirror s3://bucket/runs`: a copy of the run folder elsewhere, from which another machine can go on."""
+"""`--mirror s3://bucket/runs`: uploads the run folder after each checkpoint, so that another machine can resume it."""
 
 import contextlib
 import os
@@ -16,174 +16,181 @@ from engine.checkpointing.file_names import unsafe
 from engine.errors import UsageError
 from engine.features.mirror import storage
 
-_open: list["Mirror"] = []  # of this process; more than one where it trains several runs
+_active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
-def callbacks(folder: Path, model: Any, data: Any, *, mirror: str | None = None) -> list[Callback]:
+def callbacks(run_dir: Path, model: Any, data: Any, *, mirror: str | None = None) -> list[Callback]:
     """mirror: copy the run there after each checkpoint, such as s3://bucket/runs; --ckpt_path takes such an address."""
-    return [Mirror(folder, mirror)] if mirror else []
+    return [Mirror(run_dir, mirror)] if mirror else []
 
 
-def fetch(address: str, root: Path, flag: str) -> Path:
-    """A run, or a file, at an address such as s3://bucket/runs/version_3, on this machine. flag: which named it."""
-    return storage.fetch(address, root, flag)
+def fetch(url: str, root: Path, flag: str) -> Path:
+    """Downloads a run, or a file, such as s3://bucket/runs/version_3. flag: the one that gave the address."""
+    from engine.features.mirror import download  # imports fsspec, which is slow
+
+    return download.fetch(url, root, flag)
 
 
 def finish() -> None:
-    """Sends what came after the last checkpoint, when all is done.
+    """Uploads what was written after the last checkpoint.
 
     Raises:
-        SystemExit: some run could not be sent; the exit status is 1, so that no script throws the machine away.
+        SystemExit: an upload failed; the exit status is 1, so that no script deletes the machine.
     """
-    behind = [one for one in _open if not one.finish()]
-    _open.clear()
-    if behind:
-        raise SystemExit("\n".join(one.complaint() for one in behind))
+    failed = [mirror for mirror in _active if not mirror.finish()]
+    _active.clear()
+    if failed:
+        raise SystemExit("\n".join(mirror.failure_message() for mirror in failed))
 
 
 class Mirror(Callback):
-    """Copies the run folder in a thread of its own, one copy at a time; of those that wait the newest is made.
+    """Uploads the run folder in a background thread, one upload at a time; of pending uploads only the newest is done.
 
-    What is copied is a checkpoint and all that it counts on: checkpoints are held by hard links while they are sent,
-    the rest (metrics.csv and so on) is at least as new, and last.ckpt goes last. A copy that fails is said once, and
-    made after the next checkpoint.
+    An upload is consistent: hard links keep the checkpoints as they were, all other files (metrics.csv ...) are at
+    least as new, and last.ckpt is uploaded last. A failed upload is reported once and retried at the next checkpoint.
 
-    folder: of the run, which training needs alone. url: the folder of the run folders there.
+    run_dir: the run folder; training never reads from the mirror. url: the remote parent of the run folders.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url, self.place, self.wrong = folder, url, "", ""
-        self.files: Any = None
-        self._sent: dict[str, tuple[int, ...]] = {}
-        self._pool = ThreadPoolExecutor(1, "mirror")
-        self._copies: list[tuple[Future[None], dict[str, Path]]] = []
+    def __init__(self, run_dir: Path, url: str) -> None:
+        self.run_dir, self.url = run_dir, url
+        self.remote_dir = self.error = ""
+        self.fs: Any = None
         self.active, self._count = False, 0
+        self._uploaded: dict[str, tuple[int, ...]] = {}  # relative path -> inode, size and time when it was uploaded
+        self._pool = ThreadPoolExecutor(1, "mirror")
+        self._uploads: list[tuple[Future[None], dict[str, Path]]] = []
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or self.active or getattr(trainer, "fast_dev_run", False):
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UsageError("--mirror copies checkpoints that are files; --strategy model_parallel writes folders")
-        self.active, wrong = True, ""
+        self.active, error = True, ""
         if trainer.is_global_zero:
             try:
                 self._connect()
-            except UsageError as error:
-                wrong = str(error)
-        if wrong := trainer.strategy.broadcast(wrong):  # all end, instead of waiting for the first
-            raise UsageError(wrong)
-        if self.place:
-            trainer.strategy.checkpoint_io = _Telling(self)
-            _open.append(self)
+            except UsageError as usage_error:
+                error = str(usage_error)
+        if error := trainer.strategy.broadcast(error):  # all ranks end
+            raise UsageError(error)
+        if self.remote_dir:
+            trainer.strategy.checkpoint_io = MirroringCheckpointIO(self)
+            _active.append(self)
 
     def _connect(self) -> None:
-        self.files, base = storage.connect(self.url, "mirror")
-        if storage.is_folder(self.files, f"{base}/{self.folder.name}", self.folder):
-            print(f"--mirror {self.url}: {self.folder} lies there itself and is not copied", file=sys.stderr)
+        self.fs, base = storage.connect(self.url, "mirror")
+        if storage.is_local_dir(self.fs, f"{base}/{self.run_dir.name}", self.run_dir):
+            print(f"--mirror {self.url}: {self.run_dir} is in that folder itself and is not copied", file=sys.stderr)
             return
-        with storage.one_line(f"--mirror {self.url}"):
-            self.place = storage.claim(self.files, base, self.folder)
-            there = self.files.find(self.place)
-        names = (path.removeprefix(f"{self.place}/") for path in there)
-        self._sent = dict.fromkeys((name for name in names if not unsafe(name)), ())
+        with storage.one_line_errors(f"--mirror {self.url}"):
+            self.remote_dir = storage.claim(self.fs, base, self.run_dir)
+            names = [path.removeprefix(f"{self.remote_dir}/") for path in self.fs.find(self.remote_dir)]
+        self._uploaded = {name: () for name in names if not unsafe(name)}
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if self in _open:
-            _open.remove(self)
+        if self in _active:
+            _active.remove(self)
             if not self.finish():
-                print(self.complaint(), file=sys.stderr, flush=True)
-        stopped = any(getattr(one, "received", 0) for one in trainer.checkpoint_callbacks)
+                print(self.failure_message(), file=sys.stderr, flush=True)
+        stopped = any(getattr(callback, "received", 0) for callback in trainer.checkpoint_callbacks)
         if self.active and stopped and isinstance(exception, SystemExit):
-            trainer.strategy.barrier()  # what started the processes ends the first one too as soon as one is gone
+            trainer.strategy.barrier()  # when one process ends, the launcher ends the first one too, amid its upload
 
-    def checkpoint_saved(self) -> None:
-        """Has the folder copied as it is now; what training does with it from now on does not matter."""
+    def start_upload(self) -> None:
+        """Uploads the run folder as it is now, in the background; later changes do not matter."""
         self._count += 1
-        links: dict[str, Path] = {}
-        for waiting, held in self._copies:
-            if waiting.cancel():
-                _remove(held)
+        for future, links in self._uploads:
+            if future.cancel():
+                _remove(links)
+        links = {}
         try:
-            for path in sorted(self.folder.glob("checkpoints/*.ckpt")):
+            for path in sorted(self.run_dir.glob("checkpoints/*.ckpt")):
                 links[f"checkpoints/{path.name}"] = link = path.with_name(f".{self._count}-{path.name}.part")
-                _hold(path, link)
+                _link_or_copy(path, link)
         except OSError as error:
             _remove(links)
-            return self._fail(error)
-        self._copies = [copy for copy in self._copies if not copy[0].done()]
-        self._copies.append((self._pool.submit(self._copy, links), links))
+            return self._report(error)
+        self._uploads = [upload for upload in self._uploads if not upload[0].done()]
+        self._uploads.append((self._pool.submit(self._upload, links), links))
 
     def finish(self) -> bool:
-        """Copies the folder as it is now that nothing changes in it any more, and returns whether that worked."""
-        for future, links in self._copies:
+        """Waits for the uploads, uploads the final run folder, and returns whether that succeeded."""
+        for future, links in self._uploads:
             if not future.cancel():
                 future.result()
             _remove(links)
-        self._copies = []
-        self._copy({}, last=True)
-        return not self.wrong
+        self._uploads = []
+        self._upload({}, final=True)
+        return not self.error
 
-    def complaint(self) -> str:
-        """What the end of a run says whose copy is not whole."""
+    def failure_message(self) -> str:
+        """What to print at the end of a run whose upload failed."""
         return (
-            f"--mirror: {self.url} lacks the newest of {self.folder} ({self.wrong}), which is whole here; "
-            f"this sends it:\npython main.py --ckpt_path {self.folder}"
+            f"--mirror: {self.url} lacks the newest of {self.run_dir} ({self.error}), which is whole here; "
+            f"to upload it:\npython main.py --ckpt_path {self.run_dir}"
         )
 
-    def _copy(self, links: dict[str, Path], last: bool = False) -> None:
+    def _upload(self, links: dict[str, Path], final: bool = False) -> None:
         try:
-            if not storage.holds(self.files, self.place, self.folder):
-                raise OSError(f"{self.place} was deleted, or another machine has gone on with it")
-            self._send(links)
-            self.wrong = ""
-        except Exception as error:  # each storage has its own; none of them may end a training
-            self._fail(error, last)
+            if not storage.is_owner(self.fs, self.remote_dir, self.run_dir):
+                raise OSError(f"{self.remote_dir} was deleted, or another machine has resumed from it")
+            self._sync(links)
+            self.error = ""
+        except Exception as error:  # each storage has its own; none may end the training
+            self._report(error, final)
         finally:
             _remove(links)
 
-    def _fail(self, error: Exception, last: bool = False) -> None:
-        if not self.wrong and not last:  # of the last one the end of the run tells
-            said = f"--mirror {self.url}: {storage.reason(error)}; training goes on, and it is tried again"
-            print(said, file=sys.stderr, flush=True)
-        self.wrong = storage.reason(error)
+    def _report(self, error: Exception, final: bool = False) -> None:
+        if not self.error and not final:  # failure_message follows the final upload
+            line = f"--mirror {self.url}: {storage.one_line(error)}; training continues and will retry"
+            print(line, file=sys.stderr, flush=True)
+        self.error = storage.one_line(error)
 
-    def _send(self, links: dict[str, Path]) -> None:
-        """Sends what is new and drops the checkpoints that are no more, before a last.ckpt that does not know them."""
-        now = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if _counts(path)}
+    def _sync(self, links: dict[str, Path]) -> None:
+        """Uploads new files and deletes removed checkpoints, and then last.ckpt, which does not refer to these.
+
+        links: the checkpoints to upload under their relative paths; empty for those in the run folder.
+        """
+        files = {
+            path.relative_to(self.run_dir).as_posix(): path for path in self.run_dir.rglob("*") if _is_run_file(path)
+        }
         if links:
-            now = {name: path for name, path in now.items() if not name.endswith(".ckpt")} | links
-        last = [name for name in now if name == "checkpoints/last.ckpt"]
-        for name in sorted(now.keys() - set(last)):
-            self._put(name, now[name])
-        for name in [name for name in self._sent if name.startswith("checkpoints/") and name not in now]:
+            files = {name: path for name, path in files.items() if not name.endswith(".ckpt")} | links
+        last = files.pop("checkpoints/last.ckpt", None)
+        for name in sorted(files):
+            self._put(name, files[name])
+        kept = {*files, "checkpoints/last.ckpt"} if last else {*files}
+        for name in [name for name in self._uploaded if name.startswith("checkpoints/") and name not in kept]:
             with contextlib.suppress(FileNotFoundError):
-                self.files.rm_file(f"{self.place}/{name}")
-            del self._sent[name]
-        for name in last:
-            self._put(name, now[name])
+                self.fs.rm_file(f"{self.remote_dir}/{name}")
+            del self._uploaded[name]
+        if last:
+            self._put("checkpoints/last.ckpt", last)
 
     def _put(self, name: str, path: Path) -> None:
-        """Sends a file that is new, under its own name only when it is there whole."""
+        """Uploads a file that has changed; it gets its remote name when the upload is complete."""
         try:
-            told = path.stat()
-            stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
-            if self._sent.get(name) == stamp:
+            stat = path.stat()
+            version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self._uploaded.get(name) == version:
                 return
-            to = f"{self.place}/{name}"
-            if storage.is_object_store(self.files):
-                self.files.put_file(str(path), to)
+            remote = f"{self.remote_dir}/{name}"
+            if storage.is_object_store(self.fs):
+                self.fs.put_file(str(path), remote)
             else:
-                self.files.makedirs(to.rpartition("/")[0], exist_ok=True)
-                self.files.put_file(str(path), f"{to}.part")
-                self.files.mv(f"{to}.part", to)
-            self._sent[name] = stamp
+                self.fs.makedirs(remote.rpartition("/")[0], exist_ok=True)
+                self.fs.put_file(str(path), f"{remote}.part")
+                self.fs.mv(f"{remote}.part", remote)
+            self._uploaded[name] = version
         except FileNotFoundError:
-            if path.exists():  # else it is gone since it was listed, as temporary files are
+            if path.exists():  # else a temporary file was removed after it was listed
                 raise
 
 
-class _Telling(DurableCheckpointIO):
-    """Tells the mirror of each checkpoint."""
+class MirroringCheckpointIO(DurableCheckpointIO):
+    """Starts an upload after each checkpoint."""
 
     def __init__(self, mirror: Mirror) -> None:
         super().__init__()
@@ -191,18 +198,18 @@ class _Telling(DurableCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         super().save_checkpoint(checkpoint, path, storage_options)
-        self.mirror.checkpoint_saved()
+        self.mirror.start_upload()
 
 
-def _counts(path: Path) -> bool:
+def _is_run_file(path: Path) -> bool:
     return path.suffix != ".part" and path.is_file() and not path.is_symlink()
 
 
-def _hold(path: Path, link: Path) -> None:
-    """A second name for a file, which keeps it as it is when another takes over the first."""
+def _link_or_copy(path: Path, link: Path) -> None:
+    """Keeps a file under a second name, which stays when the first is replaced."""
     try:
         os.link(path, link)
-    except OSError:  # a disk without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(path, link)
 
 

@@ -1,6 +1,6 @@
-"""`--strategy model_parallel`: a network too large for one device, its weights and its optimiser cut up among several.
+"""`--strategy model_parallel`: weights and optimizer states sharded over several devices (FSDP2, tensor parallelism).
 
-A network says how by `def parallelize(self, mesh)`; of one that does not, each block is cut up by itself (FSDP2).
+A network may define `parallelize(self, mesh)`; otherwise each of its blocks is sharded by `fully_shard`.
 """
 
 import os
@@ -27,14 +27,17 @@ from engine.features.model_parallel import sharded_checkpoint
 from engine.lightning_compat import set_data_parallel_size
 
 
-def callbacks(folder: Any, model: Any, data: Any, *, tensor_parallel_size: int = 1) -> list[Callback]:
+def callbacks(run_dir: Any, model: Any, data: Any, *, tensor_parallel_size: int = 1) -> list[Callback]:
     """tensor_parallel_size: devices that share each layer, as the network's parallelize(mesh) says; these see the same
     batch (--strategy model_parallel)."""
-    options = {"tensor_parallel_size": tensor_parallel_size}
     StrategyRegistry.register(
-        "model_parallel", ShardedModelParallel, ShardedModelParallel.__doc__, override=True, **options
+        "model_parallel",
+        ShardedModelParallel,
+        ShardedModelParallel.__doc__,
+        override=True,
+        tensor_parallel_size=tensor_parallel_size,
     )
-    return [_Asked()] if tensor_parallel_size != 1 else []
+    return [CheckStrategy()] if tensor_parallel_size != 1 else []
 
 
 def load_checkpoint_folder(path: Path) -> dict[str, Any]:
@@ -42,8 +45,8 @@ def load_checkpoint_folder(path: Path) -> dict[str, Any]:
     return sharded_checkpoint.load(path)
 
 
-class _Asked(Callback):
-    """Says so where nobody listens."""
+class CheckStrategy(Callback):
+    """Raises: UsageError: --tensor_parallel_size without --strategy model_parallel."""
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(trainer.strategy, ShardedModelParallel):
@@ -51,9 +54,9 @@ class _Asked(Callback):
 
 
 class ShardedModelParallel(ModelParallelStrategy):
-    """Lightning's, with checkpoints that a kill cannot break: folders in which each process writes its own part.
+    """Lightning's ModelParallelStrategy, with checkpoint folders that stay whole when a process is killed.
 
-    tensor_parallel_size: devices a layer; the rest of them goes to data parallelism.
+    tensor_parallel_size: devices that share a layer; the remaining factor of the devices is data parallelism.
     """
 
     def __init__(self, tensor_parallel_size: int = 1, **options: Any) -> None:
@@ -61,20 +64,20 @@ class ShardedModelParallel(ModelParallelStrategy):
         self.tensor_parallel_size = int(tensor_parallel_size)
 
     def setup_environment(self) -> None:
-        """Lays the processes out; the network is cut up once all callbacks are set up."""
+        """Builds the device mesh; the network is sharded in configure_model, after all callbacks are set up."""
         module: Any = self.lightning_module
-        processes, each = self.num_processes * self.num_nodes, self.tensor_parallel_size
-        refuse(module, processes, each)
-        set_data_parallel_size(self, processes // each)
+        world_size, tensor_parallel_size = self.num_processes * self.num_nodes, self.tensor_parallel_size
+        check_supported(module, world_size, tensor_parallel_size)
+        set_data_parallel_size(self, world_size // tensor_parallel_size)
         super().setup_environment()
-        for one in module.modules():
-            if isinstance(one, Metric):  # what several processes see of the same data counts once
-                one.process_group = self.device_mesh["data_parallel"].get_group()
-        if not is_overridden("configure_model", module):  # a system may do it in its own way
-            module.configure_model = partial(spread, module, self.device_mesh)
+        for metric in module.modules():
+            if isinstance(metric, Metric):  # the ranks of a tensor-parallel group see the same data: count it once
+                metric.process_group = self.device_mesh["data_parallel"].get_group()
+        if not is_overridden("configure_model", module):
+            module.configure_model = partial(shard, module, self.device_mesh)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Saves beside the target; at every moment a folder whose name ends in .ckpt is whole."""
+        """Saves under a temporary name, then renames: at every moment a folder whose name ends in .ckpt is whole."""
         path = Path(self.broadcast(filepath))
         part = path.with_name(path.name + ".part")
         if self.is_global_zero and part.exists():
@@ -91,58 +94,54 @@ class ShardedModelParallel(ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads each process's own part of a folder, or of a file."""
+        """Loads the shards of this rank, from a sharded checkpoint or from an ordinary file."""
         if (path := Path(self.broadcast(checkpoint_path))).is_dir():
             assert self.lightning_module is not None
-            checkpoint_io.check_weights_fit(self.lightning_module, sharded_checkpoint.shapes(path))
+            checkpoint_io.check_weights_fit(self.lightning_module, sharded_checkpoint.empty_weights(path))
         return super().load_checkpoint(path, weights_only=True)
 
 
-def refuse(model: Any, devices: int, each: int) -> None:
-    """Looks whether a network can be shared, before the processes meet.
-
-    each: devices that share a layer.
+def check_supported(model: Any, devices: int, tensor_parallel_size: int) -> None:
+    """Checks, before the process group is initialized, that a model can be sharded.
 
     Raises:
-        UsageError: it cannot, for want of `parallelize` or devices, or beside an average of the weights.
+        UsageError: the devices are not divisible, the network has no `parallelize`, or a callback averages the weights.
     """
-    if each < 1 or devices % each:
-        raise UsageError(f"--tensor_parallel_size {each} does not divide the {devices} devices that there are")
-    target, trainer = _target(model), model.trainer
-    if each > 1 and not hasattr(target, "parallelize") and not is_overridden("configure_model", model):
-        raise UsageError(f"--tensor_parallel_size: {type(target).__name__} has no parallelize(self, mesh) to say how")
-    if trainer.state.fn == "fit" and any(isinstance(one, WeightAveraging) for one in trainer.callbacks):
-        raise UsageError(
-            "--strategy model_parallel keeps no average of the weights: leave --ema_decay and --swa_epoch out"
-        )
+    if tensor_parallel_size < 1 or devices % tensor_parallel_size:
+        raise UsageError(f"--tensor_parallel_size {tensor_parallel_size} does not divide the {devices} devices")
+    target, trainer = _sharded_module(model), model.trainer
+    if tensor_parallel_size > 1 and not hasattr(target, "parallelize") and not is_overridden("configure_model", model):
+        raise UsageError(f"--tensor_parallel_size: {type(target).__name__} has no method parallelize(self, mesh)")
+    if trainer.state.fn == "fit" and any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
+        raise UsageError("--strategy model_parallel cannot average weights: leave --ema_decay and --swa_epoch out")
 
 
-def spread(model: LightningModule, mesh: DeviceMesh) -> None:
-    """Cuts a model's weights up, once, in place: by the network's `parallelize(mesh)`, and over the data-parallel
-    devices block by block where that has not done so.
+def shard(model: LightningModule, mesh: DeviceMesh) -> None:
+    """Shards a model in place, unless it is sharded: by its `parallelize(mesh)`, and unless that calls `fully_shard`,
+    block by block over the data-parallel devices.
 
     mesh: has the dimensions "data_parallel" and "tensor_parallel".
     """
-    if any(isinstance(one, DTensor) for one in model.parameters()):
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return
-    target, data = _target(model), mesh["data_parallel"]
+    target, data_mesh = _sharded_module(model), mesh["data_parallel"]
     if hasattr(target, "parallelize"):
         target.parallelize(mesh)
-    done = any(isinstance(one, FSDPModule) for one in target.modules())
-    if not done and (data.size() > 1 or mesh["tensor_parallel"].size() == 1):
+    is_sharded = any(isinstance(module, FSDPModule) for module in target.modules())
+    if not is_sharded and (data_mesh.size() > 1 or mesh["tensor_parallel"].size() == 1):
         for block in _blocks(target):
-            fully_shard(block, mesh=data)
+            fully_shard(block, mesh=data_mesh)
         if target is not model:
-            fully_shard(target, mesh=data)
+            fully_shard(target, mesh=data_mesh)
 
 
-def _target(model: Any) -> Any:
-    """What is cut up: the network, or of a system that has several the system."""
+def _sharded_module(model: Any) -> Any:
+    """`model.network`, or the model itself where it has several networks."""
     return model if getattr(model, "network", None) is None else model.network
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The children that have weights; of a list or a sequence of layers, its own."""
+    """The children that have parameters; ModuleList and Sequential are replaced by their own children."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from _blocks(child)

@@ -1,4 +1,4 @@
-"""Pictures of a run, in its folder and in TensorBoard: curves, the first batch, and what the network got wrong."""
+"""Pictures of a run as PNG and in TensorBoard: curves, first batch, confusion matrix, mistakes, sample images."""
 
 import sys
 import warnings
@@ -15,154 +15,161 @@ from torch import Tensor
 
 from engine.features.pictures import plots
 from engine.features.pictures.curves import curves
-from engine.features.pictures.prediction_samples import PredictionSamples, apart, image
+from engine.features.pictures.prediction_samples import PredictionSamples, find_images, unpack_batch
 from engine.launch.data_parallel import data_parallel_rank
 
-_BATCH = 32  # images of the first batch that are drawn
+_FIRST_BATCH_IMAGES = 32
+_ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def callbacks(folder: Path, model: Any, data: Any, *, pictures: bool = True) -> list[Callback]:
+def callbacks(run_dir: Path, model: Any, data: Any, *, pictures: bool = True) -> list[Callback]:
     """pictures: draw curves, first batch, confusion matrix and worst mistakes, as PNG and in TensorBoard."""
-    return [Pictures(folder, data)] if pictures else []
+    return [Pictures(run_dir, data)] if pictures else []
 
 
 class Pictures(Callback):
-    """Looks at the first training batch and at what is tested (validated, where there is no test part).
+    """Draws the first training batch, the metrics, and samples of the test split, or else of the validation split.
 
-    Counts are summed over all processes; images are of the first one's share. A network whose batches or outputs are
-    of another kind gets no picture of that kind. What came out is read from `module.last_output`.
+    Counts are summed over all ranks; images are from rank 0. Batches and outputs of an unsuitable type or shape get no
+    picture. Outputs are read from `module.last_output`.
     """
 
-    def __init__(self, folder: Path, data: Any) -> None:
-        self.folder, self.data, self.part, self.seen = folder, data, "", PredictionSamples()
+    def __init__(self, run_dir: Path, data: Any) -> None:
+        self.run_dir, self.data, self.split, self.samples = run_dir, data, "", PredictionSamples()
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        path = self.folder / "first_batch.png"
-        self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # which spares the other calls
+        path = self.run_dir / "first_batch.png"
+        self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # Lightning skips it from now on
         if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
             return
-        inputs, target = apart(module, batch)
-        if (images := image(inputs)) is not None:
-            images = images[:_BATCH]
+        inputs, target = unpack_batch(module, batch)
+        if (images := find_images(inputs)) is not None:
+            images = images[:_FIRST_BATCH_IMAGES]
             labels = self._labels(module, target, len(images))
             title = f"the first {len(images)} items of the first batch"
-            show(trainer, path, lambda: plots.images(images.split(8), labels, title))
+            save_figure(trainer, path, lambda: plots.images(images.split(8), labels, title))
 
     def on_validation_start(self, trainer: Trainer, module: Any) -> None:
-        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
-        self.part, self.seen = "validation" if fits and self.data.split("test") is None else "", PredictionSamples()
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self.split = "validation" if fitting and self.data.split("test") is None else ""
+        self.samples = PredictionSamples()
 
     def on_test_start(self, trainer: Trainer, module: Any) -> None:
-        self.part, self.seen = "test", PredictionSamples()
+        self.split, self.samples = "test", PredictionSamples()
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            self._own(trainer, module, batch)
+            self._draw_module_pictures(trainer, module, batch)
         output, module.last_output = getattr(module, "last_output", None), None
-        inputs, target = apart(module, batch)
-        if not (self.part and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
+        inputs, target = unpack_batch(module, batch)
+        if not (self.split and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
             return
-        inputs, target = [one[: len(output)] for one in inputs], target[: len(output)]  # the rest filled the batch up
+        inputs, target = [value[: len(output)] for value in inputs], target[: len(output)]  # without padding
+        images = find_images(inputs)
         if getattr(module, "has_binary_logits", False) and output.shape == target.shape and output.dim() <= 2:
-            yes = output.flatten()  # its logit, and that of no is 0
-            self.seen.classes(torch.stack([0 * yes, yes], 1), target.flatten().round().long(), image(inputs))
+            logit = output.flatten()
+            logits = torch.stack([torch.zeros_like(logit), logit], 1)
+            self.samples.add_classes(logits, target.flatten().round().long(), images)
         elif getattr(module, "is_multiclass", False):
-            self.seen.classes(output, target, image(inputs))
+            self.samples.add_classes(output, target, images)
         else:
-            self.seen.values(output, target, image(inputs))
+            self.samples.add_values(output, target, images)
 
     on_validation_batch_end = on_test_batch_end  # type: ignore[assignment]
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        self._draw(trainer, module)
-        if self.data.split("test") is None or not trainer.limit_test_batches:  # else they wait for the test's points
-            self._curves(trainer)
+        self._draw_samples(trainer)
+        if self.data.split("test") is None or not trainer.limit_test_batches:  # else they wait for the test metrics
+            self._draw_curves(trainer)
 
     def on_test_end(self, trainer: Trainer, module: Any) -> None:
-        self._draw(trainer, module)
-        self._curves(trainer)
+        self._draw_samples(trainer)
+        self._draw_curves(trainer)
 
     def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
-        self._curves(trainer)
+        self._draw_curves(trainer)
 
-    def _curves(self, trainer: Trainer) -> None:
-        table = self.folder / "metrics.csv"
-        if trainer.is_global_zero and trainer.loggers and table.exists():
-            show(trainer, self.folder / "curves.png", lambda: curves(table))
+    def _draw_curves(self, trainer: Trainer) -> None:
+        csv_path = self.run_dir / "metrics.csv"
+        if trainer.is_global_zero and trainer.loggers and csv_path.exists():
+            save_figure(trainer, self.run_dir / "curves.png", lambda: curves(csv_path))
 
-    def _own(self, trainer: Trainer, module: Any, batch: Any) -> None:
-        """Draws what a system wants to be seen of itself (with averaged weights, where they are what is validated)."""
-        for name, shown in module.sample_images(batch).items() if hasattr(module, "sample_images") else ():
-            rows = shown if isinstance(shown, dict) else dict(enumerate(shown.split(8)))
-            if all(image([row]) is not None for row in rows.values()):
-                words = [*rows] if isinstance(shown, dict) else []
+    def _draw_module_pictures(self, trainer: Trainer, module: Any, batch: Any) -> None:
+        """Draws what `module.sample_images(batch)` returns, with averaged weights where these are validated."""
+        for name, images in module.sample_images(batch).items() if hasattr(module, "sample_images") else ():
+            rows = images if isinstance(images, dict) else dict(enumerate(images.split(8)))
+            if all(find_images([row]) is not None for row in rows.values()):
+                row_names = [*rows] if isinstance(images, dict) else []
                 title = f"{name} after {trainer.global_step:,} steps" if trainer.state.fn == "fit" else name
-                draw = partial(plots.images, [*rows.values()], [], title, words)
-                show(trainer, self.folder / f"{name}.png", draw)
+                draw = partial(plots.images, [*rows.values()], [], title, row_names)
+                save_figure(trainer, self.run_dir / f"{name}.png", draw)
 
-    def _draw(self, trainer: Trainer, module: Any) -> None:
-        """Draws what was gathered."""
-        seen = self.seen
-        here = data_parallel_rank(trainer)
-        if here.size > 1:
-            seen.sum_counts(trainer.strategy, here.group)
+    def _draw_samples(self, trainer: Trainer) -> None:
+        samples, rank = self.samples, data_parallel_rank(trainer)
+        if rank.size > 1:
+            samples.sum_counts(trainer.strategy, rank.group)
         if not trainer.is_global_zero:
             return
-        share = "" if here.size == 1 else f", first of {here.size} processes"
-        names = self._names(0 if seen.counts is None else len(seen.counts))
-        if (counts := seen.counts) is not None and counts.sum():
-            many = f"{int(counts.sum()):,}{' pixels' if seen.masks else ''}"
-            title = f"{self.part} part: {100 * counts.trace() / counts.sum():.2f}% of {many} right"
-            show(trainer, self.folder / "confusion_matrix.png", lambda: plots.confusion(counts, names, title))
-        if worst := seen.worst:
-            said = zip(worst["true"].tolist(), worst["guess"].tolist(), worst["p"].tolist(), strict=True)
-            apart = "\n" if max(map(len, names)) > 6 else " "
-            arrow = f"{apart}\N{RIGHTWARDS ARROW} "
-            labels = [f"{names[true]}{arrow}{names[guess]}\n{100 * p:.0f}%" for true, guess, p in said]
-            title = f"worst mistakes of the {self.part} part{share}: true \N{RIGHTWARDS ARROW} predicted"
-            show(trainer, self.folder / "mistakes.png", lambda: plots.images(worst["image"].split(8), labels, title))
-        if len(pairs := seen.pairs):
-            title = f"{self.part} part{share}"
-            show(trainer, self.folder / "predicted.png", lambda: plots.predicted(pairs, title))
-        if masks := dict(seen.masks):
-            of, title = masks.pop("input"), f"first items of the {self.part} part{share}"
-            show(trainer, self.folder / "masks.png", lambda: plots.masks(of, masks, names, title))
-        if rows := dict(seen.rows):
-            rows |= {name: plots.alike(rows[name], rows["target"]) for name in plots.of_one_range(rows)}
-            title = f"first items of the {self.part} part{share}"
-            show(trainer, self.folder / "images.png", lambda: plots.images([*rows.values()], [], title, [*rows]))
 
-    def _names(self, many: int) -> list[str]:
-        """The classes, by the names that the dataset has for them, or else by number."""
+        def save(name: str, draw: Callable[..., Any], *args: Any) -> None:
+            save_figure(trainer, self.run_dir / f"{name}.png", partial(draw, *args))
+
+        split = f"{self.split} split" + ("" if rank.size == 1 else f", first of {rank.size} processes")
+        names = self._class_names(0 if samples.counts is None else len(samples.counts))
+        if (counts := samples.counts) is not None and counts.sum():
+            total = f"{int(counts.sum()):,}{' pixels' if samples.masks else ''}"
+            title = f"{self.split} split: {100 * counts.trace() / counts.sum():.2f}% of {total} correct"
+            save("confusion_matrix", plots.confusion_matrix, counts, names, title)
+        if mistakes := samples.mistakes:
+            columns = (mistakes[name].tolist() for name in ("true", "predicted", "probability"))
+            space = "\n" if max(map(len, names)) > 6 else " "
+            labels = [
+                f"{names[true]}{space}{_ARROW} {names[predicted]}\n{100 * probability:.0f}%"
+                for true, predicted, probability in zip(*columns, strict=True)
+            ]
+            title = f"worst mistakes of the {split}: true {_ARROW} predicted"
+            save("mistakes", plots.images, mistakes["image"].split(8), labels, title)
+        if len(samples.pairs):
+            save("predicted", plots.scatter, samples.pairs, split)
+        if masks := dict(samples.masks):
+            save("masks", plots.masks, masks.pop("input"), masks, names, f"first items of the {split}")
+        if rows := dict(samples.images):
+            scaled = plots.rows_in_target_range(rows)
+            rows |= {name: plots.scaled_like(rows[name], rows["target"]) for name in scaled}
+            save("images", plots.images, [*rows.values()], [], f"first items of the {split}", [*rows])
+
+    def _class_names(self, num_classes: int) -> list[str]:
+        """The names in the dataset's `classes`, cut to 14 letters, or else the class indices."""
         names = self.data.attribute("classes")
-        if not isinstance(names, list | tuple) or len(names) != many:
-            return [str(number) for number in range(many)]
+        if not isinstance(names, list | tuple) or len(names) != num_classes:
+            return [str(index) for index in range(num_classes)]
         return [name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}" for name in map(str, names)]
 
-    def _labels(self, module: Any, target: Any, many: int) -> list[str]:
-        if not isinstance(target, Tensor) or target.dim() != 1 or len(target) < many:
+    def _labels(self, module: Any, target: Any, count: int) -> list[str]:
+        """The targets of the first `count` items as text; [] where a target is not a single number."""
+        if not isinstance(target, Tensor) or target.dim() != 1 or len(target) < count:
             return []
-        target = target[:many]
+        target = target[:count]
         if target.is_floating_point() or not getattr(module, "is_multiclass", False):
             return [f"{value:.3g}" for value in target.tolist()]
         classes = self.data.attribute("classes")
-        names = self._names(len(classes)) if isinstance(classes, list | tuple) else []
-        return [names[number] if 0 <= number < len(names) else str(number) for number in target.tolist()]
+        names = self._class_names(len(classes)) if isinstance(classes, list | tuple) else []
+        return [names[index] if 0 <= index < len(names) else str(index) for index in target.tolist()]
 
 
-def show(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
-    """Draws a picture once, writes it to `path` and hands it to TensorBoard and Weights & Biases.
+def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
+    """Renders a figure once, as a PNG file and for TensorBoard and Weights & Biases; a full disk is only reported.
 
-    draw: makes the figure, or None where there is nothing to draw. A full disk costs the picture, not the run.
+    draw: returns the figure, or None where there is nothing to draw.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
     with matplotlib.rc_context(plots.style()), warnings.catch_warnings():
-        # Of class names in letters that no font here has, or of great length.
+        # Class names in characters that no installed font has, or very long ones.
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
         if (figure := draw()) is None:
             return

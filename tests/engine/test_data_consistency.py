@@ -1,4 +1,4 @@
-"""engine/data_facts.py: what the data said when a run was trained. Goes with it."""
+"""data.json: the classes and the preprocessing that a run was trained with."""
 
 import json
 from pathlib import Path
