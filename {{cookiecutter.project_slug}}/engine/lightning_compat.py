@@ -142,3 +142,32 @@ def mark_validation_as_interrupted(checkpoint: dict[str, Any]) -> None:
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
     progress |= {"total": begun, "current": dict.fromkeys(begun, 0)}
+
+
+def fake_tensors() -> tuple[Any, tuple[type[Exception], ...]]:
+    """FakeTensorMode, whose tensors have a shape but no values, and the errors of code that asks them for values."""
+    from torch._subclasses import fake_tensor as fake
+
+    errors = (
+        fake.DataDependentOutputException,
+        fake.DynamicOutputShapeException,
+        fake.UnsupportedOperatorException,
+    )
+    return fake.FakeTensorMode, errors
+
+
+def dispatch_mode() -> Any:
+    """TorchDispatchMode, the class of a context that sees every operation, those of the backward pass too.
+
+    Without it, `plan` does not know the memory of results that no graph keeps.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def export_error() -> type[Exception]:
+    """What torch.export raises where it cannot follow a network with a batch of any size."""
+    from torch._dynamo.exc import UserError
+
+    return UserError
