@@ -2,7 +2,7 @@
 """Trains on a Ray cluster: python ray_train.py --num_ray_workers 2 -- --model_name my_net --dataset my_data ...
 
 Behind `--` stand the flags of main.py. The workers are the processes of one run, as under torchrun. When one dies, or
-its machine does, all are started again and go on from the newest checkpoint.
+its machine does, all are restarted and resume from the newest checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ class Worker:
     """A process of the run, on whichever machine Ray puts it."""
 
     def address(self) -> tuple[str, int]:
-        """Where the others can find it: its machine, and a port that is free there."""
+        """MASTER_ADDR and MASTER_PORT: the IP address of its machine, and a free port there."""
         import socket
 
         import ray
@@ -32,22 +32,22 @@ class Worker:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def train(self, argv: list[str], folder: str, environment: dict[str, str]) -> Any:
-        """Runs main.py in a folder; its exit status. A signal's is left to Ray, for which it is a death."""
+        """Runs main.py in a folder; its exit status. An exit by a signal ends the worker, which Ray sees as a death."""
         os.chdir(folder)
         os.environ |= environment
         try:
             project.main(argv)
-        except SystemExit as ended:
-            if isinstance(ended.code, int) and ended.code > 128:
+        except SystemExit as exit:
+            if isinstance(exit.code, int) and exit.code > 128:
                 raise
-            return ended.code
+            return exit.code
         return 0
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command line. It raises what the user's own code raised, and SystemExit(2) on a mistake."""
-    words = sys.argv[1:] if argv is None else argv
-    cut = words.index("--") if "--" in words else len(words)
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         "ray_train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         default=os.environ.get("RAY_ADDRESS") or "local",
         help="a running cluster, auto for this machine's (default: RAY_ADDRESS, or one that ends with the run)",
     )
-    chosen, own = parser.parse_args(words[:cut]), words[cut + 1 :]
-    project.parse(own)  # its mistakes end here, before anything is started
+    options, flags = parser.parse_args(argv[:end]), argv[end + 1 :]
+    project.parse(flags)  # a mistake in a flag ends the program before anything is started
     try:
-        ray = join(chosen.address)
-        raise SystemExit(supervise(ray, own, room(ray, chosen), chosen.max_failures))
+        ray = connect(options.address)
+        raise SystemExit(run_workers(ray, flags, resources(ray, options), options.max_failures))
     except UsageError as error:
         print(f"ray_train.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -73,22 +73,22 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def join(address: str) -> Any:
+def connect(address: str) -> Any:
     """Ray, connected to a cluster: `local` starts one, which only this machine can reach and which ends with it.
 
     Raises:
         UsageError: there is no Ray, or no such cluster.
     """
-    how: dict[str, Any] = {}
-    if address == "local":  # what Ray asks of its environment, it asks when it is imported
-        how = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    options: dict[str, Any] = {}
+    if address == "local":  # Ray reads its environment when it is imported
+        options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
     try:
         import ray
 
-        ray.init(address, logging_level=logging.WARNING, **how)
+        ray.init(address, logging_level=logging.WARNING, **options)
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
@@ -98,46 +98,45 @@ def join(address: str) -> Any:
     return ray
 
 
-def room(ray: Any, chosen: argparse.Namespace) -> list[dict[str, int]]:
-    """What each worker asks of its machine.
+def resources(ray: Any, options: argparse.Namespace) -> list[dict[str, int]]:
+    """The CPUs and GPUs of each worker.
 
     Raises:
-        UsageError: this machine alone, which is all that there is, has less.
+        UsageError: they are more than this machine has, and there is no cluster.
     """
-    has, count = ray.cluster_resources(), chosen.num_ray_workers
-    gpus = int("GPU" in has) if chosen.num_gpus is None else chosen.num_gpus
-    each = {"CPU": chosen.num_cpus, "GPU": gpus}
+    available, count = ray.cluster_resources(), options.num_ray_workers
+    gpus = int("GPU" in available) if options.num_gpus is None else options.num_gpus
+    each = {"CPU": options.num_cpus, "GPU": gpus}
     for kind, wanted in each.items():
-        if wanted * count > has.get(kind, 0):
-            told = f"{count} workers with {wanted} {kind} each: there are {has.get(kind, 0):g}"
-            if chosen.address == "local":
-                raise UsageError(f"{told}; take fewer, or the --address of a cluster")
-            print(f"ray_train.py: {told}; waiting for more machines", file=sys.stderr)
+        if wanted * count > available.get(kind, 0):
+            message = f"{count} workers with {wanted} {kind} each: there are {available.get(kind, 0):g}"
+            if options.address == "local":
+                raise UsageError(f"{message}; take fewer, or the --address of a cluster")
+            print(f"ray_train.py: {message}; waiting for more machines", file=sys.stderr)
     return [each] * count
 
 
-def supervise(ray: Any, argv: list[str], needs: list[dict[str, int]], max_failures: int) -> Any:
-    """Starts the workers, and all of them anew when one has died; main.py's exit status."""
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Place
+def run_workers(ray: Any, argv: list[str], bundles: list[dict[str, int]], max_failures: int) -> Any:
+    """Starts the workers, and restarts all of them when one has died; main.py's exit status."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group, job, size = ray.util.placement_group(needs), f"ray-{uuid.uuid4().hex[:12]}", str(len(needs))
+    group, size = ray.util.placement_group(bundles), str(len(bundles))
+    # The variables of torchrun. Each worker counts as a machine: Ray shows it no GPU but its own.
+    common = {"WORLD_SIZE": size, "GROUP_WORLD_SIZE": size, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    common |= {"TORCHELASTIC_RUN_ID": f"ray-{uuid.uuid4().hex[:12]}"}
+    common |= {} if bundles[0]["GPU"] else {"CUDA_VISIBLE_DEVICES": ""}
     for failures in range(max_failures + 1):
-        workers = [
-            ray.remote(Worker)
-            .options(num_cpus=need["CPU"], num_gpus=need["GPU"], scheduling_strategy=Place(group, rank))
-            .remote()
-            for rank, need in enumerate(needs)
-        ]
+        workers = []
+        for rank, bundle in enumerate(bundles):
+            place = PlacementGroupSchedulingStrategy(group, rank)
+            options = {"num_cpus": bundle["CPU"], "num_gpus": bundle["GPU"], "scheduling_strategy": place}
+            workers.append(ray.remote(Worker).options(**options).remote())
         try:
             host, port = ray.get(workers[0].address.remote())
-            # What torchrun would say. Each worker counts as a machine: Ray shows it no GPU but its own.
-            told = {"MASTER_ADDR": host, "MASTER_PORT": str(port), "WORLD_SIZE": size, "GROUP_WORLD_SIZE": size}
-            told |= {"TORCHELASTIC_RUN_ID": job, "TORCHELASTIC_RESTART_COUNT": str(failures)}
-            told |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-            told |= {} if needs[0]["GPU"] else {"CUDA_VISIBLE_DEVICES": ""}
-            ranks = [told | {"RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(len(needs))]
+            common |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(failures)}
+            ranks = [common | {"RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(len(workers))]
             pairs = zip(workers, ranks, strict=True)
-            return outcome(ray, [worker.train.remote(argv, os.getcwd(), rank) for worker, rank in pairs])
+            return wait(ray, [worker.train.remote(argv, os.getcwd(), variables) for worker, variables in pairs])
         except ray.exceptions.RayActorError as error:
             left = max_failures - failures
             print(f"ray_train.py: {error}\nray_train.py: a worker died; starts left: {left}", file=sys.stderr)
@@ -147,24 +146,24 @@ def supervise(ray: Any, argv: list[str], needs: list[dict[str, int]], max_failur
     return 1
 
 
-def outcome(ray: Any, running: list[Any]) -> Any:
+def wait(ray: Any, running: list[Any]) -> Any:
     """Waits for the workers: their exit status, or the first exception of one.
 
     Raises:
-        RayActorError: a worker died, and what others raised is that they missed it.
+        RayActorError: a worker died; what others raised then is that they lost it.
     """
-    first: BaseException | None = None
+    error: BaseException | None = None
     while running:
-        ended, running = ray.wait(running, timeout=GRACE if first else None)
-        if not ended:
+        done, running = ray.wait(running, timeout=GRACE if error else None)
+        if not done:
             break  # the others wait for the one that raised
         try:
-            if status := ray.get(ended[0]):
-                first = first or SystemExit(status)
-        except ray.exceptions.RayTaskError as error:
-            first = first or error
-    if first:
-        raise first.with_traceback(None)  # where it was raised is in its message
+            if status := ray.get(done[0]):
+                error = error or SystemExit(status)
+        except ray.exceptions.RayTaskError as raised:
+            error = error or raised
+    if error:
+        raise error.with_traceback(None)  # where it was raised is in its message
     return 0
 
 

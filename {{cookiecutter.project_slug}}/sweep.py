@@ -3,8 +3,8 @@
 
 The space is a YAML file, a line a flag: a range, `lr: {low: 1e-4, high: 1e-1, log: true}`; a range of whole numbers,
 `num_layers: {low: 1, high: 4}` (`step: 2` is possible too); or a list of choices, `hidden_dim: [16, 32, 64]`.
-Behind `--` stand the flags that stay the same. Every trial is a run folder. The same command goes on with its study up
-to so many trials; several at once, on one storage, share them.
+Behind `--` stand the flags that stay the same. Every trial is a run folder. The same command continues its study up to
+so many trials; several at once, on one storage, share them.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from typing import Any
 import main as project
 from engine.checkpointing.find import monitor_mode
 from engine.errors import UsageError
-from engine.space import Space, drawn, first, read, said
+
+Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}
 
 
 def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
-    """Goes through the trials and returns the best value with the flags that gave it; SystemExit(2) on a mistake."""
-    words = sys.argv[1:] if argv is None else argv
-    own, fixed = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    """Runs the trials and returns the best value with the flags that gave it; SystemExit(2) on a mistake."""
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser("sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("space", type=Path, help="YAML file of the flags to search")
     parser.add_argument("--trials", type=int, default=20, help="finished trials to come to (default: 20)")
@@ -39,54 +40,106 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     parser.add_argument(
         "--prune", action=argparse.BooleanOptionalAction, default=True, help="end hopeless trials early"
     )
-    chosen = parser.parse_args(own)
+    options, fixed = parser.parse_args(argv[:end]), argv[end + 1 :]
     try:
-        space = read(chosen.space)
-        project.parse(fixed + said({name: first(one) for name, one in space.items()}))  # its own mistakes
-        return search(space, fixed, chosen)
+        space = read_space(options.space)
+        example = {flag: entry["choices"][0] if "choices" in entry else entry["low"] for flag, entry in space.items()}
+        project.parse(fixed + as_flags(example))  # a mistake in a flag ends the program here
+        return search(space, fixed, options)
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def search(space: Space, fixed: list[str], chosen: argparse.Namespace) -> tuple[float, dict[str, Any]]:
-    """Runs trials until so many are finished, then prints and draws what was found."""
+def read_space(path: Path) -> Space:
+    """The search space in a YAML file; numbers may be written as 1e-4.
+
+    Raises:
+        UsageError: there is no such file, or a line is neither a list of choices nor a range.
+    """
+    import yaml
+
+    try:
+        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(lines, dict) or not lines:
+        raise UsageError(f"{path} should hold lines like `lr: {{low: 1e-4, high: 1e-1, log: true}}`")
+    return {str(flag): _entry(value, f"{path}: {flag}") for flag, value in lines.items()}
+
+
+def _entry(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, list) and value:
+        return {"choices": [str(one) if isinstance(one, (list, dict)) else one for one in value]}
+    if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log", "step"}:
+        raise UsageError(f"{where} should be a list of choices or {{low, high}} with log or step: not {value}")
+    log = bool(value.get("log"))
+    try:  # YAML takes 1e-4 for text
+        limits = {key: float(one) if isinstance(one, str) else one for key, one in value.items() if key != "log"}
+        if not limits["low"] <= limits["high"] or (log and (limits["low"] <= 0 or "step" in limits)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UsageError(f"{where}: {value} is no range (low <= high; above 0 and without step for log)") from None
+    return limits | {"log": log}
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Values as arguments of a command line."""
+    texts = {flag: str(value).lower() if isinstance(value, bool | None) else value for flag, value in values.items()}
+    return [f"--{flag}={text}" for flag, text in texts.items()]
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Any]:
+    """The values of a trial, drawn by optuna."""
+    values = {}
+    for flag, entry in space.items():
+        if "choices" in entry:
+            values[flag] = trial.suggest_categorical(flag, **entry)
+        elif isinstance(entry["low"], int) and isinstance(entry["high"], int):
+            values[flag] = trial.suggest_int(flag, **entry)
+        else:
+            values[flag] = trial.suggest_float(flag, **entry)
+    return values
+
+
+def search(space: Space, fixed: list[str], options: argparse.Namespace) -> tuple[float, dict[str, Any]]:
+    """Runs trials until so many are finished, then prints and draws the result."""
     try:
         import optuna
     except ModuleNotFoundError:
         raise UsageError('sweep.py needs optuna: pip install -e ".[sweep]"') from None
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the heartbeat
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(chosen.storage, chosen.heartbeat)
+    storage = open_storage(options.storage, options.heartbeat)
     study = optuna.create_study(
-        study_name=chosen.study or chosen.space.stem,
+        study_name=options.study or options.space.stem,
         storage=storage,
-        direction="maximize" if monitor_mode(chosen.metric) == "max" else "minimize",
-        pruner=optuna.pruners.MedianPruner() if chosen.prune else optuna.pruners.NopPruner(),
+        direction="maximize" if monitor_mode(options.metric) == "max" else "minimize",
+        pruner=optuna.pruners.MedianPruner() if options.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
-    if chosen.seed is not None:  # going on, it should not draw the same again
-        study.sampler = optuna.samplers.TPESampler(seed=chosen.seed + len(study.trials))
+    if options.seed is not None:  # a study that is continued should not draw the same values again
+        study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
     try:
-        if study.user_attrs.get("metric", chosen.metric) != chosen.metric:
+        if study.user_attrs.get("metric", options.metric) != options.metric:
             raise UsageError(f"study {study.study_name} is about {study.user_attrs['metric']}: give another --study")
-        study.set_user_attr("metric", chosen.metric)
-        go_on(study, partial(attempt, study, space, fixed, chosen.metric), chosen.trials, min(chosen.heartbeat, 5))
+        study.set_user_attr("metric", options.metric)
+        objective = partial(run_trial, study, space, fixed, options.metric)
+        run_trials(study, objective, options.trials, min(options.heartbeat, 5))
         if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
             raise UsageError("no trial came to an end with a finite value: try lower learning rates, say")
-        best = study.best_trial
-        local = chosen.storage.startswith("sqlite:///")
-        picture = Path(chosen.storage.removeprefix("sqlite:///") if local else ".").parent / f"{study.study_name}.png"
-        draw(study, picture)
-        print(f"best {chosen.metric}: {best.value:.6g} (trial {best.number} of {len(study.trials)}); {picture}")
-        print(shlex.join(["python", "main.py", *fixed, *said(best.params)]))
+        best, local = study.best_trial, options.storage.startswith("sqlite:///")
+        path = Path(options.storage.removeprefix("sqlite:///") if local else ".").parent / f"{study.study_name}.png"
+        draw(study, options.metric, path)
+        print(f"best {options.metric}: {best.value:.6g} (trial {best.number} of {len(study.trials)}); {path}")
+        print(shlex.join(["python", "main.py", *fixed, *as_flags(best.params)]))
         return study.best_value, best.params
     finally:
         storage.remove_session()
         storage.engine.dispose()
 
 
-def _storage(url: str, heartbeat: int, again: int = 5) -> Any:
+def open_storage(url: str, heartbeat: int, retries: int = 5) -> Any:
     """The database. Where two processes make it at the same moment, the second tries again."""
     import optuna
     from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
@@ -99,17 +152,17 @@ def _storage(url: str, heartbeat: int, again: int = 5) -> Any:
             heartbeat_stale_trial_callback=lambda study, trial: study.enqueue_trial(trial.params),
         )
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        if again and isinstance(error.__cause__ or error, (IntegrityError, OperationalError)):
+        if retries and isinstance(error.__cause__ or error, (IntegrityError, OperationalError)):
             time.sleep(0.5)
-            return _storage(url, heartbeat, again - 1)
+            return open_storage(url, heartbeat, retries - 1)
         raise UsageError(f"--storage {url}: {str(error).splitlines()[0]}") from None
 
 
-def go_on(study: Any, objective: Any, wanted: int, pause: float) -> None:
-    """Starts one trial after the other until `wanted` are finished by this process or by others on the same storage.
+def run_trials(study: Any, objective: Any, num_trials: int, pause: float) -> None:
+    """Runs one trial after the other until so many are finished by this process or by others on the same storage.
 
-    A trial that fell silent was killed: it is failed, and its values are tried again. pause: seconds, while the trials
-    that are still missing are run by others.
+    A trial whose heartbeat stopped was killed: it is failed, and its values are tried again. pause: seconds between two
+    looks while others run the trials that are still missing.
     """
     from optuna.storages import fail_stale_trials
 
@@ -117,74 +170,73 @@ def go_on(study: Any, objective: Any, wanted: int, pause: float) -> None:
         fail_stale_trials(study)
         trials = study.get_trials(deepcopy=False)
         finished = sum(trial.state.name in ("COMPLETE", "PRUNED") or "failed" in trial.user_attrs for trial in trials)
-        if finished >= wanted:
+        if finished >= num_trials:
             return
-        if finished + sum(trial.state.name == "RUNNING" for trial in trials) < wanted:
+        if finished + sum(trial.state.name == "RUNNING" for trial in trials) < num_trials:
             study.optimize(objective, n_trials=1, catch=(FloatingPointError,))
         else:
             time.sleep(pause)
 
 
-def attempt(study: Any, space: Space, fixed: list[str], metric: str, trial: Any) -> float:
-    """A run with the values of a trial: what it measured last.
+def run_trial(study: Any, space: Space, fixed: list[str], metric: str, trial: Any) -> float:
+    """A run with the values of a trial: the metric at its end.
 
     Raises:
-        FloatingPointError: it came to no finite value; the trial counts, and the search goes on.
+        FloatingPointError: the metric is not finite; the trial counts, and the search continues.
     """
     import optuna
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LambdaCallback
 
     try:
-        values = drawn(trial, space)
+        values = suggest(trial, space)
     except ValueError as error:
         raise UsageError(f"study {study.study_name} has another space ({error}): give another --study") from None
-    number = itertools.count()
+    counter = itertools.count()
 
-    def tell(trainer: Trainer, module: Any) -> None:
+    def report(trainer: Trainer, module: Any) -> None:
         if trainer.world_size > 1:
             raise UsageError("sweep.py runs each trial in one process: --devices 1; start it several times instead")
         value = trainer.callback_metrics.get(metric)
         if value is not None and not trainer.sanity_checking:
-            trial.report(value.item(), next(number))
+            trial.report(value.item(), next(counter))
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-    print(f"\ntrial {trial.number}: {' '.join(said(values))}", flush=True)
+    print(f"\ntrial {trial.number}: {' '.join(as_flags(values))}", flush=True)
     try:
-        measured = project.main(fixed + said(values), [LambdaCallback(on_validation_end=tell)])
-        if metric not in measured:
-            raise UsageError(f"--metric {metric}: a run has {', '.join(measured)}")
-        if not math.isfinite(measured[metric]):
-            raise FloatingPointError(f"{metric} is {measured[metric]}")
+        metrics = project.main(fixed + as_flags(values), [LambdaCallback(on_validation_end=report)])
+        if metric not in metrics:
+            raise UsageError(f"--metric {metric}: a run has {', '.join(metrics)}")
+        if not math.isfinite(metrics[metric]):
+            raise FloatingPointError(f"{metric} is {metrics[metric]}")
     except FloatingPointError as error:
         trial.set_user_attr("failed", str(error))
         raise
-    except SystemExit as ended:
+    except SystemExit as exit:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        if ended.code != 2:  # a signal, and no mistake
+        if exit.code != 2:  # a signal, and no mistake
             study.enqueue_trial(trial.params)
         raise
-    return measured[metric]
+    return metrics[metric]
 
 
-def draw(study: Any, path: Path) -> None:
-    """The values of the trials in their order, and over each flag."""
+def draw(study: Any, metric: str, path: Path) -> None:
+    """The metric of the finished trials in their order, and over each flag; a star for the best."""
     from matplotlib.figure import Figure
 
-    trials = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    names = sorted({name for trial in trials for name in trial.params})
-    metric = study.user_attrs["metric"]
-    figure = Figure(figsize=(4 * (1 + len(names)), 3.5), layout="constrained")
-    for place, name in enumerate(["trial", *names]):
-        axes = figure.add_subplot(1, 1 + len(names), place + 1, xlabel=name, ylabel=metric)
-        having = [trial for trial in trials if name == "trial" or name in trial.params]
-        across: list[Any] = [trial.number if name == "trial" else trial.params[name] for trial in having]
-        if not all(type(value) in (int, float) for value in across):
-            across = [str(value) for value in across]
-        axes.plot(across, [trial.value for trial in having], "o")
-        axes.plot(across[having.index(study.best_trial)], study.best_value, "*", markersize=14)
-        if any(getattr(trial.distributions.get(name), "log", False) for trial in having):
+    finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    rows = [({"trial": trial.number} | trial.params, trial) for trial in finished]
+    names = ["trial", *sorted({name for trial in finished for name in trial.params})]
+    figure = Figure(figsize=(4 * len(names), 3.5), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(1, len(names), number, xlabel=name, ylabel=metric)
+        points = [(values[name], trial) for values, trial in rows if name in values]
+        numeric = all(type(x) in (int, float) for x, _ in points)
+        for x, trial in points:
+            best = trial.number == study.best_trial.number
+            axes.plot(x if numeric else str(x), trial.value, "C1*" if best else "C0o", zorder=2 + best)
+        if any(getattr(trial.distributions.get(name), "log", False) for _, trial in points):
             axes.set_xscale("log")
     figure.savefig(path, dpi=120)
 

@@ -185,28 +185,30 @@ def cache_signature(function: Any) -> None:
     function.__signature__ = inspect.signature(function)
 
 
-def storage_key(tensor: Any) -> int:
-    """A number that tensors share which are views of one storage; a fake storage has no data_ptr."""
-    return tensor.untyped_storage()._cdata
+def fake_tensors() -> tuple[Any, tuple[type[Exception], ...]]:
+    """FakeTensorMode, whose tensors have a shape but no values, and the errors of code that asks them for values."""
+    from torch._subclasses import fake_tensor as fake
+
+    errors = (
+        fake.DataDependentOutputException,
+        fake.DynamicOutputShapeException,
+        fake.UnsupportedOperatorException,
+    )
+    return fake.FakeTensorMode, errors
 
 
-def fake_tensor_mode() -> Any:
-    """The mode in which tensors have a shape and a device and no memory; torch has no public name for it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def dispatch_mode() -> Any:
+    """TorchDispatchMode, the class of a context that sees every operation, those of the backward pass too.
 
-    return FakeTensorMode()
+    Without it, `plan` does not know the memory of results that no graph keeps.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-
-def fake_tensor_errors() -> tuple[type[Exception], ...]:
-    """What code raises that reads values of a fake tensor, or an operator without a fake version."""
-    from torch._subclasses import fake_tensor
-
-    names = ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException")
-    return tuple(getattr(fake_tensor, name) for name in names)
+    return TorchDispatchMode
 
 
-def export_user_error() -> type[Exception]:
-    """What torch.export raises for a network that it cannot trace as asked, such as a batch size that `len` fixes."""
-    import torch
+def export_error() -> type[Exception]:
+    """What torch.export raises where it cannot follow a network with a batch of any size."""
+    from torch._dynamo.exc import UserError
 
-    return torch._dynamo.exc.UserError
+    return UserError

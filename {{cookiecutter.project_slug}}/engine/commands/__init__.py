@@ -1,6 +1,6 @@
-"""Commands: what `python main.py COMMAND` does beside fit, validate and test. A file or sub-package each.
+"""Commands: the actions of `python main.py COMMAND` beside fit, validate and test. A file or sub-package each.
 
 A command defines `run(NEEDS, *, FLAG: type = default)`; NEEDS are any of settings, build_data, build_model, trainer,
 model, data, ckpt_path and run_dir, by name: without `trainer`, none is made, and without `ckpt_path`, the command takes
-no checkpoint. Or it defines `main(argv)` and reads its words itself. No command imports another one.
+no checkpoint. Or it defines `main(argv)` and parses its arguments itself. No command imports another one.
 """

@@ -1,4 +1,4 @@
-"""`consolidate`: one ordinary file of a checkpoint that several processes wrote in parts."""
+"""`consolidate`: a sharded checkpoint as one ordinary file."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, run_dir: Path) 
     """Writes NAME.whole.ckpt beside the folder NAME.ckpt; weights, optimiser and progress have to fit into memory.
 
     Raises:
-        UsageError: it is a file already, or is not of this network.
+        UsageError: it is one file already, or is not of this network.
     """
     path = Path(ckpt_path)
-    whole = load(path) if trainer.is_global_zero else {}
+    checkpoint = load(path) if trainer.is_global_zero else {}
     if not path.is_dir():
         raise UsageError(f"--ckpt_path {path} is one file already")
     if trainer.is_global_zero:
-        check_weights_fit(model, whole["state_dict"])
+        check_weights_fit(model, checkpoint["state_dict"])
         target = path.with_suffix(".whole.ckpt")
-        DurableCheckpointIO().save_checkpoint(whole, target)
+        DurableCheckpointIO().save_checkpoint(checkpoint, target)
         print(target)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Trainer
 
+from engine import lightning_compat
 from engine.checkpointing.checkpoint_io import load
 from engine.errors import UsageError
-from engine.lightning_compat import export_user_error
 
 _LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
 
@@ -25,7 +25,7 @@ def run(
     *,
     format: tuple[Literal["pt2", "onnx"], ...] = ("pt2",),
 ) -> None:
-    """Writes the network for batches of any size, and labels.json: what the data says of classes and preprocessing.
+    """Writes the network for batches of any size, and labels.json: the dataset's classes and preprocessing.
 
     Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items.
 
@@ -36,8 +36,9 @@ def run(
         UsageError: a system without one `network`; a stream that shows no items; the packages for onnx are not there.
         RuntimeError: an exported network answers differently.
     """
-    if "onnx" in format and (gone := [name for name in ("onnx", "onnxscript", "onnxruntime") if not _there(name)]):
-        raise UsageError(f'--format onnx needs {", ".join(gone)}: pip install -e ".[onnx]"')
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if "onnx" in format and missing:
+        raise UsageError(f'--format onnx needs {", ".join(missing)}: pip install -e ".[onnx]"')
     if not trainer.is_global_zero:
         return
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
@@ -48,21 +49,21 @@ def run(
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
     args, named = model.arguments(next(iter(data.test_dataloader())) if batch is None else batch)
-    like = dict(enumerate(args)) | named
-    args, named = _inputs(like, 2)  # a batch of 1 would be taken for fixed
+    examples = dict(enumerate(args)) | named
+    args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
     dim = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
     program = _export(network, tuple(args), named, shapes)
-    for one in dict.fromkeys(format):
-        path = run_dir / f"network.{one}"
-        exported = _write_onnx(program, path) if one == "onnx" else _write_pt2(program, path)
+    for name in dict.fromkeys(format):
+        path = run_dir / f"network.{name}"
+        exported = _write_onnx(program, path) if name == "onnx" else _write_pt2(program, path)
         for items in (1, 2, 5):
-            args, named = _inputs(like, items)
+            args, named = _random_inputs(examples, items)
             with torch.no_grad():
                 if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
                     raise RuntimeError(f"{path} answers differently from the network in memory")
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
-    labels = {name: plain for name in _LABELS if (plain := _plain(data.attribute(name))) is not None}
+    labels = {name: plain for name in _LABELS if (plain := _json_value(data.attribute(name))) is not None}
     path = run_dir / "labels.json"
     path.write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
@@ -73,25 +74,21 @@ def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, An
         warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
         try:
             return torch.export.export(network, args, named, dynamic_shapes=shapes)
-        except export_user_error():  # `len(x)` fixes the batch, unless torch reads the source
+        except lightning_compat.export_error():  # `len(x)` fixes the batch, unless torch reads the source
             return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
 
 
-def _there(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _inputs(like: dict[Any, torch.Tensor], items: int) -> tuple[list[Any], dict[str, Any]]:
-    """Random inputs: numbers about 0, or whole numbers among those of `like`; by place and by name."""
-    drawn = {}
-    for name, one in like.items():
-        if one.is_floating_point():
-            drawn[name] = torch.randn(items, *one.shape[1:], dtype=one.dtype)
+def _random_inputs(examples: dict[Any, torch.Tensor], items: int) -> tuple[list[Any], dict[str, Any]]:
+    """Inputs by position and by name: numbers around 0, or whole numbers among those of the examples."""
+    inputs = {}
+    for key, example in examples.items():
+        shape = (items, *example.shape[1:])
+        if example.is_floating_point():
+            inputs[key] = torch.randn(shape, dtype=example.dtype)
         else:
-            drawn[name] = one.flatten()[torch.randint(one.numel(), (items, *one.shape[1:]))]
-    return [one for name, one in drawn.items() if isinstance(name, int)], {
-        name: one for name, one in drawn.items() if isinstance(name, str)
-    }
+            inputs[key] = example.flatten()[torch.randint(example.numel(), shape)]
+    by_name = {key: value for key, value in inputs.items() if isinstance(key, str)}
+    return [value for key, value in inputs.items() if key not in by_name], by_name
 
 
 def _write_pt2(program: Any, path: Path) -> Any:
@@ -105,24 +102,24 @@ def _write_onnx(program: Any, path: Path) -> Any:
     """One file, or with weights of more than 1.9 GB, which ONNX cannot hold, network.onnx.data beside it."""
     import onnxruntime
 
-    big = sum(one.numel() * one.element_size() for one in program.state_dict.values()) > 1.9e9
+    big = sum(weight.nbytes for weight in program.state_dict.values()) > 1.9e9
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "_check_is_size will be removed")  # torch's own call, for nn.LSTM and nn.GRU
         written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
 
-    def answer(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        return torch.from_numpy(session.run(None, {name: one.numpy() for name, one in given.items()})[0])
+    def network(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        inputs = dict(zip(names, args, strict=False)) | kwargs
+        return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0])
 
-    return answer
+    return network
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it, None where it cannot be."""
+def _json_value(value: Any) -> Any:
+    """A value as JSON holds it, None where it cannot."""
     try:
         return json.loads(json.dumps(value.tolist() if hasattr(value, "tolist") else value))
     except TypeError:

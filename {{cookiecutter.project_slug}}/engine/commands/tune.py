@@ -1,6 +1,5 @@
 """`tune`: try learning rates or batch sizes; print and draw them, change nothing."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.errors import UsageError
+from engine.training.step_timer import StepTimer
 
 
 def run(
@@ -18,7 +18,7 @@ def run(
     *,
     what: tuple[Literal["lr", "batch_size"], ...] = ("lr",),
 ) -> None:
-    """Takes a few steps with each rate or size and shows what came of it.
+    """Takes a few steps with each rate or size, prints the result and draws it.
 
     Args:
         what: lr raises the rate and watches the loss, batch_size doubles the batches and counts the items a second.
@@ -32,15 +32,15 @@ def run(
         raise UsageError("tune --what batch_size looks for what one device can do: --devices 1")
     model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
     trainer.limit_val_batches = 0  # type: ignore[attr-defined]
-    for one in dict.fromkeys(what):
-        (_rates if one == "lr" else _sizes)(trainer, model, data, run_dir)
+    for name in dict.fromkeys(what):
+        (_tune_lr if name == "lr" else _tune_batch_size)(trainer, model, data, run_dir)
     model.latest_metrics = {}  # nothing was measured
 
 
-def _fit(trainer: Trainer, model: Any, data: Any, watch: Callback, steps: int) -> None:
-    """Trains for a few steps, and takes them back. A small dataset is gone through as often as it takes."""
-    weights = {name: one.clone() for name, one in model.state_dict().items()}
-    trainer.callbacks = [watch]  # type: ignore[attr-defined]
+def _fit(trainer: Trainer, model: Any, data: Any, callback: Callback, steps: int) -> None:
+    """Trains for a few steps, over as many epochs as these take, and restores the weights."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.callbacks = [callback]  # type: ignore[attr-defined]
     trainer.fit_loop.max_epochs = -1
     trainer.fit_loop.epoch_loop.max_steps = trainer.global_step + steps
     try:
@@ -49,9 +49,9 @@ def _fit(trainer: Trainer, model: Any, data: Any, watch: Callback, steps: int) -
         model.load_state_dict(weights)
 
 
-def _rates(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
-    """Raises the rate over 100 steps and shows the loss (L. Smith, "Cyclical Learning Rates", 2017)."""
-    ramp = _Ramp()
+def _tune_lr(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
+    """Raises the rate over 100 steps and draws the loss (L. Smith, "Cyclical Learning Rates", 2017)."""
+    ramp = _RateRamp()
     _fit(trainer, model, data, ramp, 100 * trainer.accumulate_grad_batches)
     if not trainer.is_global_zero:
         return
@@ -59,15 +59,15 @@ def _rates(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
     slope = losses.diff()[5:-1]  # the rates stand equally far apart on a logarithmic scale
     path = folder / "lr_find.png"
     if len(slope) and slope.min() < 0:
-        found = rates[6 + int(slope.argmin())]
-        print(f"the loss falls fastest at --lr {found:.2g}: a hint, no more; look at the curve")
+        steepest = rates[6 + int(slope.argmin())]
+        print(f"the loss falls fastest at --lr {steepest:.2g}: a hint, no more; look at the curve")
     else:
         print("the loss falls at no rate; look at the curve")
     _draw(rates, losses.tolist(), path, 10, "learning rate", "loss")
     print(path)
 
 
-def _sizes(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
+def _tune_batch_size(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
     """Doubles the batch until the items a second grow no more, memory is full, or all the data is one batch."""
     items, before = len(data.split("train")), data.batch_size
     speeds: dict[int, float] = {}
@@ -76,16 +76,16 @@ def _sizes(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
         size = min(2 ** (len(speeds) + 3), items)
         if size in speeds:
             break
-        clock = _Clock()
+        timer = StepTimer()
         data.batch_size = size
         try:
-            _fit(trainer, model, data, clock, 8)
+            _fit(trainer, model, data, timer, 8)
         except RuntimeError as error:
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
                 raise
             full = size
             break
-        speeds[size] = clock.speed()
+        speeds[size] = sum(timer.num_items[2:]) / sum(timer.step_seconds())
         print(f"--batch_size {size:<6} {speeds[size]:9.0f} items/s", flush=True)
     data.batch_size = before
     if not speeds:
@@ -97,7 +97,7 @@ def _sizes(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
     print(folder / "batch_size.png")
 
 
-class _Ramp(Callback):
+class _RateRamp(Callback):
     """Raises the rate from 1e-6 to 1, tenfold in 16 batches, and smooths the loss; stops when that has grown fourfold.
 
     Several processes stop together; each smooths the loss of its own batches.
@@ -125,29 +125,11 @@ class _Ramp(Callback):
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(grown or done, all=False)
 
 
-class _Clock(Callback):
-    """Times whole steps, loading included."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.items: list[int] = []
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-        self.items.append(len(module.unpack_batch(batch)[1]))  # the last batch of an epoch has fewer
-
-    def speed(self) -> float:
-        """Items a second, the first two steps aside."""
-        return sum(self.items[2:]) / (self.ends[-1] - self.ends[1])
-
-
-def _draw(x: list[Any], y: list[float], path: Path, base: int, across: str, up: str) -> None:
+def _draw(x: list[Any], y: list[float], path: Path, base: int, xlabel: str, ylabel: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure()
     axes = figure.add_subplot()
     axes.semilogx(x, y, ".-", base=base)
-    axes.set(xlabel=across, ylabel=up, ylim=(0, None))
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     figure.savefig(path)

@@ -1,20 +1,22 @@
-"""`plan`: what training will cost in memory, communication and time on any number of devices, before it is paid.
-
-It goes with plan_network.py, plan_memory.py, plan_costs.py and tests/test_plan.py.
-"""
+"""`plan`: what training will cost in memory, communication and time on any number of devices, before it is paid."""
 
 import math
+import statistics
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import seed_everything
+from matplotlib.ticker import EngFormatter
+from pytorch_lightning import Callback, seed_everything
 
+from engine.cli import plugins
 from engine.cli.settings import Settings
-from engine.commands.plan import costs, meta_network
-from engine.commands.plan.costs import long, short
-from engine.commands.plan.memory import Account, count
+from engine.commands.plan import costs, memory
+from engine.commands.plan.costs import Setup
 from engine.errors import UsageError
+from engine.training import hardware
+from engine.training.step_timer import StepTimer
 
 _SHOWN = ("32-true", "bf16-mixed", "bf16-true")
 
@@ -29,7 +31,7 @@ def run(
     link_gbps: float | None = None,
     measure_steps: int = 10,
 ) -> dict[str, float]:
-    """Prints the account for --devices, --num_nodes, --strategy, --precision and --batch_size, and keeps nothing.
+    """Prints the costs for --devices, --num_nodes, --strategy, --precision and --batch_size, and keeps nothing.
 
     The rates in the help are published: of Ethernet; of PCIe 4.0 with 16 lanes (PCI-SIG); of NVLink and of products of
     dense bf16 matrices in NVIDIA's data sheets of A100 and H100, NVLink halved, for they add both directions up. Of
@@ -37,11 +39,11 @@ def run(
 
     Args:
         device_memory: of one device, such as 80GB or 40GiB; none asks the device found here.
-        device_tflops: 10^12 operations a second that a device does in training, to tell the times of one that is not
+        device_tflops: 10^12 operations a second that a device does in training, to compute the times of one that is not
             here: at most half of what is published (bf16: A100 312, H100 989).
         link_gbps: gigabits a second that a device sends over the slowest link between two (10 or 100 Ethernet, 250 PCIe
             4.0, 2400 NVLink of an A100, 3600 of an H100).
-        measure_steps: real steps to time on one device here, from which the times are told; 0 for none.
+        measure_steps: real steps to time on one device here, from which the times are computed; 0 for none.
 
     Returns:
         What was printed of the precision and strategy chosen: bytes a device, parameters, items, seconds.
@@ -49,156 +51,177 @@ def run(
     Raises:
         UsageError: another strategy or precision, memory that is no number, a network that cannot be followed.
     """
-    given = settings.arguments["trainer"]
-    if given.get("fast_dev_run"):
+    flags = settings.arguments["trainer"]
+    if flags.get("fast_dev_run"):
         raise UsageError("plan takes no --fast_dev_run: it trains nothing")
-    kind = costs.kind(given.get("accelerator", "auto"))
-    many = costs.devices(given.get("devices", "auto"), kind) * given.get("num_nodes", 1)
-    strategy = costs.strategy_of(str(given.get("strategy", "auto")))
-    precision = costs.precision_of(str(given.get("precision", 32)))
-    room = costs.room(device_memory, kind)
-    each = given.get("accumulate_grad_batches", 1)
+    device = costs.device_type(flags.get("accelerator", "auto"))
+    num_devices = costs.num_devices(flags.get("devices", "auto"), device) * flags.get("num_nodes", 1)
+    strategy = costs.strategy_of(str(flags.get("strategy", "auto")))
+    precision = costs.precision_of(str(flags.get("precision", 32)))
+    available = costs.memory_of(device_memory, device)
+    num_batches = flags.get("accumulate_grad_batches", 1)
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
     data.num_workers = 0
-    rows, size = _rows(partial(meta_network.build, settings, data, build_model), data, precision, kind), data.batch_size
-    own = rows[precision]
-    print(f"{settings.network.name}: {own.parameters:,} parameters, {own.trainable:,} of them trained")
-    _print_table(rows, many, size, each, room)
-    parts = costs.memory(own, precision, strategy, many, size)
-    told = {"parameters": own.parameters, "trainable": own.trainable, **parts, "memory": sum(parts.values())}
-    told["communication"] = costs.communication(own, precision, strategy, many, each)
-    told["largest_batch"] = costs.largest(own, precision, strategy, many, room)
-    _print_fit(own, precision, strategy, many, told["memory"], room)
-    seconds = _batch_seconds(
-        partial(costs.measure, settings, build_data, build_model),
-        own,
-        precision,
-        size,
-        kind,
-        device_tflops,
-        measure_steps,
-    )
-    if seconds is not None:
-        told |= {"batch_seconds": seconds}
-        told |= _times(told, strategy, many, each, size, costs.items(data.split("train")), settings, link_gbps)
-    return told
+    steps = _count(partial(memory.build_meta, settings, data, build_model), data, precision, device)
+    setup = Setup(steps[precision], precision, strategy, num_devices)
+    step = setup.step
+    print(f"{settings.network.name}: {step.parameters:,} parameters, {step.trainable:,} of them trained")
+    strategies = ("ddp", "fsdp") if num_devices > 1 else ("ddp",)
+    setups = [Setup(one, name, kind, num_devices) for name, one in steps.items() for kind in strategies]
+    _print_table(setups, data.batch_size, num_batches, available)
+    parts = setup.memory(data.batch_size)
+    result = {"parameters": step.parameters, "trainable": step.trainable, **parts, "memory": sum(parts.values())}
+    result["communication"] = setup.communication(num_batches)
+    result["largest_batch"] = setup.largest_batch(available)
+    _print_fit(setup, result["memory"], available)
+    measure = partial(_measure, settings, build_data, build_model, measure_steps) if measure_steps else None
+    seconds = _batch_seconds(setup, data.batch_size, costs.local_memory(device), device_tflops, measure)
+    if seconds is None:
+        return result
+    result["batch_seconds"] = seconds
+    if num_devices > 1 and link_gbps is None:
+        print(f"for the times of {num_devices} devices say how fast they send: --link_gbps")
+        return result
+    step_seconds = setup.step_seconds(seconds, num_batches, link_gbps or math.inf)
+    num_steps = _epoch_steps(data, num_devices * data.batch_size, num_batches)
+    return result | _print_times(setup, step_seconds, num_steps, settings.arguments["run"]["max_epochs"] or 0)
 
 
-def _rows(build: Callable[[], Any], data: Any, precision: str, kind: str) -> dict[str, Account]:
-    """An account for each precision of the table, the chosen one first."""
+def _count(build: Callable[[], Any], data: Any, precision: str, device: str) -> dict[str, memory.StepCosts]:
+    """The costs in each precision of the table, the chosen one first."""
     batch = data.sample()
     batch = next(iter(data.train_dataloader())) if batch is None else batch
-    rows = {}
+    steps = {}
     for name in [*dict.fromkeys([precision, *_SHOWN])][:3]:
         try:
-            rows[name] = count(build, batch, name, kind)
+            steps[name] = memory.count(build, batch, name, device)
         except RuntimeError as error:
             if name == precision:
                 raise
             print(f"{name} is left out: {str(error).partition(chr(10))[0]}")
-    return rows
+    return steps
 
 
-def _print_table(rows: dict[str, Account], many: int, size: int, each: int, room: float) -> None:
-    """A column for each precision and strategy, within 80 characters."""
-    kinds = ("ddp", "fsdp") if many > 1 else ("ddp",)
-    lines: dict[str, list[str]] = {}
-    for name, one in rows.items():
-        for kind in kinds:
-            parts = costs.memory(one, name, kind, many, size)
-            most = costs.largest(one, name, kind, many, room)
-            between = parts.get("buckets", parts.get("gathered_layer", 0))
-            column = {
-                f"each of {many} devices" if many > 1 else "on one device": name if kind == "ddp" else "",
-                f"--batch_size {size}": kind if many > 1 else "",
-                "weights": short(parts["weights"]),
-                "gradients": short(parts["gradients"]),
-                "optimiser state": short(parts["optimizer_state"]),
-                "activations": short(parts.get("activations")),
-                "workspace": short(parts.get("workspace")),
-                **({"buckets, or a layer": short(between)} if many > 1 else {}),
-                "in all": short(sum(parts.values())),
-                "largest batch": "?" if one.why else f"{most:,}" if most < 1e6 else short(most)[:-1],
-                **({"sends a step": short(costs.communication(one, name, kind, many, each))} if many > 1 else {}),
-            }
-            for label, cell in column.items():
-                lines.setdefault(label, []).append(cell)
+def _print_table(setups: list[Setup], batch_size: int, num_batches: int, available: float) -> None:
+    """A column for each setup, within 80 characters."""
+    rows: dict[str, list[str]] = {}
+    for setup in setups:
+        parts, largest, several = setup.memory(batch_size), setup.largest_batch(available), setup.num_devices > 1
+        between = parts.get("buckets", parts.get("gathered_layer", 0))
+        column = {
+            f"each of {setup.num_devices} devices" if several else "on one device": setup.precision,
+            f"--batch_size {batch_size}": setup.strategy if several else "",
+            "weights": _bytes(parts["weights"]),
+            "gradients": _bytes(parts["gradients"]),
+            "optimiser state": _bytes(parts["optimizer_state"]),
+            "activations": _bytes(parts.get("activations")),
+            "workspace": _bytes(parts.get("workspace")),
+            "buckets, or a layer": _bytes(between),
+            "in all": _bytes(sum(parts.values())),
+            "largest batch": "?" if setup.step.unknown else f"{largest:,}" if largest < 1e6 else f"{largest:.2g}",
+            "sends a step": _bytes(setup.communication(num_batches)),
+        }
+        for label, cell in column.items():
+            if several or label not in ("buckets, or a layer", "sends a step"):
+                rows.setdefault(label, []).append(cell)
     print()
-    for label, texts in lines.items():
-        cells = "".join(f"{text:>10}" if many > 1 else f"{text:>12}" for text in texts)
-        print(f"{label:<20}{cells}".rstrip())
+    for label, cells in rows.items():
+        print(f"{label:<20}{''.join(f'{cell:>{60 // max(len(cells), 5)}}' for cell in cells)}".rstrip())
     print()
 
 
-def _print_fit(own: Account, precision: str, strategy: str, many: int, memory: float, room: float) -> None:
-    fits = "fits" if memory <= (1 - costs.FREE) * room else "does not fit"
-    how = precision if many == 1 else f"{precision} with {strategy}"
-    print(f"{how} {fits}: {short(memory)} of {short(room)} a device, a tenth left free")
-    if own.why:
-        print(f"but the activations are not in it: {own.why}")
-    if strategy == "fsdp" and many > 1:
-        whole = short(costs.gathered(own.parameters, precision))
-        print(f"fsdp gathers a layer at a time, {own.layer} at the most,")
-        print(f"where an auto_wrap_policy wraps each; without one, all weights: {whole}")
+def _print_fit(setup: Setup, needed: float, available: float) -> None:
+    fits = "fits" if needed <= (1 - costs.FREE) * available else "does not fit"
+    name = setup.precision if setup.num_devices == 1 else f"{setup.precision} with {setup.strategy}"
+    print(f"{name} {fits}: {_bytes(needed)} of {_bytes(available)} a device, a tenth left free")
+    if setup.step.unknown:
+        print(f"but the activations are not in it: {setup.step.unknown}")
+    if setup.strategy == "fsdp" and setup.num_devices > 1:
+        print(f"fsdp gathers a layer at a time, {setup.step.layer} at the most, where an auto_wrap_policy")
+        print(f"wraps each; without one, all weights: {_bytes(setup.gathered(setup.step.parameters))}")
 
 
 def _batch_seconds(
-    measure: Callable[[int], float],
-    own: Account,
-    precision: str,
-    size: int,
-    kind: str,
-    tflops: float | None,
-    steps: int,
+    setup: Setup, batch_size: int, available: float, tflops: float | None, measure: Callable[[], float] | None
 ) -> float | None:
-    """What a batch takes on one device: by its operations, or by real steps. None where neither can be."""
-    passes = 3 * own.flops * size  # the backward pass is twice the forward pass
-    needed, here = sum(costs.memory(own, precision, "ddp", 1, size).values()), costs.here(kind)
-    if tflops and passes:
-        seconds = passes / (tflops * 1e12)
-        print(f"a batch takes {long(seconds)} at {tflops:g} TFLOP/s, once it is loaded")
+    """Seconds of a batch on one device: by its operations, or by real steps; None where neither can be had."""
+    flops = 3 * setup.step.flops * batch_size  # the backward pass is twice the forward pass
+    needed = sum(setup._replace(strategy="ddp", num_devices=1).memory(batch_size).values())
+    if tflops and flops:
+        seconds = flops / (tflops * 1e12)
+        print(f"a batch takes {_duration(seconds)} at {tflops:g} TFLOP/s, once it is loaded")
         return seconds
     if tflops:
-        print("no time is told: the operations could not be counted")
-    elif steps and needed > here:
-        print(f"no step was timed: {short(needed)} are needed and {short(here)} are here")
-    elif steps:
-        seconds = measure(steps)
-        does = f" at {short(passes / seconds)[:-1]}FLOP/s" if passes else ""
-        print(f"a batch takes {long(seconds)} on one device here{does}, its loading included")
+        print("no time is computed: the operations could not be counted")
+    elif measure and needed > available:
+        print(f"no step was timed: {_bytes(needed)} are needed and {_bytes(available)} are here")
+    elif measure:
+        seconds = measure()
+        rate = f" at {_quantity(flops / seconds, 'FLOP/s')}" if flops else ""
+        print(f"a batch takes {_duration(seconds)} on one device here{rate}, its loading included")
         return seconds
     return None
 
 
-def _times(
-    told: dict[str, float],
-    strategy: str,
-    many: int,
-    each: int,
-    size: int,
-    items: int | None,
-    settings: Settings,
-    link: float | None,
-) -> dict[str, float]:
-    """Prints what a step, an epoch and all epochs take, from what a batch takes on one device."""
-    if many > 1 and link is None:
-        print(f"for the times of {many} devices say how fast they send: --link_gbps")
-        return {}
-    least, most = costs.step_seconds(told["batch_seconds"], each, told["communication"], strategy, link or math.inf)
-    found = {"step_seconds": least, "step_seconds_no_overlap": most}
-    words = {"a step": 1}
-    if items is not None:
-        steps = math.ceil(math.ceil(items / (size * many)) / each)
-        found |= {"steps": steps, "epoch_seconds": steps * least, "epoch_seconds_no_overlap": steps * most}
-        words[f"an epoch of {steps:,} step{'s' * (steps != 1)}"] = steps
-        if (epochs := settings.arguments["run"]["max_epochs"] or 0) > 1:
-            words[f"{epochs} epochs"] = steps * epochs
-    for word, times in words.items():
-        low, high = long(times * least), long(times * most)
-        print(f"{word}: {low}" + (f", or {high} where nothing overlaps" if high != low else ""))
-    if many > 1:
-        behind = "backward pass, two thirds of a batch" if strategy == "ddp" else "forward and backward passes"
-        print(f"the first hides communication behind the {behind};")
-        print("both take for granted that each device is kept fed")
-    return found
+def _epoch_steps(data: Any, global_batch_size: int, num_batches: int) -> int | None:
+    """Optimiser steps of an epoch, None for a stream that does not say its length."""
+    try:
+        return math.ceil(math.ceil(len(data.split("train")) / global_batch_size) / num_batches)
+    except TypeError:
+        return None
+
+
+def _print_times(setup: Setup, seconds: tuple[float, float], num_steps: int | None, epochs: int) -> dict[str, float]:
+    """Prints and returns the times of a step, an epoch and all epochs, with overlap and without."""
+    result: dict[str, float] = {"step_seconds": seconds[0], "step_seconds_no_overlap": seconds[1]}
+    counts = {"a step": 1}
+    if num_steps is not None:
+        low, high = (num_steps * each for each in seconds)
+        result |= {"steps": num_steps, "epoch_seconds": low, "epoch_seconds_no_overlap": high}
+        counts[f"an epoch of {num_steps:,} step{'s' * (num_steps != 1)}"] = num_steps
+        if epochs > 1:
+            counts[f"{epochs} epochs"] = num_steps * epochs
+    for name, count in counts.items():
+        least, most = (_duration(count * each) for each in seconds)
+        print(f"{name}: {least}" + (f", or {most} where nothing overlaps" if most != least else ""))
+    if setup.num_devices > 1:
+        passes = "backward pass, two thirds of a batch" if setup.strategy == "ddp" else "forward and backward passes"
+        print(f"the first hides communication behind the {passes};\nboth suppose that loading keeps up")
+    return result
+
+
+def _measure(settings: Settings, build_data: Callable[..., Any], build_model: Callable[..., Any], steps: int) -> float:
+    """Median seconds of a batch, of real ones on one device."""
+    data = build_data(settings)
+    model = build_model(settings, data)
+    memory.keep_lr_constant(model)
+    hardware.configure(model, data, **settings.arguments["hardware"])
+    timer = StepTimer()
+    features = plugins.load_features(Path(), model, data, settings.arguments)
+    callbacks: list[Callback] = [timer, *(one for one in features if getattr(one, "changes_step", False))]
+    keys = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "benchmark", "deterministic")
+    options = {key: value for key, value in settings.arguments["trainer"].items() if key in keys}
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    options |= {"devices": 1, "max_epochs": -1, "max_steps": steps + 2, "callbacks": callbacks, "plugins": []}
+    trainer = hardware.make_trainer(model, data, Path(), **options)
+    trainer.limit_val_batches = 0
+    trainer.fit(model, data)
+    return statistics.median(timer.step_seconds())
+
+
+def _quantity(number: float, unit: str) -> str:
+    """1.234e9 as "1.23 GB"."""
+    return EngFormatter(unit)(float(f"{number:.3g}"))
+
+
+def _bytes(number: float | None) -> str:
+    return "?" if number is None else _quantity(number, "B")
+
+
+def _duration(seconds: float) -> str:
+    """90 as "1.5 min"."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

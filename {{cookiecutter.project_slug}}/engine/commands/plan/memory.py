@@ -1,36 +1,39 @@
-"""What a step of training holds and computes, counted on torch's fake tensors, without memory; goes with plan.py."""
+"""What a training step holds and computes, counted on torch's fake tensors, which have shapes but take no memory."""
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.commands.plan import meta_network
-from engine.lightning_compat import fake_tensor_errors, fake_tensor_mode, storage_key
+from engine import lightning_compat
+from engine.cli import plugins
+from engine.cli.settings import Settings
+from engine.errors import UsageError
 
-DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
-# Raised where code asks a fake tensor what it holds, or by an operation that has no fake version.
-_READS = fake_tensor_errors()
-_UNCOUNTED: tuple[type[Exception], ...] = (*_READS, NotImplementedError)
+FakeTensorMode, _fake_errors = lightning_compat.fake_tensors()
+# What a network raises that reads values, or that does not know its operations on fake tensors.
+_VALUE_ERRORS: tuple[type[Exception], ...] = (*_fake_errors, NotImplementedError)
 
 
-class Account(NamedTuple):
-    """What one device holds that shares with no other; in bytes but for `parameters`, `trainable` and `flops`.
+class StepCosts(NamedTuple):
+    """What one device holds and computes that shares with no other; in bytes where nothing else is said.
 
-    layer, largest: the name of the layer with the most weights, and how many parameters it has.
-    activations: of no item and of each further one: the batch and what autograd keeps for the backward pass, each
-        storage once, weights aside. None where it cannot be told, for the reason in `why`.
-    workspace: what is there beside all these at the fullest moment, for each item: results that nothing keeps,
-        gradients on their way. What a kernel takes for itself is not seen.
-    flops: of the products and convolutions of a forward pass, for each item, a multiplication and an addition being
-        two; 0 where it cannot be told.
+    parameters, trainable: numbers of parameters.
+    layer, largest: the name of the layer with the most parameters, and how many these are.
+    activations: of no item and of each further one: the batch and what autograd saves for the backward pass, each
+        storage once, weights aside. None where it cannot be counted, for the reason in `unknown`.
+    workspace: what else is held at the fullest moment, for each item: results that nothing saves, gradients on their
+        way. What a kernel allocates for itself is not seen.
+    flops: operations of the products and convolutions of a forward pass, for each item, a multiplication and an
+        addition being two; 0 where they cannot be counted.
     """
 
     parameters: int
@@ -44,143 +47,204 @@ class Account(NamedTuple):
     activations: tuple[float, float] | None
     workspace: float
     flops: float
-    why: str
+    unknown: str
 
 
-def count(build: Callable[[], Any], batch: Any, precision: str, kind: str) -> Account:
-    """Builds the network without its weights and counts what a step keeps of it.
-
-    batch: of a few items, on the CPU. precision: "32-true", "bf16-mixed" ... kind: the type of device.
-
-    Raises:
-        UsageError: the network reads values while it is built, which tensors without memory do not have.
-    """
-    how = meta_network.precision(precision, kind)
-    with torch.device("meta"):
-        model = how.convert_module(build())
-    with fake_tensor_mode() as mode, torch.device(kind):
-        meta_network.place(model, kind)  # a meta tensor would not tell which kernels are taken, and what they save
-        batch = how.convert_input(tree_map_only(Tensor, lambda one: mode.from_tensor(one).to(kind), batch))
-        parameters = list(model.parameters())
-        learns = [one for one in parameters if one.requires_grad]
-        own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
-        layer = max(own, key=lambda name: own[name])
-        activations, workspace, flops, why = None, 0.0, 0.0, ""
-        try:
-            few, many = (_step(model, batch, size, how) for size in (64, 128))
-            activations, workspace = (2.0 * few.saved - many.saved, (many.saved - few.saved) / 64), many.beside / 128
-            flops = (many.flops - few.flops) / 64
-        except _UNCOUNTED as error:
-            why = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
-        return Account(
-            sum(one.numel() for one in parameters),
-            sum(one.numel() for one in learns),
-            bytes_of(parameters),
-            bytes_of(model.buffers()),
-            bytes_of(learns),
-            _optimizer(model),
-            layer.removeprefix("network.") or type(model).__name__,
-            own[layer],
-            activations,
-            workspace,
-            flops,
-            why,
-        )
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What tensors take in memory, each storage counted once."""
-    return sum({storage_key(one): one.untyped_storage().nbytes() for one in tensors}.values())
-
-
-class _Step(NamedTuple):
-    """Bytes that autograd saves, the batch with them; those that are there beside at the most; operations forward."""
+class _Pass(NamedTuple):
+    """Bytes that autograd saves, and that are held beside at the most; operations of the forward pass."""
 
     saved: int
     beside: float
     flops: int
 
 
-class _Live(TorchDispatchMode):
-    """Bytes of what is made within it: now, and at the most since `most` was set."""
+def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> StepCosts:
+    """Builds the network without its weights and counts what a training step costs.
 
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    batch: of a few items, on the CPU. precision: "32-true", "bf16-mixed" ... device: "cpu" or "cuda".
+
+    Raises:
+        UsageError: the network reads values while it is built, and the tensors have none.
+    """
+    plugin = _precision_plugin(precision, device)
+    with torch.device("meta"):
+        model = plugin.convert_module(build())
+    with FakeTensorMode() as mode, torch.device(device):
+        _move_to_fake(model, device)  # a meta tensor would not tell which kernels are taken, and what they save
+        fakes = apply_to_collection(batch, Tensor, lambda tensor: mode.from_tensor(tensor).to(device))
+        batch = plugin.convert_input(fakes)
+        parameters = list(model.parameters())
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        sizes = {name: _num(module.parameters(recurse=False)) for name, module in model.named_modules()}
+        layer = max(sizes, key=lambda name: sizes[name])
+        activations, workspace, flops, unknown = None, 0.0, 0.0, ""
+        try:
+            small, large = (_count_pass(model, batch, size, plugin) for size in (64, 128))
+            each = (large.saved - small.saved) / 64
+            activations, workspace = (2.0 * small.saved - large.saved, each), large.beside / 128
+            flops = (large.flops - small.flops) / 64
+        except _VALUE_ERRORS as error:
+            unknown = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
+        return StepCosts(
+            parameters=_num(parameters),
+            trainable=_num(trainable),
+            weights=bytes_of(parameters),
+            buffers=bytes_of(model.buffers()),
+            gradients=bytes_of(trainable),
+            optimizer=_optimizer_state(model),
+            layer=layer.removeprefix("network.") or type(model).__name__,
+            largest=sizes[layer],
+            activations=activations,
+            workspace=workspace,
+            flops=flops,
+            unknown=unknown,
+        )
+
+
+def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -> Any:
+    """The network in its interface, ready to be trained, on the meta device, which is to be the default one.
+
+    Raises:
+        UsageError: the network reads values.
+    """
+    try:  # as beside a checkpoint, no pretrained weights are fetched
+        model = build_model(settings._replace(ckpt_path=Path()), data)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        name, reason = settings.network.name, str(error).partition("\n")[0]
+        raise UsageError(
+            f"plan builds {name} on the meta device, where tensors have no values, and {name} asks for some ({reason})"
+            ": take Python's numbers or numpy's there"
+        ) from error
+    keep_lr_constant(model)
+    convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+    model.channels_last = convolves and settings.arguments["hardware"]["channels_last"]
+    off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    model.trainer = Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **off)
+    for callback in plugins.load_features(Path(), model, data, settings.arguments):
+        if getattr(callback, "changes_parameters", False):
+            callback.setup(model.trainer, model, "fit")
+    for metric in model.metrics.values():  # they read values, and hold little
+        metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
+    return model.train()
+
+
+def keep_lr_constant(model: Any) -> None:
+    """Takes the learning rate's schedule away: others than a constant one ask how long training lasts."""
+    model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Memory of tensors, each storage counted once."""
+    return sum({_storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def _num(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _precision_plugin(name: str, device: str) -> Any:
+    if name.endswith("mixed"):
+        return MixedPrecision(name, device)  # type: ignore[arg-type]
+    return HalfPrecision(name) if "16" in name else DoublePrecision() if "64" in name else Precision()  # type: ignore[arg-type]
+
+
+def _move_to_fake(model: nn.Module, device: str) -> None:
+    """Replaces the tensors of a module by fake ones on a device; shared ones stay shared."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        parameters, buffers = module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+        for name, tensor in [*parameters, *buffers, *vars(module).items()]:
+            if isinstance(tensor, Tensor):
+                if id(tensor) not in made:
+                    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+                    learns = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = tensor, nn.Parameter(fake, tensor.requires_grad) if learns else fake
+                setattr(module, name, made[id(tensor)][1])
+
+
+class _LiveBytes(lightning_compat.dispatch_mode()):  # type: ignore[misc]
+    """Bytes of the tensors that are made within it: at the moment, and at the most since `most` was set."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()
-        # What was there before is held, so that nothing new gets its place.
-        self.known: dict[int, Any] = {storage_key(one): one.untyped_storage() for one in there}
+        # Storages that were there before are held, so that no new one gets the id of an old one.
+        self.known: dict[int, Any] = {_storage_id(tensor): tensor.untyped_storage() for tensor in before}
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for one in _tensors(found):
-            if storage_key(one) not in self.known:
-                storage = one.untyped_storage()
-                self.known[storage_key(one)] = None
+        results = func(*args, **(kwargs or {}))
+        for tensor in _tensors(results):
+            if (key := _storage_id(tensor)) not in self.known:
+                storage = tensor.untyped_storage()
+                self.known[key] = None
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage_key(one), storage.nbytes())
+                weakref.finalize(storage, self._free, key, storage.nbytes())
         self.most = max(self.most, self.now)
-        return found
+        return results
 
-    def _gone(self, store: int, size: int) -> None:
-        self.known.pop(store, None)
+    def _free(self, key: int, size: int) -> None:
+        self.known.pop(key, None)
         self.now -= size
 
 
-def _step(model: Any, batch: Any, size: int, how: Any) -> _Step:
-    """A forward and a backward pass over so many items. how: Lightning's plugin for the precision."""
+def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> _Pass:
+    """A forward and a backward pass over so many items. plugin: Lightning's for the precision."""
     if type(model).training_step.__qualname__ != "MInterface.training_step":
         raise NotImplementedError("it has a training_step of its own, which is not followed")
-    items = next(_tensors(batch)).shape[0]
-    held: list[Tensor] = []
-    batch = tree_map_only(Tensor, lambda one: one.new_empty((one.shape[0] * size // items, *one.shape[1:])), batch)
-    own = [*model.parameters(), *model.buffers()]
+    items = _tensors(batch)[0].shape[0]
+    resized = lambda tensor: tensor.new_empty((tensor.shape[0] * size // items, *tensor.shape[1:]))  # noqa: E731
+    batch = apply_to_collection(batch, Tensor, resized)
+    own, given, saved = [*model.parameters(), *model.buffers()], _tensors(batch), list[Tensor]()
 
-    def keep(tensor: Tensor) -> Tensor:
-        held.append(tensor)
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
-    live = _Live([*own, *_tensors(batch)])
-    with live:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one), FlopCounterMode(display=False) as done:
+    with _LiveBytes([*own, *given]) as live:
+        hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+        with hooks, FlopCounterMode(display=False) as flops:
             try:
-                with how.forward_context():
+                with plugin.forward_context():
                     loss = model.step(batch, "train")
             except (RuntimeError, ValueError) as error:
-                if not model.channels_last or isinstance(error, _UNCOUNTED):
+                if not model.channels_last or isinstance(error, _VALUE_ERRORS):
                     raise
-                model.channels_last = False  # as machine.py does where a network cannot take it
-                return _step(model, batch, size, how)
+                model.channels_last = False  # as in a run where a network cannot take it
+                return _count_pass(model, batch, size, plugin)
         model._metric_buffers["train"].batches.clear()
-        fixed = {storage_key(one) for one in own}
-        given = bytes_of(_tensors(batch))
-        saved = bytes_of([*_tensors(batch), *(one for one in held if storage_key(one) not in fixed)])
-        held.clear()
-        gradients = bytes_of(one for one in own if one.requires_grad)
+        own_ids = {_storage_id(tensor) for tensor in own}
+        saved_bytes = bytes_of([*given, *(tensor for tensor in saved if _storage_id(tensor) not in own_ids)])
+        saved.clear()
+        gradients = bytes_of(tensor for tensor in own if tensor.requires_grad)
         forward, live.most = live.most, live.now
         loss.backward()
     model.zero_grad()
-    fullest = max(forward + gradients, live.most)  # those of the step before are there until the backward pass
-    return _Step(saved, max(0.0, fullest - gradients - (saved - given)), done.get_total_flops())
+    most = max(forward + gradients, live.most)  # the gradients of the step before are held until the backward pass
+    return _Pass(saved_bytes, max(0.0, most - gradients - (saved_bytes - bytes_of(given))), flops.get_total_flops())
 
 
-def _optimizer(model: Any) -> int:
+def _optimizer_state(model: Any) -> int:
     """Bytes of the optimisers' state after a step."""
-    made = model.configure_optimizers()
-    total = 0
-    for one in made[0] if isinstance(made, tuple) else made if isinstance(made, list) else [made]:
-        optimizer = one["optimizer"] if isinstance(one, dict) else one
+    made, total = model.configure_optimizers(), 0
+    for entry in made[0] if isinstance(made, tuple) else made if isinstance(made, list) else [made]:
+        optimizer = entry["optimizer"] if isinstance(entry, dict) else entry
         for group in optimizer.param_groups:
-            alike = Counter((one.shape, one.dtype) for one in group["params"])
-            first = {(one.shape, one.dtype): one for one in reversed(group["params"])}
-            for kind, parameter in first.items():  # one by one: its state is made before its values are read
+            for parameter in group["params"]:  # one by one: a parameter's state is made before its values are read
                 parameter.grad = torch.empty_like(parameter)
                 optimizer.param_groups = [group | {"params": [parameter], "fused": False, "foreach": False}]
-                with suppress(*_READS):
+                with suppress(*_VALUE_ERRORS):
                     optimizer.step()
-                state = [one for one in optimizer.state[parameter].values() if isinstance(one, Tensor)]
-                total += alike[kind] * bytes_of(state)
+        total += bytes_of(_tensors([list(state.values()) for state in optimizer.state.values()]))
     return total
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    return (one for one in tree_leaves(batch) if isinstance(one, Tensor))
+def _storage_id(tensor: Tensor) -> int:
+    return id(tensor.untyped_storage())  # of views the same, as long as the storage lives
+
+
+def _tensors(collection: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    apply_to_collection(collection, Tensor, found.append)
+    return found

@@ -1,9 +1,10 @@
-"""`predict`: what a checkpoint says of the test part, of a folder of images, or of a file, as predictions.csv.
+"""`predict`: a checkpoint's predictions for the test split, a folder of images, or a file, as predictions.csv.
 
-Each process writes what it sees to files of its own; when all are done the first one puts them together. So memory
-holds one batch, whatever the length. All processes must see the same run folder.
+Each process writes what it predicts to a file of its own; when all are done the first one merges them. So memory holds
+one batch, whatever the length. All processes must see the same run folder.
 """
 
+import heapq
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from engine.commands.predict.prediction_inputs import Images, named
-from engine.commands.predict.prediction_writers import Pictures, array, table
+from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
+from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.seeding import resolve_subset
 from engine.errors import UsageError
 from engine.launch.data_parallel import data_parallel_rank
@@ -42,117 +43,122 @@ def run(
 
     Args:
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
-        images: predict each image file below this folder, or this one file, instead of the test part.
-        rows: predict each row of this file instead of the test part, with a target or without.
+        images: predict each image file below this folder, or this one file, instead of the test split.
+        rows: predict each row of this file instead of the test split, with a target or without.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
             or none is there.
         TypeError: the network's output is no tensor.
     """
-    data.predict_dataset = named(data, images, rows)
-    trainer.callbacks.append(_Written(run_dir, format, data))  # type: ignore[attr-defined]
+    data.predict_dataset = prediction_dataset(data, images, rows)
+    trainer.callbacks.append(PredictionWriter(run_dir, format, data))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
-class _Written(Callback):
-    def __init__(self, folder: Path, format: str, data: Any) -> None:
-        self.folder, self.format, self.data, self.rows = folder, format, data, 0
-        self.shape: tuple[int, ...] = ()
-        self.whole = False  # the outputs are whole numbers
-        self.pictures: Pictures | None = None
+class PredictionWriter(Callback):
+    """Writes the predictions of each rank, and at the end one file in the order of the items."""
 
-    def _part(self, rank: int, what: str) -> Path:
-        return self.folder / f"predictions.{what}.{rank}.part"
+    def __init__(self, folder: Path, format: str, data: Any) -> None:
+        self.folder, self.format, self.data = folder, format, data
+        self.num_items = 0
+        self.integer = False
+        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", (1,))])
+        self.images: ImageWriter | None = None
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # where the first process has claimed one
-        self.files = [self._part(trainer.global_rank, what).open("wb") for what in ("values", "numbers")]
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # only the first process has made one
+        self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         values = _probabilities(outputs, module)  # (B, ...)
-        if not _classifies(module) and (undo := self.data.attribute("inverse_transform")) is not None:
-            values = undo(values)
-        self.whole, values = not values.is_floating_point(), values.float().cpu()
-        if self.format == "csv" and values.dim() > 2:
-            raise UsageError(f"an output of shape {tuple(values.shape[1:])} fits no table: --format png, npy or pt")
-        if self.format != "png" and self.shape not in ((), tuple(values.shape[1:])):
-            raise UsageError(f"outputs of shapes {self.shape} and {tuple(values.shape[1:])} fit no array: --format png")
-        self.shape = tuple(values.shape[1:])
+        if not _classifies(module) and (invert := self.data.attribute("inverse_transform")) is not None:
+            values = invert(values)
+        self.integer, values = not values.is_floating_point(), values.float().cpu()
+        numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
         loader: Any = trainer.predict_dataloaders
-        if loader.iterable:  # the ranks of a stream take turns
-            here = data_parallel_rank(trainer)
-            numbers = here.rank + here.size * np.arange(self.rows, self.rows + len(values))
-        else:
-            numbers = loader.epoch_sampler.positions(batch_idx).numpy()
-        self.rows += len(values)
-        keep = np.full(len(values), True) if loader.iterable else numbers < len(loader.data)  # the rest fills up
-        if trainer.global_rank % (trainer.world_size // data_parallel_rank(trainer).size):
-            keep[:] = False  # of processes that see the same, the first writes
-        if isinstance(getattr(loader, "data", None), Images):
-            numbers = np.where(batch[-1].cpu().numpy(), numbers, -1 - numbers)  # below 0: could not be read
+        of_files = isinstance(getattr(loader, "data", None), ImageFiles)
+        readable = batch[-1].cpu().numpy() if of_files else np.full(len(values), True)
         if self.format == "png":
-            self.pictures = self.pictures or Pictures(self.folder / "predictions", self.data, _ids(loader.data))
-            read = keep & (numbers >= 0)
-            self.pictures.write(numbers[read].tolist(), values[torch.from_numpy(read)], _classifies(module))
-        else:
-            self.files[0].write(values.numpy()[keep].tobytes())
-        self.files[1].write(numbers[keep].astype(np.int64).tobytes())
+            self.images = self.images or ImageWriter(self.folder / "predictions", self.data, _ids(loader.data))
+            write = keep & readable
+            self.images.write(numbers[write].tolist(), values[torch.from_numpy(write)], _classifies(module))
+            values = values.new_empty(len(values), 0)
+        self._check_shape(tuple(values.shape[1:]))
+        records = np.empty(len(values), self.record)
+        records["number"], records["readable"], records["values"] = numbers, readable, values.numpy()
+        self.file.write(records[keep].tobytes())
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        for file in getattr(self, "files", []):
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
+        if hasattr(self, "file"):
+            self.file.close()
+            Path(self.file.name).unlink(missing_ok=True)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        for file in self.files:
-            file.close()
+        self.file.close()
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             loader: Any = trainer.predict_dataloaders
-            self._merge(trainer.world_size, _ids(loader.data), _classifies(module), loader.data)
+            paths = [self._rank_file(rank) for rank in range(trainer.world_size)]
+            self._merge(paths, loader.data, _classifies(module))
+            for path in paths:
+                path.unlink()
 
-    def _merge(self, ranks: int, ids: list[str] | None, classes: bool, part: Any) -> None:
-        parts = [np.fromfile(self._part(rank, "numbers"), np.int64) for rank in range(ranks)]
-        starts = np.cumsum([0, *map(len, parts)])
-        numbers = np.concatenate(parts)
-        order = np.argsort(numbers, kind="stable")
-        skipped = [-1 - int(number) for number in numbers[order[::-1]] if number < 0]
-        order = order[len(skipped) :]
-        shapes = [(len(part), *self.shape) for part in parts]
-        paths = [self._part(rank, "values") for rank in range(ranks)]
-        values = [  # an empty file cannot be mapped
-            np.memmap(path, np.float32, "r", shape=shape) if path.stat().st_size else None
-            for path, shape in zip(paths, shapes, strict=True)
-        ]
+    def _rank_file(self, rank: int) -> Path:
+        return self.folder / f"predictions.{rank}.part"
 
-        def rows() -> Iterator[tuple[int, Any]]:
-            for place in order:
-                rank = int(np.searchsorted(starts, place, side="right")) - 1
-                yield int(numbers[place]), values[rank][place - starts[rank]]  # type: ignore[index]
+    def _item_numbers(self, trainer: Trainer, batch_idx: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of a batch's items in the dataset (B,), and which of them this rank writes (B,)."""
+        loader: Any = trainer.predict_dataloaders
+        rank = data_parallel_rank(trainer)
+        if loader.iterable:  # the ranks of a stream take turns
+            numbers = rank.rank + rank.size * np.arange(self.num_items, self.num_items + size)
+            keep = np.full(size, True)
+        else:
+            numbers = loader.epoch_sampler.positions(batch_idx).numpy()
+            keep = numbers < len(loader.data)  # the others fill up the last batch
+        self.num_items += size
+        if trainer.global_rank % (trainer.world_size // rank.size):
+            keep[:] = False  # of ranks that see the same items, the first writes
+        return numbers, keep
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UsageError: outputs of that shape do not fit into the file."""
+        if self.format == "csv" and len(shape) > 1:
+            raise UsageError(f"an output of shape {shape} fits no table: --format png, npy or pt")
+        before = self.record["values"].shape
+        if self.file.tell() and before != shape:
+            raise UsageError(f"outputs of shapes {before} and {shape} fit no array: --format png")
+        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", shape)])
+
+    def _merge(self, paths: list[Path], dataset: Any, classifies: bool) -> None:
+        files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be
+        skipped = sorted(int(number) for file in files for number in file["number"][~file["readable"]])
+        count = sum(map(len, files)) - len(skipped)
+        ids, shape = _ids(dataset), self.record["values"].shape
+
+        def rows() -> Iterator[tuple[int, np.ndarray]]:
+            for record in heapq.merge(*files, key=lambda record: record["number"]):
+                if record["readable"]:
+                    yield int(record["number"]), record["values"]
 
         path = self.folder / f"predictions.{self.format}"
         if self.format == "png":  # each is written already
             path = self.folder / "predictions"
         elif self.format == "csv":
-            names = self.data.attribute("classes") if classes else None
-            decode = self.data.attribute("decode") if self.whole else None
-            table(path, rows(), ids, int(np.prod(self.shape)), classes, names, decode)
+            names = self.data.attribute("classes") if classifies else None
+            decode = self.data.attribute("decode") if self.integer else None
+            write_table(path, rows(), ids, shape[0], classifies, names, decode)
         else:
-            array(path, rows(), (len(order), *self.shape))
+            write_array(path, rows(), (count, *shape))
             if ids is not None:
-                path.with_suffix(".txt").write_text(
-                    "".join(f"{ids[number]}\n" for number in numbers[order]), encoding="utf-8"
-                )
-        for rank in range(ranks):
-            for what in ("values", "numbers"):
-                self._part(rank, what).unlink()
+                path.with_suffix(".txt").write_text("".join(f"{ids[number]}\n" for number, _ in rows()), "utf-8")
         for number in skipped:
-            print(f"left out: {part.why(number)}", file=sys.stderr)
-        many = f"{len(order)} {'files' if self.format == 'png' else 'rows'}"
-        print(f"{path}: {many}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
+            print(f"left out: {dataset.why(number)}", file=sys.stderr)
+        written = f"{count} {'files' if self.format == 'png' else 'rows'}"
+        print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
 
 
 def _probabilities(outputs: Any, module: Any) -> Tensor:
@@ -168,14 +174,14 @@ def _classifies(module: Any) -> bool:
     return bool(getattr(module, "is_multiclass", False))
 
 
-def _ids(part: Any) -> list[str] | None:
-    """What the dataset calls each item: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
-    if not hasattr(part, "__len__"):
+def _ids(split: Any) -> list[str] | None:
+    """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
+    if not hasattr(split, "__len__"):
         return None
-    data, which = resolve_subset(part, list(range(len(part))))
-    for name in ("ids", "paths", "samples", "imgs"):
-        found = getattr(data, name, None)
-        if found is not None and len(found) == len(data):
-            said = (found[index] for index in which)
-            return [str(one[0] if isinstance(one, (tuple, list)) else one) for one in said]
+    data, indices = resolve_subset(split, list(range(len(split))))
+    for attribute in ("ids", "paths", "samples", "imgs"):
+        names = getattr(data, attribute, None)
+        if names is not None and len(names) == len(data):
+            chosen = (names[index] for index in indices)
+            return [str(name[0] if isinstance(name, (tuple, list)) else name) for name in chosen]
     return None

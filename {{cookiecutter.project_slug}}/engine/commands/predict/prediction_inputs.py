@@ -1,4 +1,4 @@
-"""What `predict` may look at instead of the test part: image files, or the rows of a file, read by the dataset."""
+"""Inputs of `predict` beside the test split: image files, or the rows of a file, read by the dataset."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +11,19 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from engine.errors import UsageError
 
 
-def named(data: Any, images: str | None, rows: str | None) -> Dataset[Any] | None:
-    """What --images or --rows name; None where neither is given.
+def prediction_dataset(data: Any, images: str | None, rows: str | None) -> Dataset[Any] | None:
+    """The dataset that --images or --rows means; None where neither is given.
 
     Raises: UsageError: both are.
     """
     if images is not None and rows is not None:
         raise UsageError("--images and --rows are two commands")
-    return Images(Path(images), opener(data)) if images is not None else Rows(data, rows) if rows is not None else None
+    if images is not None:
+        return ImageFiles(Path(images), image_opener(data))
+    return FileRows(data, rows) if rows is not None else None
 
 
-class Images(Dataset[Any]):
+class ImageFiles(Dataset[Any]):
     """The image files below a folder, by path, or one file; an item is (image, whether it could be read).
 
     Raises: UsageError: there is none that can be read.
@@ -31,27 +33,28 @@ class Images(Dataset[Any]):
         from PIL import Image
 
         Image.init()
-        files = [folder] if folder.is_file() else folder.rglob("*")
-        some = (path for path in files if path.suffix.lower() in Image.EXTENSION and path.is_file())
-        self.ids, self.open_image = sorted(str(path) for path in some if path.name[0] != "."), open_image
         # What PIL raises for a file that is broken; anything else is a mistake in open_image.
         self.broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+        self.open_image = open_image
+        paths = [folder] if folder.is_file() else folder.rglob("*")
+        images = (path for path in paths if path.suffix.lower() in Image.EXTENSION and path.is_file())
+        self.ids = sorted(str(path) for path in images if path.name[0] != ".")
         if not folder.exists():
             raise UsageError(f"--images {folder}: there is no such folder or file")
         if not self.ids:
             raise UsageError(f"--images {folder}: there is no image file below it")
-        read = (image for index in range(len(self)) if (image := self._read(index)) is not None)
-        self.blank = next(read, torch.empty(0)).clone().zero_()  # stands for one that cannot be read
-        if not self.blank.numel():
-            said = f"none of its {len(self)} image files can be read"
-            raise UsageError(f"--images {folder}: {said}, as {self.why(0)}")
+        readable = (image for path in self.ids if isinstance(image := self._read(path), Tensor))
+        if (first := next(readable, None)) is None:
+            reason = f"none of its {len(self)} image files can be read, as {self.why(0)}"
+            raise UsageError(f"--images {folder}: {reason}")
+        self.blank = torch.zeros_like(first)  # stands for one that cannot be read
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
-        image = self._read(index)
-        return (self.blank, False) if image is None else (image, True)
+        image = self._read(self.ids[index])
+        return (image, True) if isinstance(image, Tensor) else (self.blank, False)
 
     @staticmethod
     def collate_fn(items: list[Any]) -> Any:
@@ -62,22 +65,18 @@ class Images(Dataset[Any]):
 
     def why(self, index: int) -> str:
         """Which file cannot be read, and why."""
-        path = self.ids[index]
+        path, reason = self.ids[index], str(self._read(self.ids[index]))
+        return reason if path in reason else f"{path} ({reason})"
+
+    def _read(self, path: str) -> Tensor | Exception:
         try:
-            self.open_image(path)
+            return self.open_image(path)
         except self.broken as error:
-            return str(error) if path in str(error) else f"{path} ({error})"
-        return path
-
-    def _read(self, index: int) -> Tensor | None:
-        try:
-            return self.open_image(self.ids[index])
-        except self.broken:
-            return None
+            return error
 
 
-class Rows(TensorDataset):
-    """The rows of a file, by what the dataset calls them; an item is (input, a 0 in the place of the target).
+class FileRows(TensorDataset):
+    """The rows of a file, with the names that the dataset gives them; an item is (input, a 0 instead of the target).
 
     Raises: UsageError: the dataset reads no files, or this one has no row.
     """
@@ -85,8 +84,8 @@ class Rows(TensorDataset):
     def __init__(self, data: Any, path: str) -> None:
         read = data.attribute("open_rows")
         if read is None:
-            what = "open_rows(path), a method that makes of a file the names of its rows and their inputs (N, ...)"
-            raise UsageError(f"--rows: {data.dataset_class.__name__} has no {what}")
+            method = "open_rows(path), a method that makes of a file the names of its rows and their inputs (N, ...)"
+            raise UsageError(f"--rows: {data.dataset_class.__name__} has no {method}")
         if not Path(path).is_file():
             raise UsageError(f"--rows {path}: there is no such file")
         self.ids, inputs = read(path)
@@ -95,11 +94,10 @@ class Rows(TensorDataset):
         super().__init__(inputs, torch.zeros(len(inputs)))
 
 
-def opener(data: Any) -> Callable[[str], Tensor]:
-    """How the dataset of the checkpoint makes an input of a file: its own way, or that of torchvision's folders."""
-    own = data.attribute("open_image")
-    load, transform = data.attribute("loader"), data.attribute("transform")
-    if own is None and not (load and transform):
-        what = "open_image(path), a static method that makes of an image file what the network takes"
-        raise UsageError(f"--images: {data.dataset_class.__name__} has no {what}")
-    return own or (lambda path: transform(load(path)))
+def image_opener(data: Any) -> Callable[[str], Tensor]:
+    """How the dataset makes an input of an image file: its own `open_image`, or `loader` and `transform`."""
+    open_image, load, transform = (data.attribute(name) for name in ("open_image", "loader", "transform"))
+    if open_image is None and not (load and transform):
+        method = "open_image(path), a static method that makes of an image file what the network takes"
+        raise UsageError(f"--images: {data.dataset_class.__name__} has no {method}")
+    return open_image or (lambda path: transform(load(path)))

@@ -1,4 +1,4 @@
-"""How `predict` writes what a network says: a table, an array, or a picture for each item; goes with predict.py."""
+"""The files that `predict` writes: a table, an array, or an image for each item."""
 
 import csv
 import os
@@ -13,99 +13,100 @@ from torch import Tensor
 from engine.errors import UsageError
 
 
-def table(
-    path: Path, rows: Iterator[Any], ids: list[str] | None, width: int, classes: bool, names: Any, decode: Any
+def write_table(
+    path: Path, rows: Iterator[Any], ids: list[str] | None, width: int, classifies: bool, names: Any, decode: Any
 ) -> None:
-    """A CSV file with a row for each of `rows`, pairs of an item's number and its values (width,).
+    """Writes a CSV file with a row for each of `rows`, pairs of an item's number and its values (width,).
 
-    classes: the values are probabilities, of classes called `names`. decode: makes a text of values, or is None.
+    classifies: the values are probabilities, of classes called `names`. decode: makes a text of values, or is None.
     """
     part = path.with_suffix(".csv.part")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        head = ["index", *(["id"] if ids else []), *(["class"] if classes else []), *(["name"] if names else [])]
-        values_head = ["text"] if decode else [f"{'p' if classes else 'y'}{number}" for number in range(width)]
+        head = ["index", *(["id"] if ids else []), *(["class"] if classifies else []), *(["name"] if names else [])]
+        values_head = ["text"] if decode else [f"{'p' if classifies else 'y'}{number}" for number in range(width)]
         writer.writerow([*head, *values_head])
         for number, values in rows:
             row = [number, *([ids[number]] if ids else [])]
-            if classes:
+            if classifies:
                 best = int(values.argmax())
                 row += [best, *([names[best]] if names else [])]
-            said = [decode(values.astype(int).tolist())] if decode else [f"{value:.6g}" for value in values.tolist()]
-            writer.writerow([*row, *said])
+            cells = [decode(values.astype(int).tolist())] if decode else [f"{value:.6g}" for value in values.tolist()]
+            writer.writerow([*row, *cells])
     part.replace(path)
 
 
-def array(path: Path, rows: Iterator[Any], shape: tuple[int, ...]) -> None:
-    """The values of `rows`, in their order, as an array of that shape: .npy or .pt."""
+def write_array(path: Path, rows: Iterator[Any], shape: tuple[int, ...]) -> None:
+    """Writes the values of `rows`, in their order, as an array of that shape: .npy or .pt."""
     part = path.with_suffix(".npy.part")
-    found = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-    for at, (_, values) in enumerate(rows):
-        found[at] = values
-    found.flush()
+    array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+    for index, (_, values) in enumerate(rows):
+        array[index] = values
+    array.flush()
     if path.suffix == ".npy":
         part.replace(path)
         return
-    torch.save(torch.from_numpy(found), path.with_suffix(".pt.part"))  # from the mapped file, not through memory
+    torch.save(torch.from_numpy(array), path.with_suffix(".pt.part"))  # from the mapped file, not through memory
     path.with_suffix(".pt.part").replace(path)
     part.unlink()
 
 
-class Pictures:
-    """A PNG file for each item, called like the file that the item came from, or else by its number.
+class ImageWriter:
+    """Writes a PNG file for each item, named like the file that the item came from, or else by its number.
 
-    Of shares of classes (C, H, W) a mask: for each pixel the number of its likeliest class, in colours of their own. Of
-    images (1|3, H, W) the image, with the mean and deviation of the dataset's `preprocessing` undone.
+    Of class probabilities (C, H, W) a mask: for each pixel the number of its likeliest class, in a colour of its own.
+    Of images (1|3, H, W) the image, with the mean and deviation of the dataset's `preprocessing` undone.
     """
 
     def __init__(self, folder: Path, data: Any, ids: list[str] | None) -> None:
-        """data: says what the numbers in its masks are (`mask_values`) and how its images were prepared."""
-        self.folder, self.names = folder, _names(ids) if ids else None
-        how = data.attribute("preprocessing")
-        self.how = how if isinstance(how, dict) else {}
+        """data: has the values of its masks (`mask_values`) and how its images were prepared (`preprocessing`)."""
+        self.folder, self.names = folder, _file_names(ids) if ids else None
+        preprocessing = data.attribute("preprocessing")
+        self.preprocessing = preprocessing if isinstance(preprocessing, dict) else {}
         self.mask_values = data.attribute("mask_values")
 
-    def write(self, numbers: Sequence[int], outputs: Tensor, classes: bool) -> None:
-        """Writes outputs (N, C, H, W) of the items of those numbers; shares of classes, or images.
+    def write(self, numbers: Sequence[int], outputs: Tensor, classifies: bool) -> None:
+        """Writes outputs (N, C, H, W) of the items of those numbers: class probabilities, or images.
 
         Raises:
             UsageError: they are neither.
         """
         from PIL import Image
 
-        if outputs.dim() != 4 or not (classes or outputs.shape[1] in (1, 3)):
+        if outputs.dim() != 4 or not (classifies or outputs.shape[1] in (1, 3)):
             raise UsageError(
                 f"--format png: an output of shape {tuple(outputs.shape[1:])} is no picture: take npy or pt"
             )
-        drawn = self._masks(outputs) if classes else self._images(outputs)  # (N, H, W) or (N, H, W, 3), bytes
-        for number, pixels in zip(numbers, drawn, strict=True):
+        images = self._masks(outputs) if classifies else self._images(outputs)  # (N, H, W) or (N, H, W, 3), bytes
+        for number, pixels in zip(numbers, images, strict=True):
             path = self.folder / f"{self.names[number] if self.names else f'{number:06}'}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(pixels)
-            if classes and pixels.dtype == np.uint8:
+            if classifies and pixels.dtype == np.uint8:
                 image.putpalette(_palette())
             image.save(path)
 
-    def _masks(self, shares: Tensor) -> np.ndarray:
-        values = np.array(self.mask_values or range(shares.shape[1]))
-        return values.astype(np.uint8 if values.max() < 256 else np.uint16)[shares.argmax(1).numpy()]
+    def _masks(self, probabilities: Tensor) -> np.ndarray:
+        values = np.array(self.mask_values or range(probabilities.shape[1]))
+        return values.astype(np.uint8 if values.max() < 256 else np.uint16)[probabilities.argmax(1).numpy()]
 
     def _images(self, images: Tensor) -> np.ndarray:
-        mean, std = (torch.tensor(self.how.get(*one)).view(-1, 1, 1) for one in (("mean", 0.0), ("std", 1.0)))
-        levels = (images * std + mean) / self.how.get("white", 1) * 255
+        values = (self.preprocessing.get("mean", 0.0), self.preprocessing.get("std", 1.0))
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in values)
+        levels = (images * std + mean) / self.preprocessing.get("white", 1) * 255
         pixels = levels.round().clamp(0, 255).byte().movedim(1, -1)  # (N, H, W, C)
         return (pixels[..., 0] if pixels.shape[-1] == 1 else pixels).numpy()
 
 
-def _names(ids: list[str]) -> list[str] | None:
-    """Their paths below the folder that all of them are in, without the ending where that leaves them different.
+def _file_names(ids: list[str]) -> list[str] | None:
+    """The paths below the folder that all are in, without the suffix where that leaves them different.
 
-    None where two of them are called alike: one picture would be written over the other.
+    None where two are the same: one image would be written over the other.
     """
-    root = os.path.commonpath([os.path.dirname(one) for one in ids])
-    names = [os.path.relpath(one, root or ".") for one in ids]
-    short = [os.path.splitext(one)[0] for one in names]
-    return next((some for some in (short, names) if len(set(some)) == len(ids)), None)
+    root = os.path.commonpath([os.path.dirname(name) for name in ids])
+    names = [os.path.relpath(name, root or ".") for name in ids]
+    short = [os.path.splitext(name)[0] for name in names]
+    return next((unique for unique in (short, names) if len(set(unique)) == len(ids)), None)
 
 
 def _palette() -> list[int]:
