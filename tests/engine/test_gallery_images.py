@@ -456,7 +456,7 @@ def test_what_suits_no_masks_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     pytest.importorskip("data.paired_images")
     pytest.importorskip("model.unet")
     write_shapes(Path("pairs"), 20)
-    for argv, why in ((["--mixup", "0.2"], "no masks"), (["--balanced"], "one of PairedImages has several")):
+    for argv, why in ((["--mixup", "0.2"], "not a mask"), (["--balanced"], "an item of PairedImages has several")):
         with pytest.raises(SystemExit, match="2"):
             main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", *argv])
         assert why in capsys.readouterr().err

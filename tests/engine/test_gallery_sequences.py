@@ -223,14 +223,26 @@ def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
         assert (row["name"], float(row["p0"])) == (again["name"], pytest.approx(float(again["p0"]), abs=1e-5))
 
 
-MORE = ["--precision", "bf16-mixed", "--gradient_clip_val", "1", "--ema_decay", "0.9"]
+CLIPPED = ["--gradient_clip_val", "1", "--ema_decay", "0.9"]
+MORE = ["--precision", "bf16-mixed", *CLIPPED]
+
+
+def computes_lstm_in_bf16() -> bool:
+    """Whether torch has a kernel for it on this CPU: on some it raises."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(4, 4, batch_first=True)(torch.zeros(2, 3, 4))
+    except RuntimeError:
+        return False
+    return True
 
 
 def test_an_lstm_with_all_that_goes_beside() -> None:
     pytest.importorskip("data.text_lines")
     pytest.importorskip("model.lstm")
     write_orders()
-    assert main.main([*gallery.QUICK, *LSTM, *MORE, "--max_epochs", "6"])["test_acc"] > 0.9
+    more = MORE if computes_lstm_in_bf16() else CLIPPED
+    assert main.main([*gallery.QUICK, *LSTM, *more, "--max_epochs", "6"])["test_acc"] > 0.9
 
 
 def test_its_numbers_are_those_of_a_packed_sequence() -> None:
