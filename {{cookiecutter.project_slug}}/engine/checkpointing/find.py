@@ -18,14 +18,14 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
 
     name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder, a file, or an address
         such as s3://bucket/runs/version_3, which is fetched.
-    resume: of a run folder take the last checkpoint, to go on from; otherwise its best one.
-    flag: the one that said so, for the message.
+    resume: whether a run folder means its last checkpoint, to resume from, or its best one.
+    flag: the flag that names it, for errors.
 
     Raises:
-        UsageError: there is none; the message says what there is.
+        UsageError: there is none; the message lists those that exist.
     """
     if name in ("last", "best"):
-        found = _newest(root, _lasts if name == "last" else _bests)
+        found = _newest(root, _last_checkpoints if name == "last" else _best_checkpoints)
         if not found:
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
@@ -38,14 +38,14 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(versions(root))[-5:]) or "no run"
         raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")
-    for kind in (_lasts, _bests) if resume else (_bests, _lasts):
+    for kind in (_last_checkpoints, _best_checkpoints) if resume else (_best_checkpoints, _last_checkpoints):
         if files := kind(path):
             return files[-1]
     raise UsageError(f"--{flag} {name}: no checkpoint in {path}/checkpoints/")
 
 
 def monitor_mode(monitor: str) -> Literal["min", "max"]:
-    """Whether less or more of a metric is better, by its name: "max" for accuracies and the like, else "min"."""
+    """The `mode` of ModelCheckpoint and EarlyStopping, by the metric's name: "max" for accuracies and the like."""
     more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
     return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
 
@@ -54,7 +54,7 @@ def _mtime(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _lasts(run: Path) -> list[Path]:
+def _last_checkpoints(run: Path) -> list[Path]:
     """The last checkpoint of a run; where it cannot be read, the newest of the others."""
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
     whole = [path for path in files if _is_whole(path)]
@@ -64,13 +64,13 @@ def _lasts(run: Path) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    import zipfile  # help need not wait for it
+    import zipfile  # not needed for help
 
     return _is_sharded(path) or (path.is_file() and zipfile.is_zipfile(path))
 
 
 def _is_sharded(path: Path) -> bool:
-    """Whether it is a checkpoint in which each of several processes wrote its part: a folder."""
+    """Whether it is a sharded checkpoint: a folder into which each process has written its shard."""
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
 
 
@@ -79,7 +79,7 @@ def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
     return next((found for run in reversed(runs) if (found := kind(run))), [])
 
 
-def _bests(run: Path) -> list[Path]:
+def _best_checkpoints(run: Path) -> list[Path]:
     """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
     files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
     scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}

@@ -1,4 +1,4 @@
-"""The run folders `lightning_logs/version_N`: a new one, what is written into it, and dry runs. No torch here."""
+"""The run folders `lightning_logs/version_N`: made, opened again, finished. No torch here."""
 
 import os
 import re
@@ -22,26 +22,23 @@ def logs_root(default_root_dir: str | Path | None) -> Path:
 
 
 def open_run(settings: Settings, default_root_dir: str) -> Path:
-    """The folder of a run: where it goes on, or a new one. The first process opens it; the others write nothing."""
+    """The folder of the run that is resumed, or a new one. Rank 0 alone writes to it."""
     from pytorch_lightning.utilities import rank_zero_only
 
-    rehearses = settings.arguments["trainer"].get("fast_dev_run")
-    run, root = (
-        run_of(settings.ckpt_path) if settings.ckpt_path and not rehearses else None,
-        logs_root(default_root_dir),
-    )
+    root, run = logs_root(default_root_dir), None
+    if settings.ckpt_path and not settings.arguments["trainer"].get("fast_dev_run"):
+        run = run_of(settings.ckpt_path)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return run or root
-    own = settings.arguments.get("action", {})  # what only this action asks is no setting of a run
+    own = settings.arguments.get("action", {})  # flags of the command alone are no settings of the run
     kept = {name: value for name, value in settings.flags.items() if name not in own}
-    return open_folder(
-        run, root, config_file.dump(kept) if settings.action in ("fit", "tune") else None, settings.job_id
-    )
+    config = config_file.dump(kept) if settings.action in ("fit", "tune") else None
+    return open_folder(run, root, config, settings.job_id)
 
 
 def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
-    """`--fast_dev_run`: a few batches in a folder that goes again, so that no run is begun or written over."""
-    import tempfile  # help need not wait for it
+    """`--fast_dev_run`: a few batches in a temporary folder, so that no run folder is made or written to."""
+    import tempfile  # not needed for help
 
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
@@ -58,7 +55,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
         (run / job_id).write_text("ended", "utf-8")
     if not metrics:
         return
-    import json  # help need not wait for it
+    import json  # not needed for help
 
     path = run / "metrics.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -68,12 +65,12 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
 
 
 def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = "") -> Path:
-    """The folder of a run that goes on, or a new one, found to be writable; parts of dead saves are cleared away.
+    """The run folder to resume, or a new one; checks that it is writable and removes unfinished files of killed saves.
 
-    config: what to keep as config.yaml, or None to write nothing.
-    job_id: the name of a file by which a job finds its run again, or "".
+    config: the text of config.yaml, or None to write nothing.
+    job_id: the name of a file by which a restarted job finds its run, or "".
     """
-    import shutil  # help need not wait for it
+    import shutil  # not needed for help
 
     try:
         run = run or create(root)
@@ -96,7 +93,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def create(root: Path) -> Path:
-    """Makes the next free `version_N`. Two runs that start at the same moment get one each."""
+    """Makes the next free `version_N`. Two runs that start at the same time get one each."""
     root.mkdir(parents=True, exist_ok=True)
     number = max(versions(root), default=-1) + 1
     while True:
