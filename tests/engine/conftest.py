@@ -48,7 +48,7 @@ def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*argv: str, project: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(project / "main.py"), *argv]
         return subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=900, check=False
         )
 
     return run

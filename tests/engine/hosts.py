@@ -53,7 +53,7 @@ class Host:
         """What a command line that must succeed prints there."""
         done = self.start("bash", "-c", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            out, err = done.communicate(timeout=30)
+            out, err = done.communicate(timeout=300)
         finally:
             done.kill()
         assert done.returncode == 0, f"{self.name}: {command}\n{out}{err}"
@@ -108,5 +108,5 @@ def torchrun(folder: str, *argv: str, program: Path = PROJECT / "main.py") -> su
     Path(folder).mkdir()
     environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )

@@ -120,7 +120,7 @@ def begin(host: hosts.Host) -> subprocess.Popen:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 900
     while not condition():
         if time.monotonic() > end:
             pytest.fail("\n".join(f"--- {path.name}\n{path.read_text()[-6000:]}" for path in Path().glob("*.out")))
@@ -152,7 +152,7 @@ def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_
         until(lambda agent=agent: agent.poll() is not None)
     assert [agent.returncode for agent in agents] == [0, 0]
     command = [sys.executable, str(PROJECT / "main.py"), *SLOW, "--devices", "2", "--strategy", "ddp"]
-    subprocess.run([*command, "--default_root_dir", "whole"], check=True, timeout=300)
+    subprocess.run([*command, "--default_root_dir", "whole"], check=True, timeout=900)
     whole, mended = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path()))
     assert all(torch.equal(whole["state_dict"][name], mended["state_dict"][name]) for name in whole["state_dict"])
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]

@@ -40,7 +40,7 @@ def run_in(odd: Path, *argv: str) -> dict[str, float]:
     before, stand = files(odd), odd.parent / ODD
     stand.mkdir()
     command = [sys.executable, os.path.relpath(odd / "main.py", stand), *ARGV, *argv]
-    done = subprocess.run(command, cwd=stand, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=stand, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert files(odd) == before

@@ -328,7 +328,7 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
         while not list(there.rglob("last.ckpt")) and run.poll() is None:
             time.sleep(0.05)
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=900)
     assert run.returncode == 128 + signal.SIGTERM, err
     assert out.splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
     assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()

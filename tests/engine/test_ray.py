@@ -88,7 +88,7 @@ def start(host: hosts.Host, command: str, *argv: str, folder: str = ".", **varia
 
 def end(process: subprocess.Popen[str], status: int = 0) -> str:
     """What it said, when it has ended."""
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == status, said
     return said
 
@@ -102,7 +102,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 900
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)

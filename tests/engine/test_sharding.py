@@ -30,7 +30,7 @@ def shards(folder: str, *argv: str) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, str(PROJECT / "main.py"), *argv],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
         check=False,
     )  # fmt: skip
     return ran.returncode, ran.stdout

@@ -234,5 +234,5 @@ assert scipy.signal.windows.hamming is window
 @pytest.mark.slow
 def test_a_start_leaves_scipy_to_those_who_use_it() -> None:
     command = [sys.executable, "-W", "error", "-c", STARTS]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=900, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
