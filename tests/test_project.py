@@ -109,9 +109,9 @@ def test_it_runs_before_it_is_rendered() -> None:
 DELETE = """
 import sys
 import main
-from engine.cli import plugins
+from engine.cli import features_and_commands
 flags = set(main.parse(sys.argv[1:]).flags)
-print(*sorted(flags), "ACTIONS", *sorted(plugins.actions()))
+print(*sorted(flags), "ACTIONS", *sorted(features_and_commands.actions()))
 """
 
 

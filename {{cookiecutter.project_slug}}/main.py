@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.checkpointing import resume, run_folder
-from engine.cli import parser, plugins
+from engine.cli import parser
+from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 from engine.launch import signals
-from engine.training import actions
+from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     signals.handle_early_signals()
     settings = parse(sys.argv[1:] if argv is None else argv)
     try:
-        return actions.run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
+        return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
     except UsageError as error:  # one that only torch could find
         parser.stop(str(error))
 
@@ -86,8 +87,8 @@ def run(
 
     hardware.silence_warnings()
     build = {"build_data": DInterface.from_settings, "build_model": MInterface.from_settings}
-    if not actions.needs_trainer(settings.action):
-        return actions.run_action(settings, build)
+    if not needs_trainer(settings.action):
+        return run_action(settings, build)
     groups = settings.arguments
     loggers.check(settings.action, **groups["loggers"])
     seed_everything(seed, verbose=False)
@@ -98,7 +99,7 @@ def run(
     prepared = hardware.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
-    callbacks += plugins.load_features(run_dir, model, data, groups)
+    callbacks += load_features(run_dir, model, data, groups)
     trainer = hardware.make_trainer(
         model,
         data,
@@ -111,9 +112,9 @@ def run(
         logger=load_loggers(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
-    actions.print_start(settings, trainer, run_dir, prepared)
+    print_start(settings, trainer, run_dir, prepared)
     with watchdog.watch(trainer, hang_minutes):
-        actions.run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
+        run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
     run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)
     return model.latest_metrics
 
@@ -143,23 +144,22 @@ def load_callbacks(
     from pytorch_lightning.callbacks import EarlyStopping
 
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
-    from engine.checkpointing.find import monitor_mode
+    from engine.checkpointing.find_checkpoint import monitor_mode
     from engine.logging.progress import EpochLines, ProgressBar
     from engine.training.gradient_guard import GradientGuard
     from engine.training.step_seeding import SeedEachStep
 
     monitor = monitor if data.split("val") is not None else monitor.replace("val_", "train_", 1)
-    mode = monitor_mode(monitor)
     callbacks: list[Callback] = [
         SeedEachStep(seed),
         ProgressBar() if bar else EpochLines(),
-        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k),
+        BestCheckpoint(run_dir / "checkpoints", monitor, monitor_mode(monitor), save_top_k),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),
     ]
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
+        callbacks.append(EarlyStopping(monitor, mode=monitor_mode(monitor), patience=patience))
     return callbacks
 
 

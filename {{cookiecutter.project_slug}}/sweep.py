@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import main as project
-from engine.checkpointing.find import monitor_mode
+from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.errors import UsageError
 
 Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}

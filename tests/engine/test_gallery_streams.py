@@ -9,7 +9,7 @@ import main
 import numpy as np
 import pytest
 import torch
-from engine.datamodule.ordered_loader import OrderedLoader
+from engine.datamodule.resumable_loader import OrderedLoader
 from engine.errors import UsageError
 from gallery import QUICK, exports, goes_on, predicts
 from hosts import torchrun

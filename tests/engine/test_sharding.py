@@ -13,7 +13,7 @@ from typing import Any
 import main
 import pytest
 import torch
-from engine.checkpointing.find import find_checkpoint
+from engine.checkpointing.find_checkpoint import find_checkpoint
 from engine.features.model_parallel.sharded_checkpoint import load
 from paths import HERE, PROJECT, TOYS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

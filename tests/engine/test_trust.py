@@ -13,7 +13,7 @@ import main
 import pytest
 import torch
 import yaml
-from engine.checkpointing import trusted_names
+from engine.checkpointing import trusted_imports
 from engine.cli import config_file
 from engine.cli.config_file import RawValue
 from engine.errors import UsageError
@@ -99,7 +99,7 @@ TAKEN = {
 def test_what_is_something_else_is_refused(key: str, path: str) -> None:
     before = set(sys.modules)
     with pytest.raises(UsageError, match=r"^s.ckpt: .* is refused: .*; type --.* as well, or --trust"):
-        trusted_names.check({key: RawValue(path, "s.ckpt: ")}, Path("s.ckpt"))
+        trusted_imports.check({key: RawValue(path, "s.ckpt: ")}, Path("s.ckpt"))
     assert not {"this", "runpy", "code"} & (set(sys.modules) - before)
 
 
@@ -107,7 +107,7 @@ def test_what_is_something_else_is_refused(key: str, path: str) -> None:
 def test_what_a_run_needs_is_taken(key: str, path: str, monkeypatch) -> None:
     Path("own_steps.py").write_text("import torch\nclass Steps(torch.optim.SGD): pass\n")
     monkeypatch.syspath_prepend(".")  # an entry of sys.path that the person made
-    trusted_names.check({key: RawValue(path)}, Path("s.ckpt"))
+    trusted_imports.check({key: RawValue(path)}, Path("s.ckpt"))
     monkeypatch.delitem(sys.modules, "own_steps", raising=False)
 
 
@@ -120,18 +120,18 @@ def test_nothing_is_imported_to_look(monkeypatch) -> None:
     Path("spread/evil.py").write_text(EVIL)
     for path in ("pack.net.Net", "pack.net.deeper.Net", "pack.gone.Net", "spread.evil.Net", "pack.Net"):
         with pytest.raises(UsageError, match="is refused"):
-            trusted_names.check({"model_name": RawValue(path)}, Path("s.ckpt"))
+            trusted_imports.check({"model_name": RawValue(path)}, Path("s.ckpt"))
     assert not Path("pwned").exists()
 
 
 def test_a_loss_of_the_projects_own_is_taken(monkeypatch) -> None:
-    monkeypatch.setattr(trusted_names, "ROOT", Path.cwd())
+    monkeypatch.setattr(trusted_imports, "ROOT", Path.cwd())
     monkeypatch.syspath_prepend(".")
     Path("own_losses.py").write_text("from os import system\ndef twice(output, target): return output\n")
-    trusted_names.check({"loss": RawValue("own_losses.twice")}, Path("s.ckpt"))
+    trusted_imports.check({"loss": RawValue("own_losses.twice")}, Path("s.ckpt"))
     for key, path in (("loss", "own_losses.system"), ("model_name", "own_losses.twice")):
         with pytest.raises(UsageError, match="is refused"):
-            trusted_names.check({key: RawValue(path)}, Path("s.ckpt"))
+            trusted_imports.check({key: RawValue(path)}, Path("s.ckpt"))
     monkeypatch.delitem(sys.modules, "own_losses", raising=False)
 
 

@@ -7,14 +7,14 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
-from engine.datamodule.ordered_loader import OrderedLoader
+from engine.datamodule.resumable_loader import OrderedLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
-from engine.launch.data_parallel import data_parallel_rank
+from engine.launch.data_parallel_rank import data_parallel_rank
 
 
 class DInterface(SplitDataModule):
@@ -70,7 +70,7 @@ class DInterface(SplitDataModule):
     @classmethod
     def from_settings(cls, settings: Settings) -> "DInterface":
         """The data of a command line, not read yet."""
-        splitters = [make(**settings.arguments[name]) for name, make in plugins.hooks("splitter").items()]
+        splitters = [make(**settings.arguments[name]) for name, make in features_and_commands.hooks("splitter").items()]
         splitter = next((one for one in splitters if one is not None), None)
         return cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
 

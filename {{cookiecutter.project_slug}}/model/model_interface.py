@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from engine.cli.settings import Settings
-from engine.datamodule.ordered_loader import drop_padding
+from engine.datamodule.resumable_loader import drop_padding
 from engine.errors import UsageError
 from engine.lightning_compat import cache_signature
 from engine.training import losses, lr_schedulers, optimizers

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 import main
-from engine.cli import discovery, plugins
+from engine.cli import discovery, features_and_commands
 
 QUICK = "--accelerator cpu --num_workers 0 --batch_size 4 --max_epochs 1 --limit_train_batches 2".split()
 QUICK += "--limit_val_batches 1 --limit_test_batches 1".split()
@@ -118,7 +118,7 @@ def check(argv: list[str]) -> None:
     resumed = main.main(["--ckpt_path", "last", "--max_epochs", "2"])
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1  # the second one
     assert torch.isfinite(torch.tensor([*resumed.values()])).all()
-    if "export" in plugins.commands():
+    if "export" in features_and_commands.commands():
         refused = False
         try:
             main.main(["export", "--ckpt_path", "last"])

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.errors import UsageError
 
 
@@ -82,7 +82,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
     if path.is_dir():
-        for load_folder in plugins.hooks("load_checkpoint_folder").values():
+        for load_folder in features_and_commands.hooks("load_checkpoint_folder").values():
             return load_folder(path)
         raise UsageError(f"{path} is a sharded checkpoint, which engine/features/model_parallel reads: it is not there")
     try:

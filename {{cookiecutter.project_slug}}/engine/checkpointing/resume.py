@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from engine.checkpointing import find, run_folder, trusted_names
+from engine.checkpointing import run_folder, trusted_imports
+from engine.checkpointing.find_checkpoint import find_checkpoint
 from engine.cli import config_file
 from engine.cli.config_file import RawValue
 from engine.cli.parser import Restored, takes_no_checkpoint
 from engine.errors import UsageError
-from engine.launch import job
+from engine.launch import cluster_job
 
 
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
@@ -21,22 +22,22 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     """
     ckpt_path, init_from = given.get("ckpt_path"), given.get("init_from")
     root = run_folder.logs_root(given.get("default_root_dir"))
-    job_id = job.job_id(argv) if action == "fit" else ""
-    restarted = job.restarted_run(root, job_id)
+    job_id = cluster_job.job_id(argv) if action == "fit" else ""
+    restarted = cluster_job.restarted_run(root, job_id)
     ckpt_path = restarted or ckpt_path
     if ckpt_path and takes_no_checkpoint(action):
         raise UsageError(f"{action} begins with fresh weights and takes no --ckpt_path")
     path, flags = None, {}
     if ckpt_path and ckpt_path.lower() not in ("none", "null"):
-        path = find.find_checkpoint(ckpt_path, root, resume=action == "fit")
+        path = find_checkpoint(ckpt_path, root, resume=action == "fit")
         flags = _flags_of(path)
         flags.pop("trust", None)  # only who is at the command line says so
         if given.get("trust", "").lower() not in ("true", "yes", "on", "1"):
-            trusted_names.check({key: raw for key, raw in flags.items() if key not in given}, path)
+            trusted_imports.check({key: raw for key, raw in flags.items() if key not in given}, path)
     if init_from and init_from.lower() not in ("none", "null"):
         if path and not restarted:
             raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
-        init_from = str(find.find_checkpoint(init_from, root, resume=False, flag="init_from"))
+        init_from = str(find_checkpoint(init_from, root, resume=False, flag="init_from"))
     return Restored(path, flags, init_from, job_id, bool(ckpt_path))
 
 

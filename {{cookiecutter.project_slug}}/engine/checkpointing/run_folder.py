@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.cli import config_file, plugins
+from engine.cli import config_file, features_and_commands
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 
@@ -16,7 +16,7 @@ FOLDER = "lightning_logs"
 def logs_root(default_root_dir: str | Path | None) -> Path:
     """The folder of the run folders: `lightning_logs` in `default_root_dir`, or in the working directory."""
     if "://" in str(default_root_dir):  # as a path it would be a folder of the name `s3:`
-        hint = f"; --mirror {default_root_dir} copies it there" if plugins.hooks("fetch") else ""
+        hint = f"; --mirror {default_root_dir} copies it there" if features_and_commands.hooks("fetch") else ""
         raise UsageError(f"--default_root_dir {default_root_dir}: a run is written to a disk of this machine{hint}")
     return Path(default_root_dir or ".") / FOLDER
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine.cli import discovery, flag_groups, plugins, type_conversion
+from engine.cli import discovery, features_and_commands, flag_groups, type_conversion
 from engine.cli.discovery import FOLDERS
 
 
@@ -20,7 +20,7 @@ def run() -> None:
     names = {key: values[f"--{key}"] for key in FOLDERS if values.get(f"--{key}") in known[key]}
     classes = {key: discovery.find(FOLDERS[key], name) for key, name in names.items()}
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("action", nargs="?", choices=list(plugins.actions()))
+    parser.add_argument("action", nargs="?", choices=list(features_and_commands.actions()))
     parser.add_argument("--config")
     for flag in flag_groups.collect("", names, classes).flags.values():
         choices = known.get(flag.name) or [str(one) for one in type_conversion.choices(flag.annotation)]

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.cli import discovery, imported_signatures, plugins, source_signatures, torch_signatures, type_conversion
+from engine.cli import discovery, signatures_from_import, signatures_of_torch, type_conversion
 from engine.cli.discovery import FOLDERS, ROOT, ClassReference
-from engine.cli.source_signatures import REQUIRED, Parameter, Signature
+from engine.cli.features_and_commands import commands, features, source
+from engine.cli.signatures_from_source import REQUIRED, Parameter, Signature, find_definition, from_source
 from engine.errors import UsageError, nearest
 
 TORCH_GROUPS = ("loss", "optimizer")  # flags of MInterface whose values bring flags of their own
@@ -106,15 +107,15 @@ def collect(action: str, names: dict[str, str], classes: dict[str, ClassReferenc
         "callbacks": _read(ROOT / "main.py", "load_callbacks"),
         "loggers": _read(ROOT / "main.py", "load_loggers"),
         "hardware": _read(ROOT / "engine/training/hardware.py", "configure"),
-        **{name: _read(plugins.source("features", name), "callbacks") for name in plugins.features()},
+        **{name: _read(source("features", name), "callbacks") for name in features()},
         **action_group(action),
     }
-    trainer = _read(torch_signatures.source_of("pytorch_lightning", "trainer/trainer.py"), "Trainer")
+    trainer = _read(signatures_of_torch.source_of("pytorch_lightning", "trainer/trainer.py"), "Trainer")
     groups["trainer"] = trainer.without(_TRAINER_NOT_FLAGS | groups["run"].parameters.keys())
     for kind in TORCH_GROUPS:
         if kind in groups["system"].parameters:
             name = names.get(kind) or groups["system"].parameters[kind].default
-            groups[kind] = _prefix_clashes(kind, torch_signatures.signature(kind, name), groups)
+            groups[kind] = _prefix_clashes(kind, signatures_of_torch.signature(kind, name), groups)
     order = ["run", "dataset", "data", "network", "system", *TORCH_GROUPS]
     groups = {key: groups[key] for key in dict.fromkeys([*order, *groups]) if key in groups}
     return FlagGroups(action, names, classes, groups, flags_of(groups))
@@ -122,7 +123,7 @@ def collect(action: str, names: dict[str, str], classes: dict[str, ClassReferenc
 
 def action_group(action: str) -> dict[str, Signature]:
     """The signature of a command, as the group "action"; {} for fit, validate and test."""
-    return {"action": _read(plugins.source("commands", action), "run")} if action in plugins.commands() else {}
+    return {"action": _read(source("commands", action), "run")} if action in commands() else {}
 
 
 def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:
@@ -147,14 +148,14 @@ def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature
 
 def _read(path: Path, name: str) -> Signature:
     """The arguments behind the `*`; main.py fills those before it."""
-    signature = source_signatures.from_source(*source_signatures.find_definition(path, name), keyword_only=True)
+    signature = from_source(*find_definition(path, name), keyword_only=True)
     assert signature is not None, f"{name} in {path} should name its arguments itself"
     return signature
 
 
 def _signature(reference: ClassReference) -> Signature:
-    source = source_signatures.from_source(reference.node, reference.tree) if reference.tree else None
-    return source or imported_signatures.from_object(reference.load(), reference.name)
+    source = from_source(reference.node, reference.tree) if reference.tree else None
+    return source or signatures_from_import.from_object(reference.load(), reference.name)
 
 
 def _has(folder: str, other: str, name: str) -> bool:
@@ -163,7 +164,7 @@ def _has(folder: str, other: str, name: str) -> bool:
         return False
     try:
         reference = discovery.find(folder, other)
-        signature = source_signatures.from_source(reference.node, reference.tree) if reference.tree else None
+        signature = from_source(reference.node, reference.tree) if reference.tree else None
     except (UsageError, SyntaxError):
         return False
     return signature is not None and name in signature.parameters

@@ -4,10 +4,10 @@ import re
 import shutil
 import textwrap
 
-from engine.cli import discovery, flag_groups, plugins, type_conversion
+from engine.cli import discovery, features_and_commands, flag_groups, type_conversion
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import Flag, FlagGroups
-from engine.cli.source_signatures import REQUIRED, Expression
+from engine.cli.signatures_from_source import REQUIRED, Expression
 
 _TITLES = {
     "dataset": "data: {owner}",
@@ -30,7 +30,7 @@ _INDENT = 30
 def overview(action: str) -> None:
     """Prints the help where neither network nor dataset is given: actions, the flags of a command, names."""
     print("usage: python main.py [ACTION] --model_name NAME --dataset NAME [--FLAG VALUE ...]\n\nactions:")
-    for name, line in plugins.actions().items():
+    for name, line in features_and_commands.actions().items():
         _row(name, line)
     if flags := flag_groups.flags_of(flag_groups.action_group(action)):
         print(f"\n{action}:")

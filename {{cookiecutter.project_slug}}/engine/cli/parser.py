@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import config_file, discovery, flag_groups, plugins, type_conversion, value_ranges
-from engine.cli.argv import Argument, split, texts_of
+from engine.cli import config_file, discovery, features_and_commands, flag_groups, type_conversion, value_ranges
 from engine.cli.config_file import RawValue
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import TORCH_GROUPS, FlagGroups
 from engine.cli.settings import Settings, complete, refuse_changes
+from engine.cli.split_argv import Argument, split, texts_of
 from engine.errors import UsageError, nearest
 
 _HELP = {"-h", "--help", "--help_all"}
@@ -63,14 +63,14 @@ def stop(message: str) -> NoReturn:
 
 def takes_no_checkpoint(action: str) -> bool:
     """Whether it is a command that begins with fresh weights, as training does."""
-    return action in plugins.commands() and "ckpt_path" not in plugins.commands()[action]
+    return action in features_and_commands.commands() and "ckpt_path" not in features_and_commands.commands()[action]
 
 
 def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
-    plugins.features()  # a broken one is an error even where its flags are not read
+    features_and_commands.features()  # a broken one is an error even where its flags are not read
     action, argv = _action(argv)
-    if plugins.commands().get(action) == ["argv"]:  # it parses its own flags
-        plugins.load_command(action)(argv)
+    if features_and_commands.commands().get(action) == ["argv"]:  # it parses its own flags
+        features_and_commands.load_command(action)(argv)
         raise SystemExit(0)
 
     # Words -> flags and their texts: of config files, of the command line, of the run that wrote a checkpoint.
@@ -122,7 +122,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
 def _action(argv: list[str]) -> tuple[str, list[str]]:
     if not argv or argv[0].startswith("-"):
         return "fit", argv
-    if argv[0] not in (actions := plugins.actions()):
+    if argv[0] not in (actions := features_and_commands.actions()):
         near = nearest(argv[0], actions)
         raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(actions)}")
     return argv[0], argv[1:]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from engine.cli import type_conversion
 from engine.cli.discovery import ClassReference
 from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, Flag, FlagGroups
-from engine.cli.source_signatures import REQUIRED, Expression, Signature
+from engine.cli.signatures_from_source import REQUIRED, Expression, Signature
 from engine.errors import UsageError
 
 

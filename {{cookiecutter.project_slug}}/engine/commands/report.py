@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpointing import find as checkpoints
 from engine.checkpointing import run_folder
+from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.cli import config_file
 from engine.errors import UsageError
 
@@ -145,7 +145,7 @@ def summary(runs: list[Run]) -> Any:
     names = dict.fromkeys(name for run in runs for name in run.flags)
     differ = [name for name in names if len({run.flags.get(name) for run in runs}) > 1]
     flags = [name for name in differ if name not in ("model_name", "dataset", "ckpt_path")]
-    modes = {metric: checkpoints.monitor_mode(metric) for metric in _metrics(runs) if _of_epoch(metric)}
+    modes = {metric: monitor_mode(metric) for metric in _metrics(runs) if _of_epoch(metric)}
     rows = []
     for run in runs:
         row: dict[str, Any] = {

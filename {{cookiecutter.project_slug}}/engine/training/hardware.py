@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from engine.errors import UsageError
-from engine.launch import job, torchrun
+from engine.launch import cluster_job, torchrun
 from engine.lightning_compat import (
     keep_freed_memory,
     skip_driver_lookup,
@@ -128,7 +128,7 @@ def make_trainer(
     Raises:
         UsageError: the Trainer refuses its arguments.
     """
-    options = job.process_layout() | options
+    options = cluster_job.process_layout() | options
     strategy = str(options.get("strategy", ""))
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from engine.checkpointing.checkpoint_io import check_weights_fit
 from engine.errors import UsageError
-from engine.launch.data_parallel import data_parallel_rank
+from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.lightning_compat import mark_as_updated
 from engine.logging import loggers
 from engine.training import metrics

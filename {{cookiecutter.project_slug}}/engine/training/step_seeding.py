@@ -5,7 +5,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.datamodule.seeding import reseed
-from engine.launch.data_parallel import data_parallel_rank
+from engine.launch.data_parallel_rank import data_parallel_rank
 
 
 class SeedEachStep(Callback):

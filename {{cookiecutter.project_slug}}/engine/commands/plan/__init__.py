@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import EngFormatter
 from pytorch_lightning import Callback, seed_everything
 
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.commands.plan import costs, memory
 from engine.commands.plan.costs import Setup
@@ -198,7 +198,7 @@ def _measure(settings: Settings, build_data: Callable[..., Any], build_model: Ca
     memory.keep_lr_constant(model)
     hardware.configure(model, data, **settings.arguments["hardware"])
     timer = StepTimer()
-    features = plugins.load_features(Path(), model, data, settings.arguments)
+    features = features_and_commands.load_features(Path(), model, data, settings.arguments)
     callbacks: list[Callback] = [timer, *(one for one in features if getattr(one, "changes_step", False))]
     keys = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "benchmark", "deterministic")
     options = {key: value for key, value in settings.arguments["trainer"].items() if key in keys}

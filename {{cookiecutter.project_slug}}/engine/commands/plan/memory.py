@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import lightning_compat
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 
@@ -122,7 +122,7 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
     model.channels_last = convolves and settings.arguments["hardware"]["channels_last"]
     off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     model.trainer = Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **off)
-    for callback in plugins.load_features(Path(), model, data, settings.arguments):
+    for callback in features_and_commands.load_features(Path(), model, data, settings.arguments):
         if getattr(callback, "changes_parameters", False):
             callback.setup(model.trainer, model, "fit")
     for metric in model.metrics.values():  # they read values, and hold little

@@ -19,7 +19,7 @@ from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dat
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.seeding import resolve_subset
 from engine.errors import UsageError
-from engine.launch.data_parallel import data_parallel_rank
+from engine.launch.data_parallel_rank import data_parallel_rank
 
 
 def run(

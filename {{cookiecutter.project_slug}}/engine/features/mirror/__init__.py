@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
-from engine.checkpointing.file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe
 from engine.errors import UsageError
 from engine.features.mirror import storage
 

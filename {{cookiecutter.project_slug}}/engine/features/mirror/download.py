@@ -14,7 +14,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe
 from engine.errors import UsageError
 from engine.features.mirror.storage import connect, list_names, one_line_errors
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.checkpointing.file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe
 from engine.errors import UsageError
 
 _OWNER_FILE = "mirror.txt"  # here and there: the address, and a token that only the machine that writes there has

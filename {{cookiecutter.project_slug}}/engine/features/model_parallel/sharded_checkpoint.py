@@ -10,7 +10,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from engine.checkpointing.checkpoint_io import refused
-from engine.checkpointing.file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe
 from engine.lightning_compat import load_sharded_checkpoint
 
 # The only classes and functions that a .metadata file may name. torch itself would unpickle any, which can run code.

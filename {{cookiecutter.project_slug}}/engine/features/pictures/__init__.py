@@ -14,9 +14,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from engine.features.pictures import plots
-from engine.features.pictures.curves import curves
+from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, find_images, unpack_batch
-from engine.launch.data_parallel import data_parallel_rank
+from engine.launch.data_parallel_rank import data_parallel_rank
 
 _FIRST_BATCH_IMAGES = 32
 _ARROW = "\N{RIGHTWARDS ARROW}"

@@ -11,7 +11,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from engine.datamodule.batch_sampler import EpochBatchSampler
+from engine.datamodule.resumable_sampler import EpochBatchSampler
 from engine.datamodule.seeding import Collate, SeededDataset, delay_exit_on_signal, reseed
 from engine.errors import UsageError
 from engine.lightning_compat import shut_down_workers

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.discovery import ROOT
-from engine.cli.source_signatures import find_definition
+from engine.cli.signatures_from_source import find_definition
 from engine.errors import UsageError
 
 # What main.py hands to a command's `run`, by the name of the argument. Without `trainer`, none is made.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_folder
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 
 Run = Callable[[Settings], dict[str, float]]
@@ -16,17 +16,17 @@ def run_wrapped(settings: Settings, run: Run) -> dict[str, float]:
     """Calls `run` through what wraps it: a temporary folder for --fast_dev_run, or the features' `fit` hooks."""
     if settings.arguments["trainer"].get("fast_dev_run"):
         return run_folder.dry_run(settings, run)
-    for wrap in plugins.hooks("fit").values() if settings.action == "fit" else ():
+    for wrap in features_and_commands.hooks("fit").values() if settings.action == "fit" else ():
         run = partial(wrap, run=run)
     metrics = run(settings)
-    for finish in plugins.hooks("finish").values():
+    for finish in features_and_commands.hooks("finish").values():
         finish()
     return metrics
 
 
 def needs_trainer(action: str) -> bool:
     """Whether an action works on a Trainer, a network and data; a command that lists no `trainer` does not."""
-    return "trainer" in plugins.commands().get(action, ["trainer"])
+    return "trainer" in features_and_commands.commands().get(action, ["trainer"])
 
 
 def run_action(settings: Settings, context: dict[str, Any]) -> Any:
@@ -36,9 +36,9 @@ def run_action(settings: Settings, context: dict[str, Any]) -> Any:
     """
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     context = context | {"settings": settings, "ckpt_path": path}
-    if settings.action in plugins.commands():
-        arguments = {name: context[name] for name in plugins.commands()[settings.action]}
-        return plugins.load_command(settings.action)(**arguments, **settings.arguments["action"])
+    if settings.action in features_and_commands.commands():
+        arguments = {name: context[name] for name in features_and_commands.commands()[settings.action]}
+        return features_and_commands.load_command(settings.action)(**arguments, **settings.arguments["action"])
     trainer, model, data = (context[name] for name in ("trainer", "model", "data"))
     if settings.action == "fit":
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)

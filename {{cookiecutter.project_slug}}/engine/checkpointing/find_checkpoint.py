@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.checkpointing.run_folder import versions
-from engine.cli import plugins
+from engine.cli import features_and_commands
 from engine.errors import UsageError
 
 _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
@@ -30,7 +30,7 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
     if "://" in name:
-        for fetch in plugins.hooks("fetch").values():
+        for fetch in features_and_commands.hooks("fetch").values():
             name = str(fetch(name, root, flag))
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
     if path.is_file() or _is_sharded(path):

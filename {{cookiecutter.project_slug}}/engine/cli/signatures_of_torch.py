@@ -4,8 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from engine.cli import discovery, imported_signatures, source_signatures
-from engine.cli.source_signatures import REQUIRED, Signature
+from engine.cli import discovery, signatures_from_import, signatures_from_source
+from engine.cli.signatures_from_source import REQUIRED, Signature
 from engine.errors import UsageError, nearest, simplify
 
 # Filled by the engine, flags of MInterface, or a matter of speed alone.
@@ -24,7 +24,7 @@ def signature(kind: str, name: str) -> Signature:
         UsageError: there is none of that name; the message says what there is.
     """
     if "." in name:
-        own = imported_signatures.from_object(discovery.find("model", name).load(), name)
+        own = signatures_from_import.from_object(discovery.find("model", name).load(), name)
         inputs = [*own.parameters][: 2 if kind == "loss" else 1]  # output and target; the parameters
         return own.without(_NOT_FLAGS[kind].union(inputs))
     found = (_losses if kind == "loss" else _optimizers)(name) if name.isidentifier() else {}
@@ -55,7 +55,7 @@ def _optimizers(name: str = "") -> dict[str, Signature]:
 
 def _parse(name: str, arguments: str) -> Signature:
     tree = ast.parse(f"class {name}:\n    def __init__(self, {' '.join(re.sub('#.*', '', arguments).split())}): pass")
-    found = source_signatures.from_source(tree.body[0], tree)
+    found = signatures_from_source.from_source(tree.body[0], tree)
     assert found is not None, name
     return found
 

@@ -4,7 +4,7 @@ import ast
 from typing import Any
 
 from engine.cli import type_conversion
-from engine.cli.source_signatures import REQUIRED, Expression, Parameter, Signature, annotation_of
+from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, annotation_of
 
 
 def from_object(target: Any, owner: str = "") -> Signature:
