@@ -118,7 +118,7 @@ class Slurm:
         words = self.ask("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, condition: Callable[[], object], seconds: float = 300) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 900) -> None:
         """Waits; when in vain, what SLURM and the jobs have said is shown."""
         end = time.monotonic() + seconds
         while not condition():
