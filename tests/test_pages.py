@@ -1,8 +1,9 @@
-"""What the pages about clusters say is what the project's own tests try on a real SLURM and on two machines."""
+"""What the pages about clusters say is what the engine's tests try; the files on the page of the engine work."""
 
 import re
+import sys
 
-from tests.conftest import INNER, ROOT
+from tests.conftest import INNER, ROOT, run
 
 ENGINE = ROOT / "tests" / "engine"
 
@@ -36,3 +37,21 @@ def test_the_commands_for_ray_are_those_that_survive_its_faults() -> None:
     (script,) = re.findall(r"^```python\n# ray_sweep.py\n(.*?)^```$", page, re.M | re.DOTALL)
     assert f'SEARCH = """\n{script}"""\n' in tried
     assert re.search(r"^`(python ray_sweep.py space.yaml --trials) 20 --", page, re.M)[1] in tried
+
+
+def test_the_feature_and_the_command_on_the_page_of_the_engine_work(bake) -> None:
+    page, project = (ROOT / "docs/engine.md").read_text(encoding="utf-8"), bake()
+    paths = re.findall(r"is one file, here `(engine/\S+\.py)`", page)
+    for path, code in zip(paths, re.findall(r"^```python\n(.*?)^```$", page, re.M | re.DOTALL), strict=True):
+        (project / path).write_text(code, encoding="utf-8")
+    assert len(paths) == 2
+    names = ["--model_name", "lenet", "--dataset", "digits"]
+    few = ["--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "2", "--gradient_noise", "0.01"]
+    for argv in ([*names, *few], ["layers", *names, "--min_size", "1000"]):
+        done = run(sys.executable, "main.py", *argv, cwd=project)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "network.head.0.weight (120, 512)" in done.stdout
+    assert "bias" not in done.stdout
+    for check in (["ruff", "check", "."], ["mypy"], ["lint-imports"]):
+        done = run(*check, cwd=project)
+        assert done.returncode == 0, done.stdout + done.stderr

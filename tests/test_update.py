@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import INNER, commit, git, run
-from tests.test_bake import FILES, GALLERY, files
+from tests.test_bake import DELETABLE, FILES, GALLERY, files
 
 NET = """
 from torch import Tensor, nn
@@ -179,6 +179,20 @@ def test_the_gallery_comes_later_with_cruft(project: Path) -> None:
     assert not [path for path in DELETED if (project / path).exists()]
     assert MINE in (project / "main.py").read_text()
     assert run("cruft", "check", cwd=project).returncode == 0
+
+
+def test_what_the_core_leaves_out_comes_later_with_cruft(versions: Path) -> None:
+    answers = json.dumps({"project_slug": "lean", "engine": "core"})
+    done = run("cruft", "create", str(versions), "--no-input", "--extra-context", answers, cwd=versions.parent)
+    assert done.returncode == 0, done.stderr
+    project = versions.parent / "lean"
+    assert files(project) == {*FILES, ".cruft.json"} - DELETABLE
+    git(project, "init", "--quiet", "--initial-branch", "main")
+    commit(project)
+    more = json.dumps({"engine": "full"})
+    done = run("cruft", "update", "--skip-apply-ask", "--variables-to-update", more, cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path for path in files(project) if not path.startswith(".git/")} == {*FILES, ".cruft.json"}
 
 
 def test_a_project_of_cookiecutter_is_linked_and_updated(versions: Path, bake) -> None:

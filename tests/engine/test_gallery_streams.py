@@ -9,7 +9,7 @@ import main
 import numpy as np
 import pytest
 import torch
-from engine.datamodule.resumable_loader import OrderedLoader
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
 from gallery import QUICK, exports, goes_on, predicts
 from hosts import torchrun
@@ -96,7 +96,7 @@ def test_images_of_bytes_come_as_floats(streaming: Any) -> None:
 
 def test_every_chunk_is_read_once_an_epoch_and_few_are_held(streaming: Any) -> None:
     read = streaming("train", "rows", window=2)
-    loader = OrderedLoader(read, 8, seed=0, shuffle=True)
+    loader = ResumableLoader(read, 8, seed=0, shuffle=True)
     held, read.reads = 0, 0
     read._held.clear()
     seen = []
@@ -118,7 +118,7 @@ def test_ranks_share_the_items_and_the_chunks(streaming: Any) -> None:
         read = streaming("train", "rows", window=2)
         read._held.clear()
         read.reads = 0
-        ranks += numbers(OrderedLoader(read, 8, seed=0, shuffle=True, rank=rank, world_size=2))
+        ranks += numbers(ResumableLoader(read, 8, seed=0, shuffle=True, rank=rank, world_size=2))
         reads += read.reads
     assert len(ranks) == 96  # one item fills up
     assert sorted(set(ranks)) == list(range(95))
@@ -126,8 +126,8 @@ def test_ranks_share_the_items_and_the_chunks(streaming: Any) -> None:
 
 
 def test_a_rank_goes_on_within_an_epoch(streaming: Any) -> None:
-    def loader() -> OrderedLoader:
-        return OrderedLoader(streaming("train", "rows"), 8, seed=0, shuffle=True, rank=1, world_size=2)
+    def loader() -> ResumableLoader:
+        return ResumableLoader(streaming("train", "rows"), 8, seed=0, shuffle=True, rank=1, world_size=2)
 
     first, again = loader(), loader()
     seen = numbers(first)
@@ -140,7 +140,7 @@ def test_a_part_of_it_keeps_its_order(streaming: Any) -> None:
     read._held.clear()
     read.reads = 0
     half = list(range(0, 95, 2))
-    assert sorted(numbers(OrderedLoader(Subset(read, half), 8, seed=0, shuffle=True))) == half
+    assert sorted(numbers(ResumableLoader(Subset(read, half), 8, seed=0, shuffle=True))) == half
     assert read.reads == 10
 
 
@@ -253,7 +253,7 @@ def test_a_chunk_that_is_gone_is_named(streaming: Any) -> None:
     read = streaming("train", "rows")
     Path("rows/train/000002.parquet").unlink()
     with pytest.raises(ValueError, match=r"rows/train/000002\.parquet"):
-        numbers(OrderedLoader(read, 8, seed=0))
+        numbers(ResumableLoader(read, 8, seed=0))
     with pytest.raises(UsageError, match=r"nowhere/train has no files \*.parquet; Streaming.write"):
         streaming("train", "nowhere")
 

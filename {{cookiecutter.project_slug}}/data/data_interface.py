@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
-from engine.datamodule.resumable_loader import OrderedLoader
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
@@ -63,8 +63,8 @@ class DInterface(SplitDataModule):
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.batch_size, self.num_workers, self.balanced = batch_size, num_workers, balanced
         self.predict_dataset: Dataset[Any] | None = None  # None: the test split
-        self._train_loader: OrderedLoader | None = None
-        self._loaders: list[OrderedLoader] = []
+        self._train_loader: ResumableLoader | None = None
+        self._loaders: list[ResumableLoader] = []
         self._resume_from: dict[str, Any] = {}
 
     @classmethod
@@ -74,7 +74,7 @@ class DInterface(SplitDataModule):
         splitter = next((one for one in splitters if one is not None), None)
         return cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
 
-    def train_dataloader(self) -> OrderedLoader:
+    def train_dataloader(self) -> ResumableLoader:
         dataset, trainer = self.split("train"), cast(Any, self.trainer)
         self._train_loader = self._loader(
             dataset,
@@ -85,16 +85,16 @@ class DInterface(SplitDataModule):
         self._train_loader.load_state_dict(self._resume_from)
         return self._train_loader
 
-    def val_dataloader(self) -> OrderedLoader:
+    def val_dataloader(self) -> ResumableLoader:
         return self._loader(self.split("val"))
 
-    def test_dataloader(self) -> OrderedLoader:
+    def test_dataloader(self) -> ResumableLoader:
         return self._loader(self.split("test"))
 
-    def predict_dataloader(self) -> OrderedLoader:
+    def predict_dataloader(self) -> ResumableLoader:
         return self._loader(self.predict_dataset or self.split("test"))
 
-    def _loader(self, dataset: Any, **options: Any) -> OrderedLoader:
+    def _loader(self, dataset: Any, **options: Any) -> ResumableLoader:
         if dataset is None:
             raise UsageError(f"{self.dataset_class.__name__} has no such split: --val_fraction or --test_fraction is 0")
         if self.trainer is not None:
@@ -103,7 +103,7 @@ class DInterface(SplitDataModule):
         if hasattr(unwrap_subset(dataset), "collate_fn"):
             options["collate_fn"] = unwrap_subset(dataset).collate_fn
         workers = self._default_workers(dataset) if self.num_workers is None else self.num_workers
-        loader = OrderedLoader(dataset, self.batch_size, seed=self.seed, num_workers=workers, **options)
+        loader = ResumableLoader(dataset, self.batch_size, seed=self.seed, num_workers=workers, **options)
         self._loaders.append(loader)
         return loader
 

@@ -84,7 +84,7 @@ def load(path: Path) -> dict[str, Any]:
     if path.is_dir():
         for load_folder in features_and_commands.hooks("load_checkpoint_folder").values():
             return load_folder(path)
-        raise UsageError(f"{path} is a sharded checkpoint, which engine/features/model_parallel reads: it is not there")
+        raise UsageError(f"{path} is a sharded checkpoint, and no feature in engine/features reads one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

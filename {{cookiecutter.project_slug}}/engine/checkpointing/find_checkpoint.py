@@ -30,8 +30,10 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
             raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
         return found[0]
     if "://" in name:
-        for fetch in features_and_commands.hooks("fetch").values():
-            name = str(fetch(name, root, flag))
+        fetches = [*features_and_commands.hooks("fetch").values()]
+        if not fetches:
+            raise UsageError(f"--{flag} {name} is an address, and no feature in engine/features fetches one")
+        name = str(fetches[0](name, root, flag))
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
     if path.is_file() or _is_sharded(path):
         return path

@@ -15,7 +15,7 @@ from engine.launch import cluster_job
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     """The checkpoint and the flags that the command line resumes from.
 
-    argv: the arguments after the action. given: the raw values of RESTORING on it, and of all flags in --config files.
+    argv: the arguments after the action. given: the texts of ckpt_path and the like, and of all flags in --config files.
 
     Raises:
         UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.

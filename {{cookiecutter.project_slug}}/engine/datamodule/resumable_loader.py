@@ -1,4 +1,4 @@
-"""OrderedLoader: batches in an order that a resumed run repeats, from any batch of an epoch on."""
+"""ResumableLoader: batches in an order that a resumed run repeats, from any batch of an epoch on."""
 
 import copy
 import itertools
@@ -11,13 +11,13 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from engine.datamodule.resumable_sampler import EpochBatchSampler
+from engine.datamodule.resumable_sampler import ResumableBatchSampler
 from engine.datamodule.seeding import Collate, SeededDataset, delay_exit_on_signal, reseed
 from engine.errors import UsageError
 from engine.lightning_compat import shut_down_workers
 
 
-class OrderedLoader:
+class ResumableLoader:
     """A DataLoader that resumes within an epoch, with any number of workers.
 
     A dataset's `__getitems__(indices)` may return a whole batch (anything but a list); a list is collated.
@@ -56,7 +56,7 @@ class OrderedLoader:
         self._initial_state = self._stream_state()
         batching: dict[str, Any] = {"dataset": dataset, "batch_size": batch_size}
         if not self.iterable:
-            self.epoch_sampler = EpochBatchSampler(
+            self.epoch_sampler = ResumableBatchSampler(
                 dataset, batch_size, seed=seed, shuffle=shuffle, weights=weights, rank=rank, world_size=world_size
             )
             batching = {"dataset": SeededDataset(dataset), "batch_sampler": self.epoch_sampler}
@@ -130,7 +130,7 @@ def drop_padding(loader: Any, batch: Any, batch_idx: int) -> Any:
 
     Every tensor in it whose length is that of the batch is cut.
     """
-    if not isinstance(loader, OrderedLoader) or loader.iterable or loader.world_size == 1:
+    if not isinstance(loader, ResumableLoader) or loader.iterable or loader.world_size == 1:
         return batch
     positions = loader.epoch_sampler.positions(batch_idx)
     size = int((positions < len(loader.data)).sum())  # type: ignore[arg-type]

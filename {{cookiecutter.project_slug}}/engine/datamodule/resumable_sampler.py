@@ -1,4 +1,4 @@
-"""EpochBatchSampler: the indices of each batch of an epoch, a function of the seed, the epoch and the rank."""
+"""ResumableBatchSampler: the indices of each batch of an epoch, a function of the seed, the epoch and the rank."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,11 +11,11 @@ from engine.datamodule.seeding import SeededBatch, dataset_order, unwrap_subset
 from engine.errors import UsageError
 
 
-class EpochBatchSampler(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """Yields this rank's batches of epoch `epoch` from batch `start` on; both are set before each iteration.
 
     Each rank takes every `world_size`-th item of a global batch. The order is padded with its own beginning so that
-    all ranks take the same number of steps. Arguments: see OrderedLoader.
+    all ranks take the same number of steps. Arguments: see ResumableLoader.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ def job_id(argv: list[str]) -> str:
     if (job := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
         return ""
     if job == "none" and os.environ.get("GROUP_WORLD_SIZE") == "1":  # no --rdzv_id: the parent process is the agent
-        import socket  # help need not wait for it
+        import socket  # not needed for help
 
         job = f"{socket.gethostname()}-{os.getppid()}"
     return "-".join(["torchrun", re.sub(r"[^\w.-]", "_", job), command])

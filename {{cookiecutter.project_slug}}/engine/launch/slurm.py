@@ -28,7 +28,7 @@ def _is_preempted() -> bool:
 
 def _scontrol(*args: str) -> str:
     """The output of SLURM's `scontrol`, or the error of calling it."""
-    import subprocess  # help need not wait for it
+    import subprocess  # not needed for help
 
     try:
         done = subprocess.run(["scontrol", *args], capture_output=True, encoding="utf-8", timeout=20, check=False)
