@@ -183,20 +183,16 @@ class MInterface(MetricLoggingModule):
     def setup(self, stage: str) -> None:
         if self.class_weights and stage == "fit":
             if not self.is_multiclass:
-                reason = (
-                    f"--loss is {self.loss_name}" if type(self) is MInterface else f"{type(self).__name__} has none"
-                )
-                raise UsageError(f"--class_weights goes with a loss over classes, and {reason}")
+                loss = f"--loss is {self.loss_name}" if type(self) is MInterface else f"{type(self).__name__} has none"
+                raise UsageError(f"--class_weights goes with a loss over classes, and {loss}")
             counts = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss = partial(self.loss, weight=weight.float().to(self.device))
 
     def configure_callbacks(self) -> list[Callback]:
-        return (
-            [lr_schedulers.ReduceOnPlateau(self.schedule["lr_gamma"])]
-            if self.schedule["lr_scheduler"] == "plateau"
-            else []
-        )
+        if self.schedule["lr_scheduler"] != "plateau":
+            return []
+        return [lr_schedulers.ReduceOnPlateau(self.schedule["lr_gamma"])]
 
     def configure_optimizers(self) -> Any:
         # Neither a gradient scaler nor Lightning's clipping under mixed precision works with a fused step.

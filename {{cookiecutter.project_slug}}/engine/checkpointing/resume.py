@@ -15,7 +15,8 @@ from engine.launch import cluster_job
 def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     """The checkpoint and the flags that the command line resumes from.
 
-    argv: the arguments after the action. given: the texts of ckpt_path and the like, and of all flags in --config files.
+    argv: the words after the action.
+    given: the text of --ckpt_path, --init_from and the like, of the names of classes, and of all in --config files.
 
     Raises:
         UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.

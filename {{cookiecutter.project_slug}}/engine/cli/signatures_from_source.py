@@ -198,7 +198,6 @@ def _resolve(annotation: ast.expr | None, names: dict[str, ast.expr]) -> ast.exp
     """An annotation with the file's own names filled in."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = type_conversion.parse(annotation.value)
-
     return _Fill(names).visit(annotation) if annotation is not None and names else annotation
 
 

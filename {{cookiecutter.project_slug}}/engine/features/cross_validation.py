@@ -94,11 +94,8 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
     flags = settings.arguments["cross_validation"]
     if not flags["num_folds"]:
         return run(settings)
-    first, num_folds, root = (
-        flags["fold"],
-        flags["num_folds"],
-        run_folder.logs_root(settings.flags.get("default_root_dir")),
-    )
+    first, num_folds = flags["fold"], flags["num_folds"]
+    root = run_folder.logs_root(settings.flags.get("default_root_dir"))
     all_folds = first is None or flags["all_folds"]
     folds = [first or 1]
     if all_folds:
