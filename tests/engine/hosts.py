@@ -36,6 +36,7 @@ class Host:
         self.holder = subprocess.Popen(
             [*NEW, "--mount-proc", "sh", "-c", "hostname $0; ip link set lo up; echo; exec sleep infinity", name],
             stdout=subprocess.PIPE,
+            env={key: value for key, value in os.environ.items() if key != "STARTED_BY_TEST"},  # outlives the test
         )
         assert self.holder.stdout
         self.holder.stdout.readline()

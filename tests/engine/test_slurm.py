@@ -111,7 +111,6 @@ class Slurm:
 
     def submit(self, *command: str) -> str:
         """Gives a job in: its number."""
-        self.ask("scontrol", "update", "nodename=host[2-3]", "state=resume")  # one that died in an earlier test
         return re.findall(r"Submitted batch job (\d+)", self.ask(*command))[0]
 
     def job(self, number: str) -> dict[str, str]:
@@ -119,7 +118,7 @@ class Slurm:
         words = self.ask("scontrol", "-o", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, condition: Callable[[], object], seconds: float = 900) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Waits; when in vain, what SLURM and the jobs have said is shown."""
         end = time.monotonic() + seconds
         while not condition():
