@@ -86,17 +86,16 @@ def device_type(accelerator: str) -> str:
 
 
 def num_devices(flag: Any, device: str) -> int:
-    """The number of devices of a machine that --devices means.
+    """The number of devices of a machine that --devices means: a number, a list of their numbers, or auto.
 
     Raises:
-        UsageError: it is no number of devices and no list of their numbers.
+        UsageError: it is none of these.
     """
-    if str(flag) in ("auto", "-1"):
+    if flag in ("auto", -1):
         return max(torch.cuda.device_count(), 1) if device == "cuda" else 1
-    numbers = flag if isinstance(flag, list | tuple) else [part for part in str(flag).split(",") if part.strip()]
-    if not all(str(number).strip().isdigit() for number in numbers):
+    if isinstance(flag, str):
         raise UsageError(f"--devices {flag}: should be a number of devices, their numbers, or auto")
-    return len(numbers) if not isinstance(flag, int | str) or "," in str(flag) else int(flag)
+    return flag if isinstance(flag, int) else len(flag)
 
 
 def strategy_of(flag: str) -> str:

@@ -50,14 +50,6 @@ class StepCosts(NamedTuple):
     unknown: str
 
 
-class _Pass(NamedTuple):
-    """Bytes that autograd saves, and that are held beside at the most; operations of the forward pass."""
-
-    saved: int
-    beside: float
-    flops: int
-
-
 def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> StepCosts:
     """Builds the network without its weights and counts what a training step costs.
 
@@ -79,10 +71,9 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
         layer = max(sizes, key=lambda name: sizes[name])
         activations, workspace, flops, unknown = None, 0.0, 0.0, ""
         try:
-            small, large = (_count_pass(model, batch, size, plugin) for size in (64, 128))
-            each = (large.saved - small.saved) / 64
-            activations, workspace = (2.0 * small.saved - large.saved, each), large.beside / 128
-            flops = (large.flops - small.flops) / 64
+            (small, _, less), (large, beside, more) = (_count_pass(model, batch, size, plugin) for size in (64, 128))
+            activations, workspace = (2.0 * small - large, (large - small) / 64), beside / 128
+            flops = (more - less) / 64
         except _VALUE_ERRORS as error:
             unknown = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
         return StepCosts(
@@ -189,40 +180,34 @@ class _LiveBytes(lightning_compat.dispatch_mode()):  # type: ignore[misc]
         self.now -= size
 
 
-def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> _Pass:
-    """A forward and a backward pass over so many items. plugin: Lightning's for the precision."""
+def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, float, int]:
+    """A forward and a backward pass over `size` items: bytes of the batch and of what the forward pass keeps for the
+    backward pass; bytes held beside these at the most; operations of the forward pass.
+
+    plugin: Lightning's for the precision.
+    """
     if type(model).training_step.__qualname__ != "MInterface.training_step":
         raise NotImplementedError("it has a training_step of its own, which is not followed")
     items = _tensors(batch)[0].shape[0]
     resized = lambda tensor: tensor.new_empty((tensor.shape[0] * size // items, *tensor.shape[1:]))  # noqa: E731
     batch = apply_to_collection(batch, Tensor, resized)
-    own, given, saved = [*model.parameters(), *model.buffers()], _tensors(batch), list[Tensor]()
-
-    def save(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with _LiveBytes([*own, *given]) as live:
-        hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-        with hooks, FlopCounterMode(display=False) as flops:
-            try:
-                with plugin.forward_context():
-                    loss = model.step(batch, "train")
-            except (RuntimeError, ValueError) as error:
-                if not model.channels_last or isinstance(error, _VALUE_ERRORS):
-                    raise
-                model.channels_last = False  # as in a run where a network cannot take it
-                return _count_pass(model, batch, size, plugin)
+    with _LiveBytes([*model.parameters(), *model.buffers(), *_tensors(batch)]) as live:
+        try:
+            with FlopCounterMode(display=False) as flops, plugin.forward_context():
+                loss = model.step(batch, "train")
+        except (RuntimeError, ValueError) as error:
+            if not model.channels_last or isinstance(error, _VALUE_ERRORS):
+                raise
+            model.channels_last = False  # as in a run where a network cannot take it
+            return _count_pass(model, batch, size, plugin)
         model._metric_buffers["train"].batches.clear()
-        own_ids = {_storage_id(tensor) for tensor in own}
-        saved_bytes = bytes_of([*given, *(tensor for tensor in saved if _storage_id(tensor) not in own_ids)])
-        saved.clear()
-        gradients = bytes_of(tensor for tensor in own if tensor.requires_grad)
-        forward, live.most = live.most, live.now
+        saved, forward = live.now, live.most
+        live.most = live.now
         loss.backward()
     model.zero_grad()
+    gradients = bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
     most = max(forward + gradients, live.most)  # the gradients of the step before are held until the backward pass
-    return _Pass(saved_bytes, max(0.0, most - gradients - (saved_bytes - bytes_of(given))), flops.get_total_flops())
+    return saved + bytes_of(_tensors(batch)), max(0.0, most - gradients - saved), flops.get_total_flops()
 
 
 def _optimizer_state(model: Any) -> int:
