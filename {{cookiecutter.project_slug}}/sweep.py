@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import main as project
 from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.errors import UsageError
@@ -222,23 +224,14 @@ def run_trial(study: Any, space: Space, fixed: list[str], metric: str, trial: An
 
 
 def draw(study: Any, metric: str, path: Path) -> None:
-    """The metric of the finished trials in their order, and over each flag; a star for the best."""
-    from matplotlib.figure import Figure
+    """The metric of the finished trials over each flag; the later a trial, the darker its point."""
+    import matplotlib
+    from optuna.visualization.matplotlib import plot_slice
 
-    finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    rows = [({"trial": trial.number} | trial.params, trial) for trial in finished]
-    names = ["trial", *sorted({name for trial in finished for name in trial.params})]
-    figure = Figure(figsize=(4 * len(names), 3.5), layout="constrained")
-    for number, name in enumerate(names, 1):
-        axes = figure.add_subplot(1, len(names), number, xlabel=name, ylabel=metric)
-        points = [(values[name], trial) for values, trial in rows if name in values]
-        numeric = all(type(x) in (int, float) for x, _ in points)
-        for x, trial in points:
-            best = trial.number == study.best_trial.number
-            axes.plot(x if numeric else str(x), trial.value, "C1*" if best else "C0o", zorder=2 + best)
-        if any(getattr(trial.distributions.get(name), "log", False) for _, trial in points):
-            axes.set_xscale("log")
-    figure.savefig(path, dpi=120)
+    matplotlib.use("Agg")  # a file and no window
+    warnings.filterwarnings("ignore", "Attempting to set identical low and high xlims")  # a flag with a single value
+    panels = np.ravel(plot_slice(study, target_name=metric))
+    panels[0].figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
