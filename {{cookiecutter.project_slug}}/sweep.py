@@ -230,8 +230,8 @@ def draw(study: Any, metric: str, path: Path) -> None:
 
     matplotlib.use("Agg")  # a file and no window
     warnings.filterwarnings("ignore", "Attempting to set identical low and high xlims")  # a flag with a single value
-    panels = np.ravel(plot_slice(study, target_name=metric))
-    panels[0].figure.savefig(path, dpi=120, bbox_inches="tight")
+    panels = np.asarray(plot_slice(study, target_name=metric))  # one, or as many as flags
+    panels.flat[0].figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -120,13 +120,11 @@ def _read(path: Path, check_sum: bool = False) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
-    raw = np.fromfile(path, np.uint8)
-    if not len(raw):
-        raise ValueError(f"{path.name} is empty")
-    if bytes(raw[:4]) != bytes([0, 0, 8, 3 if "images" in path.name else 1]):
-        raise ValueError(f"{path.name} is no IDX file")
-    start = 4 + 4 * int(raw[3])
-    shape = raw[4:start].view(">i4").tolist() if len(raw) >= start else []
+    raw, dimensions = np.fromfile(path, np.uint8), 3 if "images" in path.name else 1
+    start = 4 + 4 * dimensions
+    if len(raw) < start or raw[:4].tolist() != [0, 0, 8, dimensions]:
+        raise ValueError(f"{path.name} is {'no IDX file' if len(raw) else 'empty'}")
+    shape = raw[4:start].view(">i4").tolist()
     expected = start + math.prod(shape)
     if len(raw) != expected:
         raise ValueError(f"{path.name} is {'too long' if len(raw) > expected else 'cut short'} ({len(raw)} bytes)")
