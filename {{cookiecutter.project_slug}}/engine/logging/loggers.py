@@ -1,4 +1,4 @@
-"""Where the metrics go: TensorBoard, metrics.csv, Weights & Biases, MLflow; all in the run folder, all carried on."""
+"""Loggers: TensorBoard, metrics.csv, Weights & Biases, MLflow; in the run folder, and continued by a resumed run."""
 
 import csv
 import importlib.util
@@ -28,33 +28,33 @@ def load(folder: Path, names: Iterable[str]) -> list[Logger]:
 
 
 def _wandb(folder: Path) -> Logger:
-    """Weights & Biases; `WANDB_MODE=offline` sends nothing. A run that goes on goes on there too."""
-    before = sorted(folder.glob("wandb/*run-*-*"))  # run-DATE-ID, or offline-run-DATE-ID
-    known = before[-1].name.rpartition("-")[2] if before else None
-    return WandbLogger(name=folder.name, save_dir=folder, id=known, resume="allow")
+    """Weights & Biases; `WANDB_MODE=offline` sends nothing. A resumed run continues its run there."""
+    earlier = sorted(folder.glob("wandb/*run-*-*"))  # run-DATE-ID, or offline-run-DATE-ID
+    run_id = earlier[-1].name.rpartition("-")[2] if earlier else None
+    return WandbLogger(name=folder.name, save_dir=folder, id=run_id, resume="allow")
 
 
 class MLFlow(MLFlowLogger):
-    """MLflow, at MLFLOW_TRACKING_URI or else in mlruns/ of the run folder. A run that goes on goes on there too."""
+    """MLflow, at MLFLOW_TRACKING_URI or else in mlruns/ of the run folder. A resumed run continues its run there."""
 
     def __init__(self, folder: Path) -> None:
-        kept = folder / "mlflow-run"
-        self._known = kept.read_text(encoding="utf-8") if kept.exists() else None
+        id_file = folder / "mlflow-run"
+        self._resumed_id = id_file.read_text(encoding="utf-8") if id_file.exists() else None
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(folder / 'mlruns').absolute()}"
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its other ways to keep a run here need a database
-        super().__init__(folder.parent.name, folder.name, uri, run_id=self._known)
-        if rank_zero_only.rank == 0 and not self._known:  # type: ignore[attr-defined]
-            kept.write_text(str(self.run_id), encoding="utf-8")
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files, because the alternative is a database
+        super().__init__(folder.parent.name, folder.name, uri, run_id=self._resumed_id)
+        if rank_zero_only.rank == 0 and not self._resumed_id:  # type: ignore[attr-defined]
+            id_file.write_text(str(self.run_id), encoding="utf-8")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Tells the flags, once: there they can never change, and more epochs are no reason to stop."""
-        if not self._known:
+        """Logs the flags, at the first start only: MLflow refuses a changed value, such as more epochs on resume."""
+        if not self._resumed_id:
             super().log_hyperparams(params)
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's, which also tells the HParams page the flags; its columns of metrics it takes from the curves."""
+    """Lightning's, which also writes the flags to TensorBoard's HParams page; its metrics come from the curves."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
@@ -62,7 +62,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Tells the flags."""
+        """Logs the flags."""
         super().log_hyperparams(params)
         if self._new and params:
             from torch.utils.tensorboard.summary import hparams
@@ -78,22 +78,22 @@ class TensorBoard(TensorBoardLogger):
 
 @rank_zero_only
 def flush(loggers: Iterable[Any]) -> None:
-    """Writes out the points that TensorBoard's writer holds back: a run that goes on does not log them again."""
+    """Writes the points that TensorBoard's writer has buffered: a resumed run does not log them again."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
 
 
 def rows(loggers: Iterable[Any]) -> int:
-    """How many rows metrics.csv has."""
+    """The number of rows in metrics.csv."""
     return next((logger.rows for logger in loggers if isinstance(logger, CSVLogger)), 0)
 
 
 @rank_zero_only
 def rewind(loggers: Iterable[Any], rows: int, step: int) -> None:
-    """Drops what a run had logged after the checkpoint that it goes on from: it will log that again.
+    """Drops what a run logged after the checkpoint that it resumes from: it will log that again.
 
-    rows: of metrics.csv, when the checkpoint was written. step: of the optimiser, then.
+    rows: number of rows of metrics.csv at the checkpoint. step: its optimizer step.
     """
     for logger in loggers:
         if isinstance(logger, CSVLogger):
@@ -101,12 +101,12 @@ def rewind(loggers: Iterable[Any], rows: int, step: int) -> None:
         elif isinstance(logger, TensorBoardLogger):
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-            start = SessionLog(status=SessionLog.START)  # TensorBoard forgets what earlier files have from here on
+            start = SessionLog(status=SessionLog.START)  # TensorBoard drops later points of earlier files
             logger.experiment.file_writer.add_event(Event(session_log=start), step + 1)
 
 
 class CSVLogger(Logger):
-    """Writes every row at once, so that a kill loses none. (Lightning's own deletes the rows of a run that goes on.)"""
+    """Writes every row at once, so that a kill loses none. (Lightning's own deletes the rows of a resumed run.)"""
 
     def __init__(self, run: Path) -> None:
         super().__init__()
@@ -115,12 +115,12 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The folder of the run folders."""
+        """The name of the folder that holds the run folders."""
         return self.path.parent.parent.name
 
     @property
     def version(self) -> str:
-        """The run folder."""
+        """The name of the run folder."""
         return self.path.parent.name
 
     @rank_zero_only
@@ -138,13 +138,13 @@ class CSVLogger(Logger):
         self.rows += 1
 
     def rewind(self, rows: int) -> None:
-        """Drops all but the first `rows` rows: a run that goes on from when they were written repeats the others."""
+        """Keeps the first `rows` rows only; the resumed run repeats the others."""
         self.rows = rows
         if self.path.exists():
             self._rewrite({})
 
     def _rewrite(self, columns: dict[str, Any]) -> None:
-        """The same rows with more columns; the file is whole at every moment."""
+        """Writes the first `self.rows` rows again, with more columns; the file is replaced atomically."""
         old: list[dict[str, str]] = []
         if self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The progress of training: a bar on a terminal, a line an epoch in a log file."""
+"""Progress of training: a bar on a terminal, a line per epoch in a log file."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def refresh_rate(self) -> int:
-        """Steps between two drawings: this one, or none in sight."""
+        """Steps between two refreshes: 1 where the last one is 0.2 s ago, else more than there are."""
         now = time.monotonic()
         if now - self._drawn < 0.2:
             return sys.maxsize
@@ -24,35 +24,35 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *unused: Any) -> None:
         super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(f"epoch {_counted(trainer.current_epoch + 1, trainer)}")
+        self.train_progress_bar.set_description(f"epoch {_epoch_of(trainer.current_epoch + 1, trainer)}")
 
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """What stands beside the bar: the metrics, but not the run, whose folder stands in its first line."""
+        """The metrics beside the bar, without the version number, which the first line of the output has."""
         return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
 
 
 class EpochLines(Callback):
-    """A plain line for each epoch, in place of a progress bar that would flood a log file."""
+    """Prints a line per epoch where the output is a log file, which a progress bar would flood."""
 
     def __init__(self) -> None:
-        self.began = 0.0
+        self._start = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._line(trainer)
-        self.began = time.monotonic()
+        self._start = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._line(trainer)
 
     def _line(self, trainer: Trainer) -> None:
-        if not self.began or not trainer.is_global_zero:
+        if not self._start or not trainer.is_global_zero:
             return
-        epoch = _counted(trainer.fit_loop.epoch_progress.current.completed, trainer)
+        epoch = _epoch_of(trainer.fit_loop.epoch_progress.current.completed, trainer)
         values = "  ".join(f"{name} {value:.4g}" for name, value in sorted(trainer.callback_metrics.items()))
-        print(f"epoch {epoch}  {values}  {time.monotonic() - self.began:.1f} s", flush=True)
-        self.began = 0.0
+        print(f"epoch {epoch}  {values}  {time.monotonic() - self._start:.1f} s", flush=True)
+        self._start = 0.0
 
 
-def _counted(epoch: int, trainer: Trainer) -> str:
-    """An epoch, from 1, of those planned."""
+def _epoch_of(epoch: int, trainer: Trainer) -> str:
+    """ "3/10": the epoch, from 1, and how many are planned, if that is known."""
     return f"{epoch}/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else f"{epoch}"

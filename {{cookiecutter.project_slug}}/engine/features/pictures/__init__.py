@@ -136,8 +136,7 @@ class Pictures(Callback):
         if masks := dict(samples.masks):
             save("masks", plots.masks, masks.pop("input"), masks, names, f"first items of the {split}")
         if rows := dict(samples.images):
-            scaled = plots.rows_in_target_range(rows)
-            rows |= {name: plots.scaled_like(rows[name], rows["target"]) for name in scaled}
+            rows |= {name: plots.scaled_like(rows[name], rows["target"]) for name in ("output", "target")}
             save("images", plots.images, [*rows.values()], [], f"first items of the {split}", [*rows])
 
     def _class_names(self, num_classes: int) -> list[str]:

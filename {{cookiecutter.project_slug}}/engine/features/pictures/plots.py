@@ -101,16 +101,6 @@ def _scaled(images: Tensor, reference: Tensor | None = None) -> Tensor:
     return ((images - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
 
 
-def rows_in_target_range(rows: dict[str, Tensor]) -> list[str]:
-    """The rows to scale like "target": output, target, and an input of similar channels, mean and deviation."""
-    target, inputs = rows["target"].float(), rows.get("input")
-    if inputs is None or inputs.shape[1] != target.shape[1]:
-        return ["output", "target"]
-    inputs = inputs.float()
-    similar = (inputs.mean() - target.mean()).abs() < target.std() and inputs.std() < 2 * target.std()
-    return ["input", "output", "target"] if similar else ["output", "target"]
-
-
 def scaled_like(images: Tensor, reference: Tensor) -> Tensor:
     """Images (N, 1|3, H, W) as bytes, scaled by the minimum and maximum of all of `reference`."""
     return (255 * _scaled(images, reference)).byte()
