@@ -207,11 +207,11 @@ class MInterface(MetricLoggingModule):
             no_decay_norm_bias=self.no_decay_norm_bias,
             lr_scale=self.lr_scale,
         )
-        total = epoch = math.inf
-        if lr_schedulers.needs_length(self.schedule):  # estimated_stepping_batches builds the loaders
-            total = self.trainer.estimated_stepping_batches
-            self.trainer.fit_loop.setup_data()  # with --max_steps alone the line above does not need it
-            batches = self.trainer.num_training_batches
-            epoch = batches if batches == math.inf else math.ceil(batches / self.trainer.accumulate_grad_batches)
-        scheduler = lr_schedulers.build(optimizer, total, epoch, self.schedule)
+        epoch: float = math.inf
+        if lr_schedulers.needs_length(self.schedule):
+            self.trainer.fit_loop.setup_data()
+            epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            epoch = epoch if epoch == math.inf else math.ceil(epoch)
+        ends = self.trainer.max_epochs, self.trainer.max_steps
+        scheduler = lr_schedulers.build(optimizer, epoch, *ends, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer

@@ -1,7 +1,6 @@
-"""Learning-rate schedules: a factor of `lr` that is a pure function of the optimizer step; and reduce-on-plateau."""
+"""Learning-rate schedules: a factor of `lr` that follows from the share of training done; and reduce-on-plateau."""
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,8 +14,10 @@ _OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
 
 
 def factor(
-    step: float,
+    step: int,
+    epochs: float,
     total: float,
+    warmed: float,
     epoch: float,
     *,
     lr_scheduler: Literal[
@@ -48,26 +49,30 @@ def factor(
 
     Args:
         step: optimizer steps taken.
-        total: optimizer steps of the whole run.
+        epochs: epochs done, with the fraction of the current one.
+        total: epochs of the whole run, infinite where it has no end.
+        warmed: the epochs after which the warm-up ends.
         epoch: optimizer steps of an epoch.
         lr_scheduler: the rate after the warm-up.
         warmup_steps: optimizer steps (not epochs) over which the rate climbs to lr.
         warmup_epochs: the same in epochs.
         lr_interval: change the rate at every step, or only with each epoch.
-        lr_gamma: factor of a decay: step, multistep, plateau; exponential over lr_every epochs.
+        lr_gamma: factor of a decay: step, multistep; plateau, at the 4th validation in a row without a better val_loss;
+            exponential over lr_every epochs.
         lr_every: epochs between two decays (step, exponential), or before the first restart.
         lr_milestones: epochs at which multistep decays.
         lr_power: of the polynomial.
         lr_restart_factor: each cycle of cosine_restarts is so many times as long as the one before.
         lr_end: share of lr at the end of cosine, linear and polynomial.
     """
-    warmup = warmup_steps + warmup_epochs * epoch if warmup_epochs else warmup_steps
     if lr_interval == "epoch":
-        step = math.floor(step / epoch + 1e-9) * epoch
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min(1.0, (step - warmup) / max(1.0, total - warmup)) if math.isfinite(total) else 0.0
-    epochs = step / epoch if math.isfinite(epoch) else 0.0
+        begun = math.floor(epochs + 1e-9)
+        step, epochs = step - round((epochs - begun) * epoch), begun
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if epochs < warmup_epochs - 1e-9:
+        return (epochs * epoch + 1) / (warmup_epochs * epoch + 1)
+    done = max(0.0, min(1.0, (epochs - warmed) / max(1 / epoch, total - warmed)))
     if lr_scheduler == "cosine":
         return lr_end + (1 - lr_end) * _half_cosine(done)
     if lr_scheduler in ("linear", "polynomial"):
@@ -83,7 +88,7 @@ def factor(
     if lr_scheduler == "exponential":
         return lr_gamma ** (epochs / lr_every)
     if lr_scheduler == "cosine_restarts":
-        length, since = lr_every, epochs - warmup / epoch
+        length, since = lr_every, epochs - warmed
         while since + 1e-9 >= length:
             since, length = since - length, length * lr_restart_factor
         return _half_cosine(max(0.0, since) / length)
@@ -105,16 +110,62 @@ def needs_length(options: dict[str, Any]) -> bool:
     )
 
 
-def build(optimizer: Optimizer, total: float, epoch: float, options: dict[str, Any]) -> dict[str, Any] | None:
+class Schedule(LambdaLR):
+    """Sets the rate of each step by `factor`.
+
+    A resumed run may have another end, or, from the end of an epoch on, steps of another size (batch size, devices,
+    accumulation): it goes on at the share of training that is done, not at the number of steps.
+
+    epoch: optimizer steps of an epoch; 1 where that is not known, so that a step counts as an epoch.
+    max_epochs, max_steps: the ends of the run, infinite where there is none.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, epoch: float, max_epochs: float, max_steps: float, options: dict[str, Any]
+    ) -> None:
+        self.epoch, self.max_epochs, self.max_steps, self.options = epoch, max_epochs, max_steps, options
+        self.since = (0, 0.0)  # the step and the epochs done when steps got their present size
+        self.warmed = options["warmup_epochs"] or self._epochs(options["warmup_steps"])
+        super().__init__(optimizer, self._factor)
+
+    def _epochs(self, step: float) -> float:
+        return self.since[1] + (step - self.since[0]) / self.epoch
+
+    def _factor(self, step: int) -> float:
+        total = min(self.max_epochs, self._epochs(self.max_steps))
+        return factor(step, self._epochs(step), total, self.warmed, self.epoch, **self.options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps, and what tells the share of training from it."""
+        return {name: getattr(self, name) for name in ("last_epoch", "epoch", "since", "warmed")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there, and sets the rate, which another end of the run may have changed."""
+        epoch, self.last_epoch = self.epoch, state_dict["last_epoch"]
+        self.epoch, self.since = state_dict.get("epoch", epoch), tuple(state_dict.get("since", self.since))
+        self.warmed = state_dict.get("warmed", self.warmed)
+        if self.epoch != epoch:
+            self.since, self.epoch = (self.last_epoch, round(self._epochs(self.last_epoch), 9)), epoch
+            if self.last_epoch < self.options["warmup_steps"]:
+                self.warmed = self._epochs(self.options["warmup_steps"])
+        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = rate * self._factor(self.last_epoch)
+
+
+def build(
+    optimizer: Optimizer, epoch: float, max_epochs: int | None, max_steps: int, options: dict[str, Any]
+) -> dict[str, Any] | None:
     """Lightning's `lr_scheduler` entry, or None where the rate stays as it is.
 
-    total, epoch: optimizer steps of the run and of an epoch, below 0 or infinite where they are not known.
+    epoch: optimizer steps of an epoch, infinite where they are not known.
+    max_epochs, max_steps: the ends of the run, None or -1 for no end.
 
     Raises:
         UsageError: the warm-up is longer than the run, or the run has no end to plan for.
     """
     name = options["lr_scheduler"]
-    total, epoch = (number if number >= 0 else math.inf for number in (total, epoch))
+    epochs, steps = (math.inf if end in (None, -1) else float(end) for end in (max_epochs, max_steps))
+    total = min(steps, epochs * epoch) if epochs else 0.0
     warmup = options["warmup_steps"] + (options["warmup_epochs"] * epoch if options["warmup_epochs"] else 0)
     if options["warmup_steps"] and options["warmup_epochs"]:
         raise UsageError("--warmup_steps and --warmup_epochs are one thing in two units: give one of them")
@@ -134,11 +185,13 @@ def build(optimizer: Optimizer, total: float, epoch: float, options: dict[str, A
             "an end to plan for: give --max_epochs or --max_steps" if name in _OVER_RUN else "epochs of known length"
         )
         raise UsageError(f"--lr_scheduler {name} needs {missing}; or take --lr_scheduler constant")
-    return {"scheduler": LambdaLR(optimizer, partial(factor, total=total, epoch=epoch, **options)), "interval": "step"}
+    if math.isinf(epoch):  # a stream's: a step counts as an epoch
+        epoch, epochs = 1.0, math.inf
+    return {"scheduler": Schedule(optimizer, epoch, epochs, steps, options), "interval": "step"}
 
 
 class ReduceOnPlateau(Callback):
-    """Multiplies the rate by `gamma` when `val_loss` has not improved for 3 validations.
+    """Multiplies the rate by `gamma` at the 4th validation in a row whose `val_loss` is no better than before them.
 
     A callback, because Lightning steps such a schedule after the epoch's checkpoint is written, and a resumed run
     would miss that step.
