@@ -6,6 +6,8 @@ PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
 N ?= 105
+# One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
 .PHONY: demo test test-oldest faults bench bake lint clean
 
@@ -17,7 +19,7 @@ demo: .venv/project bake
 	@echo "  $(BIN)/python main.py --model_name lenet --dataset mnist --max_epochs 5"
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
 	$(MAKE) faults
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
