@@ -17,7 +17,7 @@ QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
 data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
-engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py
+engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py engine/checkpointing/data_record.py
 engine/checkpointing/find_checkpoint.py engine/checkpointing/resume.py engine/checkpointing/run_folder.py
 engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py engine/cli/__init__.py
 engine/cli/completion.py engine/cli/config_file.py engine/cli/discovery.py engine/cli/features_and_commands.py

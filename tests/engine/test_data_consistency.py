@@ -1,30 +1,152 @@
-"""data.json: the classes and the preprocessing that a run was trained with."""
+"""What a run keeps of its data, so that no checkpoint is measured on what it was trained on."""
 
 import json
+import random
+import shutil
 from pathlib import Path
 
 import main
+import numpy as np
 import pytest
 import toys
 
-FACTS = Path("lightning_logs/version_0/data.json")
+RUN = Path("lightning_logs/version_0")
+RECORD = RUN / "data.json"
+FLAGS = ["--dataset", "toys.FromFile", "--max_epochs", "1", "--no-pictures"]
 
 
 @pytest.mark.parametrize("action", [["predict"], ["test"], ["export"], ["--max_epochs", "2"]])
 def test_data_that_says_something_else_is_refused(train, action: list[str], monkeypatch, capsys) -> None:
     monkeypatch.setattr(toys.Named, "preprocessing", {"mean": 1.5, "words": ["a", "b"]}, raising=False)
     train("--max_epochs", 1, "--dataset", "toys.Named")
-    kept = {"dataset": "Named", "classes": ["a", "b", "c"], "mean": 1.5, "words": ["a", "b"]}
-    assert json.loads(FACTS.read_text()) == kept
+    kept = json.loads(RECORD.read_text())
+    assert {name: kept[name] for name in ("dataset", "classes", "preprocessing")} == {
+        "dataset": "Named",
+        "classes": ["a", "b", "c"],
+        "preprocessing": {"mean": 1.5, "words": ["a", "b"]},
+    }
     main.main(["validate", "--ckpt_path", "version_0"])
     monkeypatch.setattr(toys.Named, "preprocessing", {"mean": 1.5, "words": ["b", "a"]})
     with pytest.raises(SystemExit, match="2"):
         main.main([*action, "--ckpt_path", "version_0"])
-    assert "Named has other words than when the run was trained" in capsys.readouterr().err
-    assert json.loads(FACTS.read_text()) == kept
+    assert "Named is not the data that the checkpoint was trained on: other words." in capsys.readouterr().err
+    assert json.loads(RECORD.read_text()) == kept
     main.main(["test", "--ckpt_path", "version_0", "--dataset", "toys.Blobs"])  # other data is no mistake
 
 
-def test_data_that_says_nothing_leaves_no_file(train) -> None:
-    train("--max_epochs", 1)
-    assert not FACTS.exists()
+def write(targets: list[int]) -> None:
+    Path("items.txt").write_text("".join(f"item{at} {target}\n" for at, target in enumerate(targets)))
+
+
+def lines() -> list[str]:
+    return Path("items.txt").read_text().splitlines(keepends=True)
+
+
+CHANGES = {
+    "grown": (lambda old: [*old, "new 1\n"], "the train split has 81 items, and had 80"),
+    "shrunk": (lambda old: old[20:], "the train split has 64 items, and had 80; the val split has 8 items, and had 10"),
+    "reordered": (
+        lambda old: random.Random(0).sample(old, len(old)),
+        "the train split has other items, or the same in",
+    ),
+}
+
+
+@pytest.mark.parametrize("knows", ["ids", "targets", "nothing"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("lone", [False, True])
+def test_items_that_have_changed_are_refused(train, change: str, knows: str, lone: bool, capsys) -> None:
+    write([at % 3 for at in range(100)])
+    train(*FLAGS, "--knows", knows)
+    ckpt = str(RUN)
+    if lone:
+        ckpt = shutil.move(RUN / "checkpoints" / "last.ckpt", "moved.ckpt")
+        shutil.rmtree("lightning_logs")
+    measured = main.main(["test", "--ckpt_path", ckpt])
+    changed, said = CHANGES[change]
+    Path("items.txt").write_text("".join(changed(lines())))
+    for action in (["test"], ["--max_epochs", "2"], ["predict"]):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*action, "--ckpt_path", ckpt])
+        assert said in capsys.readouterr().err
+    assert main.main(["test", "--ckpt_path", ckpt, "--new_data"]) != measured
+    assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", ckpt, "--max_epochs", "2", "--new_data"])
+    assert "--new_data is for validate, test and predict" in capsys.readouterr().err
+
+
+def test_a_lone_checkpoint_knows_its_classes(train, monkeypatch, capsys) -> None:
+    train("--max_epochs", 1, "--dataset", "toys.Named")
+    shutil.copy(RUN / "checkpoints" / "last.ckpt", "moved.ckpt")
+    monkeypatch.setattr(toys.Named, "classes", ["b", "a", "c"])
+    for action in ("test", "predict", "export"):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([action, "--ckpt_path", "moved.ckpt"])
+        assert "trained on: its classes in another order" in capsys.readouterr().err
+
+
+def test_data_may_move_and_its_numbers_may_be_rounded_otherwise(train, monkeypatch) -> None:
+    write([at % 3 for at in range(100)])
+    train(*FLAGS, "--knows", "ids")
+    Path("elsewhere").mkdir()
+    shutil.move("items.txt", "elsewhere/items.txt")
+    main.main(["test", "--ckpt_path", "last", "--data_dir", "elsewhere"])
+    train("--dataset", "toys.Sums", "--loss", "mse_loss", "--num_classes", 1, "--max_epochs", 1)
+    monkeypatch.setattr(toys.Sums, "scale", 1 + 1e-7)
+    main.main(["test", "--ckpt_path", "last"])
+    monkeypatch.setattr(toys.Sums, "scale", 1.1)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", "last"])
+
+
+SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_split_has_its_share_of_every_class(seed: int) -> None:
+    from data import DInterface
+
+    counts = [90, 10, 37, 3, 1]
+    write(np.random.default_rng(seed).permutation(np.repeat(range(5), counts)).tolist())
+    given = {"knows": "targets", "num_classes": 5, "data_dir": "."}
+    data = DInterface(toys.FromFile, given, seed=seed, val_fraction=0.2, test_fraction=0.1)
+    splits = {name: [int(data.split(name)[at][1]) for at in range(len(data.split(name)))] for name in SHARES}
+    assert sorted(target for split in splits.values() for target in split) == np.repeat(range(5), counts).tolist()
+    for name, share in SHARES.items():
+        assert abs(len(splits[name]) - 141 * share) <= 1
+        found = np.bincount(splits[name], minlength=5)
+        assert (np.abs(found - np.array(counts) * share) <= 1.5).all()
+        assert (found[:4] > 0).all()  # three items: one in each
+    assert 4 in splits["train"]
+
+
+def test_a_rare_class_is_not_lost_by_the_cut_and_one_that_is_missing_is_named(train, capsys) -> None:
+    write([0] * 90 + [1] * 10)
+    for seed in range(3):
+        train(
+            *FLAGS, "--knows", "targets", "--num_classes", 3, "--seed", seed, "--metrics", "f1", "recall", "precision"
+        )
+    said = capsys.readouterr().err
+    assert "the test split has no item of class 2\n" in said
+    assert "the test split has no item of class 1" not in said
+
+
+def test_two_corrections_of_one_imbalance_are_refused(train, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--balanced", "--class_weights", "balanced")
+    assert "--balanced and --class_weights balanced both" in capsys.readouterr().err
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("name", ["f1", "recall", "precision", "specificity"])
+def test_a_macro_mean_counts_a_class_that_is_absent(name: str, train) -> None:
+    """As scikit-learn does with all labels: the class counts as 0."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    write([0] * 100)
+    metrics = train(*FLAGS, "--knows", "nothing", "--num_classes", 2, "--metrics", name, "--lr", 0.1, "--max_epochs", 3)
+    if name == "specificity":  # of class 0: no negative; of class 1: all right
+        assert metrics["test_specificity"] == 0.5
+        return
+    score = getattr(sklearn, {"f1": "f1_score"}.get(name, f"{name}_score"))
+    assert metrics[f"test_{name}"] == score([0] * 10, [0] * 10, labels=[0, 1], average="macro", zero_division=0) == 0.5

@@ -23,9 +23,9 @@ ignore_index img_size in_channels inference_mode init_from init_partial keep_mem
 limit_predict_batches limit_test_batches limit_train_batches limit_val_batches log_every_n_steps logger loss lr lr_end
 lr_every lr_gamma lr_interval lr_milestones lr_power lr_restart_factor lr_scale lr_scheduler matmul_precision
 max_epochs max_steps max_time maximize metrics min_epochs min_steps mirror mixup model_name model_registry monitor
-monitor_device no_decay_norm_bias num_classes num_folds num_nodes num_sanity_val_steps num_threads num_workers
+monitor_device new_data no_decay_norm_bias num_classes num_folds num_nodes num_sanity_val_steps num_threads num_workers
 optimizer overfit_batches patience pictures precision profiler reload_dataloaders_every_n_epochs save_top_k seed
-seed_index strategy summary_depth swa_epoch sync_batchnorm tensor_parallel_size test_fraction throughput trust
+seed_index strategy stratify summary_depth swa_epoch sync_batchnorm tensor_parallel_size test_fraction throughput trust
 unfreeze_epoch val_check_interval val_fraction warmup_epochs warmup_steps weight_decay
 """.split()
 

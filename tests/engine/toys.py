@@ -56,6 +56,44 @@ class Named(Blobs):
         self.ids = [f"point/{index}" for index in range(num_items)]
 
 
+class FromFile(Dataset):
+    """The points of items.txt, lines of a name and a class."""
+
+    num_features = 2
+
+    def __init__(self, knows: str = "ids", num_classes: int = 3, data_dir: str = ".") -> None:
+        """knows: "ids" or "targets" of all items, or nothing."""
+        rows = [line.split() for line in Path(data_dir, "items.txt").read_text().splitlines()]
+        self.num_classes, self.items = num_classes, [(name, int(target)) for name, target in rows]
+        if knows == "ids":
+            self.ids = [f"{data_dir}/{name}" for name, _ in self.items]
+        if knows == "targets":
+            self.targets = [target for _, target in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        name, target = self.items[index]
+        return torch.tensor([float(target), len(name) / 10]), target
+
+
+class Sums(Dataset):
+    """Targets that are numbers, in memory."""
+
+    num_features, scale = 2, 1.0
+
+    def __init__(self) -> None:
+        self.inputs = torch.linspace(-1, 1, 200).view(100, 2)
+        self.targets = self.inputs.sum(1, keepdim=True) * self.scale
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
 class BlobsInParts(Blobs):
     """The same, one object a part."""
 

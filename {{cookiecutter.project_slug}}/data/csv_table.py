@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data._tables import missing, no_column, not_in
-from engine.datamodule.splits import split_indices
+from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class CsvTable(Dataset):
         encoding: str = "utf-8",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        stratify: bool = True,
         seed: int = 0,
         data_dir: str = "datasets",
     ) -> None:
@@ -63,6 +64,7 @@ class CsvTable(Dataset):
             encoding: of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
+            stratify: cut the same share of every class.
             seed: the splits follow from it.
             data_dir: folder in which the file lies.
 
@@ -76,8 +78,13 @@ class CsvTable(Dataset):
         if (gone := rows.index[rows[target].isna()]).size:
             said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
             raise UsageError(f"{path}: {said}. Rows to predict belong in a file of their own: predict --rows FILE")
+        told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
+        whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
+        kinds = sorted(told.unique()) if task == "classes" or (task is None and whole) else []
+        numbers = told.map({kind: number for number, kind in enumerate(kinds)}) if kinds else None
+        cut = numbers.tolist() if numbers is not None and stratify else None
         part = np.empty(len(rows), dtype=object)
-        for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction).items():
+        for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction, cut).items():
             part[indices.numpy()] = name
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:
@@ -100,16 +107,15 @@ class CsvTable(Dataset):
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
         self.num_features = self.features.shape[1]
-        told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
+        cells = mine[[*self.columns, target]].astype(object).fillna("").to_numpy()
+        self.fingerprint = hash_texts([str(cell) for cell in cells.ravel()])
         self.scale = 0.0, 1.0  # mean and deviation of a target that is scaled
-        whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
-        if task == "classes" or (task is None and whole):
-            kinds = sorted(told.unique())
+        if numbers is not None:
             if split_column and (strange := sorted(set(kinds) - set(told[learn.index]))):
                 said = f"{split_column!r} leaves no row to learn from where {target!r} is"
                 raise UsageError(f"{path}: {said} {', '.join(map(str, strange))}")
             self.classes, self.num_classes = [str(one) for one in kinds], len(kinds)
-            self.targets = torch.tensor([kinds.index(one) for one in told[mine.index]], dtype=torch.long)  # (N,)
+            self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
         elif not _is_number(told):
             raise UsageError(f"--task number: {path} has texts in {target!r}")
         else:

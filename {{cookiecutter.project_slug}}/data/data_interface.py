@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from engine.checkpointing import data_record
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
@@ -41,6 +42,7 @@ class DInterface(SplitDataModule):
         data_dir: str = "datasets",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        stratify: bool = True,
         balanced: bool = False,
     ) -> None:
         """Builds nothing yet.
@@ -55,9 +57,10 @@ class DInterface(SplitDataModule):
             data_dir: folder for data that is downloaded or lies on disk.
             val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
             test_fraction: share of the items for the test, where the dataset has no such split.
+            stratify: cut the same share of every class, where the dataset has a class for each item in `targets`.
             balanced: draw every class equally often in training.
         """
-        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        fractions: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "stratify": stratify}
         super().__init__(dataset_class, dataset_arguments or {}, splitter, seed=seed, data_dir=data_dir, **fractions)
         if batch_size < 1:
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
@@ -72,7 +75,11 @@ class DInterface(SplitDataModule):
         """The data of a command line, not read yet."""
         splitters = [make(**settings.arguments[name]) for name, make in features_and_commands.hooks("splitter").items()]
         splitter = next((one for one in splitters if one is not None), None)
-        return cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
+        data = cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
+        if data.balanced and settings.arguments["system"].get("class_weights") and not settings.ckpt_path:
+            raise UsageError("--balanced and --class_weights balanced both make up for rare classes: give one of them")
+        data.kept = data_record.read(settings.ckpt_path)
+        return data
 
     def train_dataloader(self) -> ResumableLoader:
         dataset, trainer = self.split("train"), cast(Any, self.trainer)

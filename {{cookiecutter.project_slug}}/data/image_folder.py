@@ -38,6 +38,7 @@ class ImageFolder(Dataset):
         normalise: Literal["train", "imagenet"] = "train",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        stratify: bool = True,
         seed: int = 0,
     ) -> None:
         """Lists the files; each is opened when it is needed.
@@ -53,6 +54,7 @@ class ImageFolder(Dataset):
                 data_dir/mean_std.json, or by those of ImageNet, which pretrained weights are used to.
             val_fraction: share of the items for validation, where there is no folder `val`.
             test_fraction: share of the items for the test, where there is no folder `test`.
+            stratify: cut the same share of every class.
             seed: the splits follow from it.
 
         Raises:
@@ -72,7 +74,7 @@ class ImageFolder(Dataset):
         if empty := [name for number, name in enumerate(self.classes) if number not in seen]:
             raise UsageError(f"{pool / empty[0]} has no image: each folder in {pool} is a class. Take it away")
         val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
-        found = split_indices(len(left), seed, val, test)
+        found = split_indices(len(left), seed, val, test, [number for _, number in left] if stratify else None)
         splits = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | splits
         self.paths, self.targets = [path for path, _ in splits[split]], [number for _, number in splits[split]]
         whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]

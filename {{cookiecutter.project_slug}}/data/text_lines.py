@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data._tables import missing, no_column, not_in
-from engine.datamodule.splits import split_indices
+from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
 
 UNKNOWN, END = 1, 2
@@ -60,6 +60,7 @@ class TextLines(Dataset):
         encoding: str = "utf-8",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        stratify: bool = True,
         seed: int = 0,
         data_dir: str = "datasets",
     ) -> None:
@@ -80,6 +81,7 @@ class TextLines(Dataset):
             encoding: of the file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none, where there is one file.
             test_fraction: share of the rows for the test, where there is one file.
+            stratify: cut the same share of every label.
             seed: the splits follow from it.
             data_dir: folder in which the file lies.
 
@@ -98,10 +100,12 @@ class TextLines(Dataset):
         if "{split}" in file:
             mine = self._read(Path(data_dir, file.replace("{split}", split)), target_column)
         else:
-            splits = split_indices(len(learn), seed, val_fraction, test_fraction)
+            numbers = [labels.index(row.target) for row in learn] if stratify and not pairs else None
+            splits = split_indices(len(learn), seed, val_fraction, test_fraction, numbers)
             mine = [learn[at] for at in splits[split]]
             learn = [learn[at] for at in splits["train"]]
         self.ids = [row.where for row in mine]
+        self.fingerprint = hash_texts([text for row in mine for text in row[:2]])
         counts = Counter(token for row in learn for text in row[: 1 + pairs] for token in self.apart(text))
         often = sorted(counts, key=lambda token: (-counts[token], token))[:max_vocabulary]
         known = [token for token in often if counts[token] >= min_count]

@@ -36,6 +36,7 @@ class VideoFrames(Dataset):
         channels_first: bool = False,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        stratify: bool = True,
         seed: int = 0,
         data_dir: str = "datasets",
     ) -> None:
@@ -48,6 +49,7 @@ class VideoFrames(Dataset):
             channels_first: (3, K, S, S) instead, as the networks of torchvision.models.video take it.
             val_fraction: share of the clips for validation, 0 for none, where there is no folder train.
             test_fraction: share of the clips for the test, where there is no folder train.
+            stratify: cut the same share of every class.
             seed: the splits follow from it.
             data_dir: folder of the classes.
 
@@ -66,9 +68,10 @@ class VideoFrames(Dataset):
         self.classes = sorted({one.parent.name for one in filter(_is_clip, learn.glob("*/*"))})
         if strange := {one.parent.name for one in clips} - {*self.classes}:
             raise UsageError(f"{learn} has no class {sorted(strange)[0]!r}. It has: {', '.join(self.classes)}")
-        mine = split_indices(len(clips), seed, val_fraction, test_fraction)[split] if whole else range(len(clips))
-        self.paths = [str(clips[at]) for at in mine]
-        self.targets = torch.tensor([self.classes.index(clips[at].parent.name) for at in mine], dtype=torch.long)
+        targets = torch.tensor([self.classes.index(one.parent.name) for one in clips], dtype=torch.long)
+        cut = split_indices(len(clips), seed, val_fraction, test_fraction, targets if stratify else None)
+        mine = cut[split] if whole else torch.arange(len(clips))
+        self.paths, self.targets = [str(clips[at]) for at in mine], targets[mine]
         self.split, self.num_frames, self.img_size, self.channels_first = split, num_frames, img_size, channels_first
         self.num_features = num_frames * 3 * img_size**2
         self.preprocessing: dict[str, Any] = {"frames": num_frames, "size": img_size, "range": [0, 1]}

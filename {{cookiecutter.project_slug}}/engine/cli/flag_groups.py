@@ -13,7 +13,7 @@ from engine.errors import UsageError, nearest
 
 TORCH_GROUPS = ("loss", "optimizer")  # flags of MInterface whose values bring flags of their own
 # They decide which item is in which split: changed, a checkpoint would be tested on what it was trained on.
-SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "num_folds", "fold"}
+SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "stratify", "num_folds", "fold"}
 # The Trainer's arguments that main.py fills, and those that forbid what it fills.
 _TRAINER_NOT_FLAGS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
 _TRAINER_NOT_FLAGS |= {"enable_checkpointing", "enable_model_summary", "barebones"}

@@ -99,6 +99,8 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     if restored.init_from:
         given["init_from"] = RawValue(restored.init_from)
     kept = restored.flags
+    if kept and "stratify" in table.flags:  # a run from before this flag was there
+        kept = {"stratify": RawValue("false")} | kept
     if "dataset" in kept and names["dataset"] != kept["dataset"].text:  # the other dataset's arguments do not apply
         kept = {key: raw for key, raw in kept.items() if key in table.flags.keys() - table.groups["dataset"].parameters}
     for key, raw in (kept | given).items():

@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 
 from engine import lightning_compat
 from engine.checkpointing.checkpoint_io import load
+from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
 
 _LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
@@ -63,7 +64,7 @@ def run(
                 if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
                     raise RuntimeError(f"{path} answers differently from the network in memory")
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
-    labels = {name: plain for name in _LABELS if (plain := _json_value(data.attribute(name))) is not None}
+    labels = {name: plain for name in _LABELS if (plain := plain_value(data.attribute(name))) is not None}
     path = run_dir / "labels.json"
     path.write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
@@ -116,11 +117,3 @@ def _write_onnx(program: Any, path: Path) -> Any:
         return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0])
 
     return network
-
-
-def _json_value(value: Any) -> Any:
-    """A value as JSON holds it, None where it cannot."""
-    try:
-        return json.loads(json.dumps(value.tolist() if hasattr(value, "tolist") else value))
-    except TypeError:
-        return None

@@ -25,6 +25,43 @@ def check_targets(dataset: Any) -> None:
         raise ValueError(f"item {index} of {name} is of class {targets[index]}, not 0 to {num_classes - 1}")
 
 
+def known_classes(dataset: Any) -> torch.Tensor | None:
+    """The class of each item (items,), from the whole numbers in the dataset's `targets`; None where it has none.
+
+    Without `num_classes` or `classes`, whole numbers are classes where each occurs five times, on average.
+    """
+    targets, indices = (
+        getattr(unwrap_subset(dataset), "targets", None),
+        resolve_subset(dataset, [*range(len(dataset))])[1],
+    )
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None  # none, or not numbers
+    if targets.dim() != 1 or targets.is_floating_point() or not len(targets):
+        return None
+    number = num_classes(dataset)
+    if number == 1 or (number is None and 5 * len(targets.unique()) > len(targets)):
+        return None
+    return targets[torch.as_tensor(indices)].long()
+
+
+def num_classes(dataset: Any) -> Any:
+    """The dataset's `num_classes`, or the length of its `classes`; None where it has neither."""
+    dataset = unwrap_subset(dataset)
+    return getattr(dataset, "num_classes", len(dataset.classes) if hasattr(dataset, "classes") else None)
+
+
+def absent_classes(dataset: Any) -> list[str]:
+    """The names, or else the numbers, of the classes that no item of a split is of."""
+    classes, number = known_classes(dataset), num_classes(dataset)
+    if classes is None or not isinstance(number, int):
+        return []
+    names = getattr(unwrap_subset(dataset), "classes", None) or range(number)
+    counts = classes[classes >= 0].bincount(minlength=number)
+    return [str(name) for name, count in zip(names, counts.tolist(), strict=False) if not count]
+
+
 def balanced_weights(dataset: Any) -> torch.Tensor:
     """A sampling weight for each item (items,): one over the size of its class."""
     classes = item_classes(dataset)

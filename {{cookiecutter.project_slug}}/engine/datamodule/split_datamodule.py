@@ -1,7 +1,9 @@
 """SplitDataModule: the train, val and test split of a dataset class, each built when it is first asked for."""
 
 import inspect
+import json
 import os
+import sys
 from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,11 +12,13 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.datamodule import class_balance
+from engine.datamodule.class_balance import num_classes
 from engine.datamodule.seeding import fetch_items, reseed, unwrap_subset
-from engine.datamodule.splits import split_indices
+from engine.datamodule.splits import fingerprint, split_indices
 from engine.errors import UsageError
 
 Splitter = Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]]
@@ -33,16 +37,18 @@ class SplitDataModule(LightningDataModule):
         data_dir: str,
         val_fraction: float,
         test_fraction: float,
+        stratify: bool,
     ) -> None:
         super().__init__()
         self.dataset_class, self.splitter, self.seed = dataset_class, splitter, seed
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.val_fraction, self.test_fraction, self.stratify = val_fraction, test_fraction, stratify
         self._parameters = inspect.signature(dataset_class).parameters
-        defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed}
+        defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
         if dataset_class.__module__.startswith("torchvision."):
             defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
+        self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
         self._splits: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._sample: Any = None
@@ -56,11 +62,14 @@ class SplitDataModule(LightningDataModule):
         """
         if name not in self._splits:
             self._prepare()
+            built = {*self._splits}
             self._build(name)
-            trained = _num_classes(self._splits.get("train"))
+            trained = num_classes(self._splits.get("train"))
             for other, dataset in self._splits.items():
                 class_balance.check_targets(dataset)
-                if trained and (number := _num_classes(dataset) or 0) > trained:
+                if other not in built:
+                    self._report_absent_classes(other)
+                if trained and (number := num_classes(dataset) or 0) > trained:
                     counts = f"has {number} classes, and the train split {trained}: the others are never learnt"
                     raise UsageError(f"the {other} split of {self.dataset_class.__name__} {counts}")
         dataset = self._splits[name]
@@ -98,7 +107,28 @@ class SplitDataModule(LightningDataModule):
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
         dataset = next((one for one in self._splits.values() if one is not None), None)
         dataset = dataset if dataset is not None else self.split("train")
-        return _num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
+        return num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
+
+    def record(self) -> dict[str, Any]:
+        """What tells whether the data has changed since a run began, as JSON holds it.
+
+        "dataset" (the class), "classes", "preprocessing", and "splits": how they were made, and of each one its
+        fingerprint (None of a stream, or where its fraction is 0).
+        """
+        splits: dict[str, Any] = {"stratify": self.stratify}
+        splits |= {name: fingerprint(self.split(name), self.data_dir) for name in ("train", "val", "test")}
+        facts = {"dataset": self.dataset_class.__name__, "splits": splits}
+        return facts | {name: plain_value(self.attribute(name)) for name in ("classes", "preprocessing")}
+
+    def _report_absent_classes(self, name: str) -> None:
+        dataset: Any = self._splits[name]
+        if dataset is None or not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
+            return
+        if absent := class_balance.absent_classes(dataset):
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            rank_zero_only(print)(
+                f"the {name} split has no item of class {', '.join(absent[:5])}{more}", file=sys.stderr
+            )
 
     def _prepare(self) -> None:
         """Downloads what the dataset needs, in one process a machine at a time; the next one finds it there."""
@@ -143,7 +173,8 @@ class SplitDataModule(LightningDataModule):
         if isinstance(dataset, IterableDataset):
             raise TypeError(f"{self.dataset_class.__name__} cannot be split: give its constructor an argument `split`")
         val_fraction = 0.0 if self.splitter else self.val_fraction
-        splits = split_indices(len(dataset), self.seed, val_fraction, test_fraction or 0.0)  # type: ignore[arg-type]
+        classes = class_balance.known_classes(dataset) if self.stratify else None
+        splits = split_indices(len(dataset), self.seed, val_fraction, test_fraction or 0.0, classes)  # type: ignore[arg-type]
         for name, indices in splits.items():
             if name != "test" or test_fraction is not None:
                 compact = array("q", indices.numpy().tobytes())  # a fifth of the memory of a list
@@ -153,9 +184,12 @@ class SplitDataModule(LightningDataModule):
             self._splits |= {"train": Subset(dataset, train), "val": Subset(dataset, val)}
 
 
-def _num_classes(dataset: Any) -> Any:
-    dataset = unwrap_subset(dataset)
-    return getattr(dataset, "num_classes", len(dataset.classes) if hasattr(dataset, "classes") else None)
+def plain_value(value: Any) -> Any:
+    """A value as JSON holds it, None where it cannot."""
+    try:
+        return json.loads(json.dumps(value.tolist() if hasattr(value, "tolist") else value))
+    except TypeError:
+        return None
 
 
 def _to_tensor() -> Any:

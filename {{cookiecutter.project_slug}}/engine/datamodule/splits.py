@@ -1,14 +1,28 @@
-"""Random split of a dataset's indices into train, val and test: no item is in two of them."""
+"""Random split of a dataset's indices into train, val and test, and what tells whether a split has changed since."""
+
+import hashlib
+import math
+import os
+from contextlib import suppress
+from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
+from engine.datamodule.class_balance import get_target
+from engine.datamodule.seeding import reseed, resolve_subset
 from engine.errors import UsageError
 
 
-def split_indices(num_items: int, seed: int, val_fraction: float, test_fraction: float) -> dict[str, torch.Tensor]:
+def split_indices(
+    num_items: int, seed: int, val_fraction: float, test_fraction: float, classes: Any = None
+) -> dict[str, torch.Tensor]:
     """Indices of the "train", "val" and "test" split, from the seed alone.
 
     A split with a fraction above 0 has at least one item, but train always keeps one. With 0 it is empty.
+
+    classes: the class number of each item (items,), or None. Each split gets the same share of every class, up to
+        rounding; a class of three items and more is in every split where these have room for it.
 
     Raises:
         UsageError: the fractions leave nothing to train on.
@@ -21,5 +35,107 @@ def split_indices(num_items: int, seed: int, val_fraction: float, test_fraction:
     for name, fraction in fractions.items():
         size = max(1, round(num_items * fraction)) if fraction else 0
         size = max(0, min(size, len(left) - 1))
-        splits[name], left = left[:size], left[size:]
+        if classes is None:
+            taken = torch.arange(len(left)) < size
+        else:
+            taken = _stratified(torch.as_tensor(classes)[left], size, spare=2 if name == "test" and val_fraction else 1)
+        splits[name], left = left[taken], left[~taken]
     return splits | {"train": left}
+
+
+def _stratified(classes: torch.Tensor, size: int, spare: int) -> torch.Tensor:
+    """Which `size` items to take (items,): of each class its share, rounded by the largest remainder.
+
+    classes: of the items, (items,).
+    spare: a class of more items than that goes first where its share would be rounded to none.
+    """
+    _, inverse, counts = classes.unique(return_inverse=True, return_counts=True)  # (items,), (C,)
+    share = counts.double() * size / max(1, len(classes))
+    taken = share.floor().long()
+    first = (taken == 0) & (counts > spare)
+    places = torch.arange(len(classes))
+    drawn = torch.full_like(counts, len(classes)).scatter_reduce(0, inverse, places, "amin").argsort()  # breaks ties
+    urgency = share - taken + 2 * first.double() - 2 * (counts == 1)
+    order = drawn[urgency[drawn].argsort(descending=True, stable=True)]
+    taken[order[: size - int(taken.sum())]] += 1
+    by_class = inverse.argsort(stable=True)
+    start = counts.cumsum(0) - counts  # of each class in by_class
+    position = torch.empty_like(inverse)  # of each item within its class
+    position[by_class] = places - start.repeat_interleave(counts)
+    return position < taken[inverse]
+
+
+def item_ids(split: Any) -> list[str] | None:
+    """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
+    if not hasattr(split, "__len__"):
+        return None
+    data, indices = resolve_subset(split, list(range(len(split))))
+    for attribute in ("ids", "paths", "samples", "imgs"):
+        names = getattr(data, attribute, None)
+        if names is not None and len(names) == len(data):
+            chosen = (names[index] for index in indices)
+            return [str(name[0] if isinstance(name, (tuple, list)) else name) for name in chosen]
+    return None
+
+
+def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
+    """What tells whether a split holds the same items in the same order; None of a stream, which has no length.
+
+    That is the number of "items", and hashes: of the "indices" in the dataset that was split, of the "ids" (of paths,
+    what follows `data_dir`), of the "classes" in its `targets`, and the dataset's own attribute "fingerprint". Of other
+    targets, there are up to 32 "values"; without an attribute `targets`, those of up to 8 items, which are fetched.
+    """
+    if not hasattr(split, "__len__") or isinstance(split, IterableDataset):
+        return None
+    data, indices = resolve_subset(split, list(range(len(split))))
+    found: dict[str, Any] = {"items": len(indices)}
+    if data is not split:
+        found["indices"] = _hash(torch.as_tensor(indices).numpy().tobytes())
+    if (ids := item_ids(split)) is not None:
+        root = os.path.join(data_dir, "")
+        found["ids"] = hash_texts([one.removeprefix(root) for one in ids])
+    if isinstance(known := getattr(data, "fingerprint", None), str):
+        found["fingerprint"] = known
+    targets = getattr(data, "targets", None)
+    with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
+        if targets is None:
+            reseed("fingerprint")
+            values = [_scalar_target(data[index]) for index in indices[:: 1 + (len(indices) - 1) // 8]]
+            found["values"] = [value for value in values if value is not None and math.isfinite(value)]
+        elif (targets := torch.as_tensor(targets)).dim() == 1 and not targets.is_floating_point():
+            found["classes"] = _hash(targets[torch.as_tensor(indices)].long().numpy().tobytes())
+        else:
+            some = indices[:: 1 + (len(indices) - 1) // 32]
+            found["values"] = [float(targets[index].double().nan_to_num().mean()) for index in some]
+    return found
+
+
+def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
+    """How the fingerprint of a split differs from the one that was kept; "" where it does not.
+
+    Values may differ by rounding, which is not the same on all processors.
+    """
+    if kept["items"] != now["items"]:
+        return f"has {now['items']:,} items, and had {kept['items']:,}"
+    differing = [name for name in kept.keys() & now.keys() - {"values"} if kept[name] != now[name]]
+    values = zip(kept.get("values", ()), now.get("values", ()), strict=False)
+    if any(not math.isclose(old, new, rel_tol=1e-3, abs_tol=1e-6) for old, new in values):
+        differing.append("targets")
+    return "has other items, or the same in another order" if differing else ""
+
+
+def _scalar_target(item: Any) -> float | None:
+    """The target of an item, where it is one number."""
+    if isinstance(item, dict) and "target" not in item:
+        return None
+    target = torch.as_tensor(get_target(item))
+    return float(target) if target.numel() == 1 else None
+
+
+def hash_texts(texts: list[str]) -> str:
+    """A hash of texts in their order, for an attribute `fingerprint` of a dataset."""
+    return _hash("\0".join(texts).encode(errors="backslashreplace"))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -57,7 +57,10 @@ def splitter(
     def split(dataset: Any, indices: list[int], seed: int) -> tuple[list[int], list[int]]:
         from sklearn.model_selection import KFold, StratifiedKFold
 
-        classes = _classes(dataset, indices)
+        from engine.datamodule.class_balance import known_classes
+
+        known = known_classes(dataset)
+        classes = None if known is None else known[indices].tolist()
         fewest = len(indices) if classes is None else min(map(classes.count, set(classes)))
         if fewest < num_folds:
             raise UsageError(f"--num_folds {num_folds}: {'a class' if classes else 'the data'} has only {fewest} items")
@@ -66,18 +69,6 @@ def splitter(
         return [indices[position] for position in train], [indices[position] for position in val]
 
     return split
-
-
-def _classes(dataset: Any, indices: list[int]) -> list[int] | None:
-    """The class of each item; None unless the dataset has integer `targets` (N,)."""
-    import torch
-
-    try:
-        targets = torch.as_tensor(dataset.targets)
-    except (AttributeError, TypeError, ValueError):
-        return None
-    integer = targets.dim() == 1 and not targets.is_floating_point()
-    return targets[torch.as_tensor(indices)].tolist() if integer else None
 
 
 def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:

@@ -1,48 +1,81 @@
-"""data.json in the run folder: classes and preprocessing of the training data; a resumed run with others is refused.
+"""`--new_data`: a checkpoint is resumed and measured on the data it was trained on, unless this flag is given.
 
-A vocabulary or a mean is computed from the files: after a change of the files, a trained network would get other
-numbers for the same items. No flag; without this file nothing is written or compared.
+An item more in a table or a folder moves others into another split: a network would be tested on what it has learnt.
+And a vocabulary or a mean, which is computed from the files, would give other numbers for the same items. So a run
+keeps in data.json and in its checkpoints what tells them apart. Without this file nothing is kept or compared.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from engine.checkpointing import data_record
 from engine.checkpointing.run_folder import write_atomically
+from engine.datamodule.split_datamodule import SplitDataModule
+from engine.datamodule.splits import difference
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Path, model: Any, data: Any) -> list[Callback]:
-    """Compares the dataset with data.json of the run; another dataset class is not compared.
+def callbacks(run_dir: Path, model: Any, data: Any, *, new_data: bool = False) -> list[Callback]:
+    """Compares the dataset with the one of the checkpoint; another dataset class is not compared.
 
-    Raises: UsageError: `classes`, or an entry of the dict `preprocessing`, differs from the one in data.json.
+    new_data: measure a checkpoint on its dataset as it is now, though that has changed; for validate, test and predict.
+
+    Raises: UsageError: the classes, the preprocessing or the items of a split have changed.
     """
-    preprocessing = data.attribute("preprocessing")
-    facts = {"classes": data.attribute("classes"), **(preprocessing if isinstance(preprocessing, dict) else {})}
-    try:
-        text = json.dumps({"dataset": data.dataset_class.__name__} | facts, indent=1, ensure_ascii=False)
-    except TypeError:
-        return []  # not JSON
-    current, path = json.loads(text), run_dir / "data.json"
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in saved | current if saved.get(name) != current.get(name)]
-        if changed and saved["dataset"] == current["dataset"]:
-            raise UsageError(
-                f"{current['dataset']} has other {', '.join(changed[:3])} than when the run was trained ({path}): "
-                "its files or flags have changed; restore them, or start a new run"
-            )
-    return [WriteDataFile(path, text)] if facts.keys() - {"classes"} or facts["classes"] else []
+    if not isinstance(data, SplitDataModule):
+        return []
+    record = data.record()
+    if data.kept and data.kept["dataset"] == record["dataset"] and (changed := _changes(data.kept, record)):
+        said = f"{record['dataset']} is not the data that the checkpoint was trained on: {'; '.join(changed)}"
+        if not new_data:
+            ways = "restore its files and flags or start a new run; validate, test and predict take it with --new_data"
+            raise UsageError(f"{said}. Ways on: {ways}")
+        print(f"--new_data: {said}", file=sys.stderr)
+    return [KeepRecord(run_dir, record, refuse_fit=new_data)]
 
 
-class WriteDataFile(Callback):
-    """Writes data.json when training starts, once per run."""
+def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What has changed between two records, as far as both have it."""
+    changed = []
+    if kept["classes"] != now["classes"]:
+        names, known = now["classes"] or [], kept["classes"] or []
+        differing = [str(name) for name in [*known, *names] if (name in known) != (name in names)]
+        changed.append(f"other classes ({', '.join(differing[:5])})" if differing else "its classes in another order")
+    old, new = (
+        {"preprocessing": value} if not isinstance(value, dict) else value
+        for value in (kept["preprocessing"], now["preprocessing"])
+    )
+    if differing := [name for name in old | new if old.get(name) != new.get(name)]:
+        changed.append(f"other {', '.join(differing[:3])}")
+    splits = kept.get("splits", {})
+    for name in ("train", "val", "test"):
+        before, after = splits.get(name), now["splits"][name]
+        if splits and (before is None) != (after is None):
+            changed.append(f"the {name} split {'is new' if after else 'is missing'}")
+        elif before and after and (how := difference(before, after)):
+            changed.append(f"the {name} split {how}")
+    return changed
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self.text = path, text
+
+class KeepRecord(Callback):
+    """Writes data.json when training starts, and the same into each checkpoint."""
+
+    def __init__(self, run_dir: Path, record: dict[str, Any], refuse_fit: bool) -> None:
+        self.path, self.record, self.refuse_fit = run_dir / data_record.FILE, record, refuse_fit
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero and not self.path.exists():
-            write_atomically(self.path, self.text + "\n")
+        if stage != "fit":
+            return
+        if self.refuse_fit:
+            raise UsageError(
+                "--new_data is for validate, test and predict: training goes on with the data it began with"
+            )
+        if trainer.is_global_zero:
+            write_atomically(self.path, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[data_record.KEY] = self.record

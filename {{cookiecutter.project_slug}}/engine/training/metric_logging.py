@@ -55,7 +55,7 @@ class MetricLoggingModule(LightningModule):
     def _log_epoch(self, stage: str) -> None:
         self._metric_buffers[stage].flush()
         updated = {name: metric for name, metric in self.stage_metrics(stage).items() if metric.update_called}
-        values = {name: metric.compute() for name, metric in updated.items()}
+        values = {name: metric.compute().mean() for name, metric in updated.items()}
         for metric in updated.values():
             metric.reset()
         self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)

@@ -99,7 +99,10 @@ def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             if options["num_classes"] is None:
                 raise UsageError(f"--metrics {name} needs num_classes, an attribute that the dataset does not have")
         if "average" in accepted and task != "binary":
-            options["average"] = "macro"
+            per_class = getattr(torchmetrics.classification, f"Multiclass{class_name}", object)
+            # torchmetrics' macro mean leaves out a class that no item is of, and reads 1.0 where only one is left.
+            left_out = task == "multiclass" and issubclass(per_class, torchmetrics.classification.MulticlassStatScores)
+            options["average"] = "none" if left_out else "macro"  # the mean is taken when it is logged
         if "ignore_index" in accepted and task == "multiclass":
             options["ignore_index"] = _IGNORE_INDEX
         if "thresholds" in accepted:

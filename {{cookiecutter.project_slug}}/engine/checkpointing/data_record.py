@@ -1,0 +1,29 @@
+"""What a run kept of its data: data.json in the run folder, and the same in each of its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.checkpointing import checkpoint_io, run_folder
+
+KEY = "data"  # in a checkpoint
+FILE = "data.json"
+
+
+def read(ckpt_path: Path | None) -> dict[str, Any]:
+    """The `SplitDataModule.record` of the run that wrote a checkpoint; {} where it kept none.
+
+    From the run folder, or else from a checkpoint that was moved.
+    """
+    if ckpt_path is None:
+        return {}
+    if (run := run_folder.run_of(ckpt_path)) is None:
+        return checkpoint_io.load(ckpt_path).get(KEY, {})
+    if not (run / FILE).is_file():
+        return {}
+    record: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))
+    if "preprocessing" in record or "splits" in record:
+        return record
+    # Version 0.1 wrote the entries of `preprocessing` beside the others.
+    kept = {name: record.pop(name) for name in ("dataset", "classes")}
+    return kept | {"preprocessing": record or None}
