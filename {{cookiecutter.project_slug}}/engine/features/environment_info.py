@@ -1,4 +1,4 @@
-"""environment.json in the run folder: command, git commit, versions, hardware and data, one entry a start of training.
+"""environment.json in the run folder: command, git commit, versions and hardware, one entry per start of training.
 
 No flag; without this file nothing is written.
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from engine.checkpointing.run_folder import write_atomically
 from engine.cli.discovery import ROOT
@@ -24,14 +23,14 @@ from engine.cli.discovery import ROOT
 
 def callbacks(run_dir: Path, model: Any, data: Any) -> list[Callback]:
     """No flags."""
-    return [EnvironmentInfo(run_dir, data)]
+    return [EnvironmentInfo(run_dir)]
 
 
 class EnvironmentInfo(Callback):
     """Appends an entry when training starts or resumes."""
 
-    def __init__(self, run_dir: Path, data: Any) -> None:
-        self.path, self.data = run_dir / "environment.json", data
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "environment.json"
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
@@ -47,7 +46,6 @@ class EnvironmentInfo(Callback):
             "commit": _commit(),
             "versions": versions,
             "hardware": _hardware(trainer),
-            "data": _data_info(self.data),
         }
         text = json.dumps([*entries, entry], indent=2, ensure_ascii=False, default=str)
         write_atomically(self.path, text + "\n")
@@ -74,21 +72,3 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": trainer.world_size,
     }
-
-
-def _data_info(data: Any) -> dict[str, Any]:
-    """Classes, number of training items, and dtype and shape of each element of an item, as far as they are known."""
-    info = {name: data.attribute(name) for name in ("classes", "num_classes")}
-    with suppress(TypeError):  # a stream without a length
-        info["training_items"] = len(data.split("train"))
-    batch = data.sample()
-    if isinstance(batch, (dict, list, tuple)):
-        elements = batch.items() if isinstance(batch, dict) else enumerate(batch)
-        info["item"] = {str(name): _dtype_and_shape(element) for name, element in elements}
-    return {name: value for name, value in info.items() if value is not None}
-
-
-def _dtype_and_shape(batch: Any) -> str:
-    if not isinstance(batch, Tensor):
-        return type(batch).__name__
-    return f"{str(batch.dtype).removeprefix('torch.')} {'x'.join(map(str, batch.shape[1:])) or 'scalar'}"
