@@ -155,7 +155,7 @@ def test_other_files_are_read_too(streaming: Any) -> None:
     size, shape, label = read[1]
     assert (size, shape.tolist(), label) == (2.5, [3.0, 4.0], 4)
     assert read.num_classes == 5
-    wanted = "numbers are wanted, or lists of numbers that are all as long"
+    wanted = "use numbers, or lists of numbers of one length"
     for values, wrong in (
         ([1.0, None], "size has 1 missing values"),
         (["a", "b"], f"size is of type string: {wanted}"),

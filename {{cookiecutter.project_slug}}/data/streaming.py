@@ -32,7 +32,7 @@ class Streaming(Dataset):
     """
 
     def __init__(self, split: str, data_dir: str = "datasets", window: int = 4) -> None:
-        """Reads the end of each file, which says what is in it.
+        """Reads the footer of each file: columns, row groups, statistics.
 
         Args:
             split: "train", "val" or "test".
@@ -40,7 +40,7 @@ class Streaming(Dataset):
             window: chunks whose items are mixed.
 
         Raises:
-            UsageError: pyarrow is not there; window is below 1; there are no such files.
+            UsageError: pyarrow is not installed; window is below 1; there are no such files.
             ValueError: a file is broken, has other columns than the first, or a column that is no numbers; the message
                 names it.
         """
@@ -48,14 +48,14 @@ class Streaming(Dataset):
             raise UsageError(f"--window {window} should be at least 1")
         self.window, self.reads = window, 0  # chunks read so far, by this process
         self._store, paths = _files(f"{data_dir}/{split}")
-        self._about: dict[str, Any] = {}  # what the end of each file says
+        self._metadata: dict[str, Any] = {}  # the footer of each file
         self.chunks: list[tuple[str, int]] = []  # file and row group
-        self._held: OrderedDict[int, list[Tensor]] = OrderedDict()  # chunks in memory, the one used last at the end
+        self._held: OrderedDict[int, list[Tensor]] = OrderedDict()  # chunks in memory, the latest used last
         self._columns: list[tuple[Any, ...]] = []
         sizes, greatest = list[int](), list[Any]()
         for path in paths:
-            file = _opened(self._store, path)
-            columns, self._about[path] = _columns(file.schema_arrow), file.metadata
+            file = _open(self._store, path)
+            columns, self._metadata[path] = _columns(file.schema_arrow), file.metadata
             self._columns = self._columns or columns
             if columns != self._columns:
                 raise ValueError(f"{path}: its columns are not those of {paths[0]}")
@@ -99,7 +99,7 @@ class Streaming(Dataset):
         return tuple(one.float() / 255 if one.dtype == torch.uint8 and one.dim() == 4 else one for one in batch)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """SeededBatch (items,) of an epoch: chunks in a new order, and the items of `window` of them mixed."""
+        """The order (items,) of an epoch: chunks in a new order, and the items of `window` of them mixed."""
         parts = []
         for some in torch.randperm(len(self.chunks), generator=generator).split(self.window):
             items = torch.cat([torch.arange(self.starts[one], self.starts[one + 1]) for one in some.tolist()])
@@ -115,8 +115,8 @@ class Streaming(Dataset):
             path, number = self.chunks[chunk]
             try:
                 names = [name for name, *_ in self._columns]
-                table = _opened(self._store, path, self._about[path]).read_row_group(number, names)
-                self._held[chunk] = _fed([_tensor(table, name) for name in names])
+                table = _open(self._store, path, self._metadata[path]).read_row_group(number, names)
+                self._held[chunk] = _as_inputs([_tensor(table, name) for name in names])
             except (OSError, ArrowException, ValueError) as error:  # the last one: of what is no number
                 raise ValueError(f"{path}: its row group {number} cannot be read: {error}") from None
             self.reads += 1
@@ -160,12 +160,12 @@ def _files(folder: str) -> tuple[Any, list[str]]:
     return store, paths
 
 
-def _opened(store: Any, path: str, about: Any = None) -> Any:
-    """A Parquet file; about: its metadata, where they have been read already."""
+def _open(store: Any, path: str, metadata: Any = None) -> Any:
+    """A Parquet file. metadata: its footer, if that has been read already."""
     from pyarrow import ArrowException, parquet
 
     try:
-        return parquet.ParquetFile(store.open_input_file(path), metadata=about, page_checksum_verification=True)
+        return parquet.ParquetFile(store.open_input_file(path), metadata=metadata, page_checksum_verification=True)
     except (OSError, ArrowException) as error:
         raise ValueError(f"{path} is no Parquet file, or is cut short: {error}") from None
 
@@ -188,32 +188,31 @@ def _table(columns: list[np.ndarray]) -> Any:
         else:
             kind, raw = pa.binary(column[0].nbytes), pa.py_buffer(np.ascontiguousarray(column))
             arrays.append(pa.FixedSizeBinaryArray.from_buffers(kind, len(column), [None, raw]))
-            about = {"dtype": str(column.dtype), "shape": ",".join(map(str, column.shape[1:]))}
-            fields.append(pa.field(name, kind, metadata=about))
+            metadata = {"dtype": str(column.dtype), "shape": ",".join(map(str, column.shape[1:]))}
+            fields.append(pa.field(name, kind, metadata=metadata))
     return pa.table(arrays, schema=pa.schema(fields))
 
 
 def _tensor(table: Any, name: str) -> Tensor:
     """A column (N, ...): of `write`, of numbers, or of lists of numbers, all of one length."""
-    column, about = table[name].combine_chunks(), table.schema.field(name).metadata or {}
+    column, metadata = table[name].combine_chunks(), table.schema.field(name).metadata or {}
     if column.null_count:
         raise ValueError(f"{name} has {column.null_count} missing values")
-    if b"shape" in about:
-        shape = tuple(map(int, about[b"shape"].split(b",")))
+    if b"shape" in metadata:
+        shape = tuple(map(int, metadata[b"shape"].split(b",")))
         width = column.type.byte_width
         raw = bytearray(column.buffers()[1][column.offset * width : (column.offset + len(column)) * width])
-        return torch.frombuffer(raw, dtype=getattr(torch, about[b"dtype"].decode())).view(len(column), *shape)
+        return torch.frombuffer(raw, dtype=getattr(torch, metadata[b"dtype"].decode())).view(len(column), *shape)
     try:
         values = column.to_numpy_ndarray() if hasattr(column, "to_numpy_ndarray") else column.to_numpy(False)
         return torch.from_numpy(np.array(np.stack(values) if values.dtype == object else values))
     except (TypeError, ValueError):
-        wanted = "numbers are wanted, or lists of numbers that are all as long"
-        raise ValueError(f"{name} is of type {column.type}: {wanted}") from None
+        raise ValueError(f"{name} is of type {column.type}: use numbers, or lists of numbers of one length") from None
 
 
-def _fed(columns: list[Tensor]) -> list[Tensor]:
-    """Columns (N, ...) as networks take them: floats in single precision, classes as int64, and as one input (N, F)
-    what are single numbers all."""
+def _as_inputs(columns: list[Tensor]) -> list[Tensor]:
+    """Columns (N, ...) as networks take them: floats in single precision, classes as int64; inputs that are all single
+    numbers are stacked to one input (N, F)."""
     *inputs, target = (one.float() if one.dtype == torch.float64 else one for one in columns)
     if inputs and all(one.dim() == 1 for one in inputs):
         inputs = [torch.stack([one.float() for one in inputs], 1)]  # (N, F)
