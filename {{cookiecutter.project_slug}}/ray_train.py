@@ -15,7 +15,7 @@ from typing import Any
 import main as project
 from engine.errors import UsageError
 
-GRACE = 15  # seconds, after a worker raised something, in which Ray finds out whether another one had died before
+GRACE = 15  # seconds to wait, after a worker raised an error, for Ray to report that another one had died before
 
 
 class Worker:
@@ -52,16 +52,18 @@ def main(argv: list[str] | None = None) -> None:
         "ray_train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--num_ray_workers", type=int, default=1, help="processes that train together (default: 1)")
-    parser.add_argument("--num_cpus", type=int, default=1, help="of each: cores, and threads of torch (default: 1)")
-    parser.add_argument("--num_gpus", type=int, choices=(0, 1), help="of each (default: 1 where the cluster has any)")
-    parser.add_argument("--max_failures", type=int, default=3, help="deaths to start again after (default: 3)")
+    parser.add_argument("--num_cpus", type=int, default=1, help="cores and torch threads of each worker (default: 1)")
+    parser.add_argument(
+        "--num_gpus", type=int, choices=(0, 1), help="of each worker (default: 1 if the cluster has any)"
+    )
+    parser.add_argument("--max_failures", type=int, default=3, help="restarts after a worker has died (default: 3)")
     parser.add_argument(
         "--address",
         default=os.environ.get("RAY_ADDRESS") or "local",
-        help="a running cluster, auto for this machine's (default: RAY_ADDRESS, or one that ends with the run)",
+        help="of a running cluster; auto: of this machine (default: RAY_ADDRESS, or a new one)",
     )
     options, flags = parser.parse_args(argv[:end]), argv[end + 1 :]
-    project.parse(flags)  # a mistake in a flag ends the program before anything is started
+    project.parse(flags)  # exits here if a flag is wrong
     try:
         ray = connect(options.address)
         raise SystemExit(run_workers(ray, flags, resources(ray, options), options.max_failures))
@@ -69,22 +71,22 @@ def main(argv: list[str] | None = None) -> None:
         print(f"ray_train.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("ray_train.py: ended; add --ckpt_path last behind -- to go on", file=sys.stderr)
+        print("ray_train.py: interrupted; to resume, add --ckpt_path last behind --", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def connect(address: str) -> Any:
-    """Ray, connected to a cluster: `local` starts one, which only this machine can reach and which ends with it.
+    """The module ray, connected to a cluster; `local` starts one that only this machine can reach.
 
     Raises:
-        UsageError: there is no Ray, or no such cluster.
+        UsageError: Ray is not installed, or there is no such cluster.
     """
     options: dict[str, Any] = {}
     if address == "local":  # Ray reads its environment when it is imported
         options = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what it will do one day
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a future default
     try:
         import ray
 
@@ -102,7 +104,7 @@ def resources(ray: Any, options: argparse.Namespace) -> list[dict[str, int]]:
     """The CPUs and GPUs of each worker.
 
     Raises:
-        UsageError: they are more than this machine has, and there is no cluster.
+        UsageError: this machine has fewer, and there is no cluster.
     """
     available, count = ray.cluster_resources(), options.num_ray_workers
     gpus = int("GPU" in available) if options.num_gpus is None else options.num_gpus
@@ -150,20 +152,20 @@ def wait(ray: Any, running: list[Any]) -> Any:
     """Waits for the workers: their exit status, or the first exception of one.
 
     Raises:
-        RayActorError: a worker died; what others raised then is that they lost it.
+        RayActorError: a worker died; errors of the others are consequences.
     """
     error: BaseException | None = None
     while running:
         done, running = ray.wait(running, timeout=GRACE if error else None)
         if not done:
-            break  # the others wait for the one that raised
+            break  # the others hang without the one that raised
         try:
             if status := ray.get(done[0]):
                 error = error or SystemExit(status)
         except ray.exceptions.RayTaskError as raised:
             error = error or raised
     if error:
-        raise error.with_traceback(None)  # where it was raised is in its message
+        raise error.with_traceback(None)  # its message contains the worker's traceback
     return 0
 
 

@@ -3,8 +3,8 @@
 
 The space is a YAML file, a line a flag: a range, `lr: {low: 1e-4, high: 1e-1, log: true}`; a range of whole numbers,
 `num_layers: {low: 1, high: 4}` (`step: 2` is possible too); or a list of choices, `hidden_dim: [16, 32, 64]`.
-Behind `--` stand the flags that stay the same. Every trial is a run folder. The same command continues its study up to
-so many trials; several at once, on one storage, share them.
+Behind `--` stand the flags that stay the same. Every trial is a run folder. The same command continues its study until
+it has so many trials; several processes with the same storage share them.
 """
 
 import argparse
@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser("sweep.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("space", type=Path, help="YAML file of the flags to search")
-    parser.add_argument("--trials", type=int, default=20, help="finished trials to come to (default: 20)")
-    parser.add_argument("--metric", default="val_loss", help="what should be best at a run's end (default: val_loss)")
+    parser.add_argument("--trials", type=int, default=20, help="number of finished trials in the study (default: 20)")
+    parser.add_argument("--metric", default="val_loss", help="metric to optimize (default: val_loss)")
     parser.add_argument("--storage", default="sqlite:///sweep.db", help="database (default: sqlite:///sweep.db)")
-    parser.add_argument("--study", help="its name there (default: the name of the space file)")
-    parser.add_argument("--seed", type=int, help="of the search; with one process it repeats a search")
-    parser.add_argument("--heartbeat", type=int, default=60, help="seconds; a trial silent for two is repeated")
+    parser.add_argument("--study", help="name of the study (default: that of the space file)")
+    parser.add_argument("--seed", type=int, help="of the sampler; a single process then repeats a search")
+    parser.add_argument("--heartbeat", type=int, default=60, help="seconds; a trial that misses two is repeated")
     parser.add_argument(
         "--prune", action=argparse.BooleanOptionalAction, default=True, help="end hopeless trials early"
     )
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     try:
         space = read_space(options.space)
         example = {flag: entry["choices"][0] if "choices" in entry else entry["low"] for flag, entry in space.items()}
-        project.parse(fixed + as_flags(example))  # a mistake in a flag ends the program here
+        project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
         return search(space, fixed, options)
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
@@ -120,16 +120,16 @@ def search(space: Space, fixed: list[str], options: argparse.Namespace) -> tuple
         pruner=optuna.pruners.MedianPruner() if options.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
-    if options.seed is not None:  # a study that is continued should not draw the same values again
+    if options.seed is not None:  # a continued study should draw other values than before
         study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
     try:
         if study.user_attrs.get("metric", options.metric) != options.metric:
-            raise UsageError(f"study {study.study_name} is about {study.user_attrs['metric']}: give another --study")
+            raise UsageError(f"study {study.study_name} optimizes {study.user_attrs['metric']}: give another --study")
         study.set_user_attr("metric", options.metric)
         objective = partial(run_trial, study, space, fixed, options.metric)
         run_trials(study, objective, options.trials, min(options.heartbeat, 5))
         if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
-            raise UsageError("no trial came to an end with a finite value: try lower learning rates, say")
+            raise UsageError("no trial ended with a finite value: try lower learning rates, for example")
         best, local = study.best_trial, options.storage.startswith("sqlite:///")
         path = Path(options.storage.removeprefix("sqlite:///") if local else ".").parent / f"{study.study_name}.png"
         draw(study, options.metric, path)
@@ -142,7 +142,7 @@ def search(space: Space, fixed: list[str], options: argparse.Namespace) -> tuple
 
 
 def open_storage(url: str, heartbeat: int, retries: int = 5) -> Any:
-    """The database. Where two processes make it at the same moment, the second tries again."""
+    """The database. If two processes create it at the same moment, the second tries again."""
     import optuna
     from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
@@ -161,10 +161,10 @@ def open_storage(url: str, heartbeat: int, retries: int = 5) -> Any:
 
 
 def run_trials(study: Any, objective: Any, num_trials: int, pause: float) -> None:
-    """Runs one trial after the other until so many are finished by this process or by others on the same storage.
+    """Runs one trial after the other until the study has `num_trials` finished ones, by this or other processes.
 
-    A trial whose heartbeat stopped was killed: it is failed, and its values are tried again. pause: seconds between two
-    looks while others run the trials that are still missing.
+    A trial whose heartbeat stopped was killed: it is marked as failed, and its values are tried again. pause: seconds
+    between two checks while other processes run the missing trials.
     """
     from optuna.storages import fail_stale_trials
 
@@ -217,7 +217,7 @@ def run_trial(study: Any, space: Space, fixed: list[str], metric: str, trial: An
         raise
     except SystemExit as exit:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        if exit.code != 2:  # a signal, and no mistake
+        if exit.code != 2:  # a signal, not a wrong flag
             study.enqueue_trial(trial.params)
         raise
     return metrics[metric]

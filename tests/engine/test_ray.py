@@ -158,7 +158,7 @@ def test_ctrl_c_ends_all(network: hosts.Network) -> None:
     until(lambda: LAST.exists() or job.poll() is not None)
     assert "raylet" in host.run("ps -e")
     host.run("kill -INT $(cat pid)")
-    assert "ray_train.py: ended; add --ckpt_path last behind -- to go on" in end(job, status=130)
+    assert "ray_train.py: interrupted; to resume, add --ckpt_path last behind --" in end(job, status=130)
     until(lambda: {*host.run("ps -eo comm=").split()} <= {"sh", "bash", "sleep", "ps"})
 
 

@@ -145,7 +145,7 @@ def test_a_mistake_is_one_line(space: str | None, more: list[str], said: str, ca
 
 def test_a_study_keeps_its_metric_and_its_choices(capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main(["space.yaml", "--trials", "1", *FIXED])
-    for change, said in (("--metric val_acc", "is about val_loss"), ("", "has another space")):
+    for change, said in (("--metric val_acc", "optimizes val_loss"), ("", "has another space")):
         Path("space.yaml").write_text("hidden_dim: [2, 4]\n")
         with pytest.raises(SystemExit, match="2"):
             sweep.main(["space.yaml", "--trials", "2", *change.split(), *FIXED])

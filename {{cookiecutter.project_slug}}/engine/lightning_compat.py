@@ -27,9 +27,9 @@ class _LazyScipySignal(types.ModuleType):
         return importlib.import_module("scipy.signal.windows").hamming(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__path__":  # a module below it is wanted
+        if name == "__path__":  # for the import of a submodule
             return [f"{folder}/signal" for folder in importlib.import_module("scipy").__path__]
-        if name.startswith("__"):  # who looks through all modules wants nothing of it
+        if name.startswith("__"):  # such as __file__, when a tool inspects all loaded modules
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
@@ -39,14 +39,14 @@ class _LazyScipySignal(types.ModuleType):
 def defer_scipy_signal() -> None:
     """Delays the import of scipy.signal until it is used.
 
-    torchmetrics' `__init__` loads all of it to look whether it has a `hamming`, for the sake of one old package.
-    Without this, each start takes a fifth longer. Upstream: Lightning-AI/torchmetrics#3459.
+    torchmetrics' `__init__` imports it to check for `hamming`, which one old package needs.
+    Without this, a start takes a fifth longer. Upstream: Lightning-AI/torchmetrics#3459.
     """
     sys.modules.setdefault("scipy.signal", _LazyScipySignal("scipy.signal"))
 
 
 def keep_freed_memory() -> bool:
-    """Has malloc keep what a step frees for the next one, and returns whether it could (Linux with glibc).
+    """Makes malloc keep freed memory for the next step; returns whether that worked (Linux with glibc).
 
     Without it, glibc returns the memory to the system at each step and asks for it again: some 1,000 page faults.
     """
@@ -61,7 +61,7 @@ def keep_freed_memory() -> bool:
 
 
 def skip_driver_lookup() -> None:
-    """On a machine without a GPU: spares every optimiser step the search for NVIDIA's driver (120 to 200 us).
+    """Stops every optimizer step from searching for NVIDIA's driver on a machine without a GPU (120 to 200 us).
 
     lightning_fabric sets this variable to 1 when it is imported. Upstream: Lightning-AI/pytorch-lightning#15110.
     """
@@ -69,9 +69,9 @@ def skip_driver_lookup() -> None:
 
 
 def skip_sigterm_broadcast(trainer: Any) -> None:
-    """Switches off the broadcast by which ranks tell each other of SIGTERM at every step.
+    """Turns off the broadcast of SIGTERM between the ranks at every step.
 
-    LastCheckpoint asks once a second. Without this, a step of several processes takes about a tenth longer.
+    LastCheckpoint does it once a second. Without this, a step of several processes takes about a tenth longer.
     Upstream: Lightning-AI/pytorch-lightning#20825, #21487.
     """
     assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
@@ -122,7 +122,7 @@ def mark_as_updated(metric: Any) -> None:
 def all_finite(gradients: list[Any]) -> bool:
     """Whether all numbers are finite, in a third of the time of `torch.nn.utils.get_total_norm`.
 
-    It is the kernel by which torch's gradient scaler looks; it multiplies by 1.
+    It uses the kernel of torch's gradient scaler, with the scale 1.
     """
     import torch
 
@@ -145,9 +145,9 @@ def load_sharded_checkpoint(path: Any) -> dict[str, Any]:
 
 
 def mark_validation_as_interrupted(checkpoint: dict[str, Any]) -> None:
-    """Writes into a checkpoint that the validation had only begun: a resumed run does it again, and then goes on.
+    """Marks the validation in a checkpoint as started but not finished: a resumed run repeats it, and then continues.
 
-    So looks a checkpoint that Lightning wrote within a validation. Without it, that validation would be left out.
+    Lightning writes the same when it saves during a validation. Without it, that validation would be left out.
     Upstream: Lightning-AI/pytorch-lightning#19549, #20288.
     """
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
