@@ -44,7 +44,7 @@ def goes_on(*flags: str, epochs: int = 2, batch: int = 3) -> dict[str, float]:
 def predicts(*flags: str) -> np.ndarray:
     """What `predict` writes for the test part of that run, (items, ...)."""
     main.main(["predict", "--ckpt_path", "version_0", "--format", "npy", *flags])
-    return np.load(RUN / "predictions.npy")
+    return np.load(max(RUN.glob("predictions*.npy"), key=lambda path: path.stat().st_mtime_ns))
 
 
 def exports(format: str = "pt2") -> Any:

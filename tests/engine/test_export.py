@@ -77,8 +77,8 @@ def test_the_script_of_the_readme_serves_it(lenet) -> None:
         [sys.executable, "serve.py", str(RUN), "digit.png"], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr
-    main.main(["predict", "--ckpt_path", "version_0", "--images", "."])
-    shown = (RUN / "predictions.csv").read_text().splitlines()[1].split(",")
+    main.main(["predict", "--ckpt_path", "version_0", "--images", "digit.png"])
+    shown = (RUN / "predictions_digit.csv").read_text().splitlines()[1].split(",")
     assert done.stdout.split()[0] == shown[2]
     assert float(done.stdout.split()[1]) == pytest.approx(max(map(float, shown[3:])), abs=1e-3)
 

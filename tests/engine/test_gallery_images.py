@@ -125,7 +125,7 @@ def test_files_are_predicted_as_the_test_part_is() -> None:
     main.main(["predict", "--ckpt_path", "best"])
     said = {row["id"]: row for row in csv.DictReader((RUN / "predictions.csv").read_text().splitlines())}
     main.main(["predict", "--ckpt_path", "best", "--images", "digits"])
-    again = {row["id"]: row for row in csv.DictReader((RUN / "predictions.csv").read_text().splitlines())}
+    again = {row["id"]: row for row in csv.DictReader((RUN / "predictions_digits.csv").read_text().splitlines())}
     assert len(again) == 80
     assert len(said) == 8
     for path, row in said.items():

@@ -196,7 +196,8 @@ def test_what_is_written_without_blanks_comes_apart() -> None:
 def rows(*flags: str) -> list[dict[str, str]]:
     """What `predict` writes as a table."""
     main.main(["predict", "--ckpt_path", "version_0", *flags])
-    return list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    name = f"predictions_{Path(flags[-1]).stem}.csv" if "--rows" in flags else "predictions.csv"
+    return list(csv.DictReader((RUN / name).read_text().splitlines()))
 
 
 def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
@@ -219,6 +220,7 @@ def test_an_lstm_learns_what_a_bag_of_words_cannot() -> None:
     found = rows()
     texts = [lines[int(row["id"].split(":")[1]) - 1].split("\t")[1] for row in found]
     Path("new.tsv").write_text("\n".join(["text", *texts]) + "\n")
+    Path("texts.tsv").unlink()  # the run has all that is needed
     for row, again in zip(found, rows("--rows", "new.tsv"), strict=True):
         assert (row["name"], float(row["p0"])) == (again["name"], pytest.approx(float(again["p0"]), abs=1e-5))
 

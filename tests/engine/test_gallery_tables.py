@@ -1,5 +1,6 @@
 """data/csv_table.py: what is made of a table. Goes with it."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_classes_are_told_and_the_run_stands_what_all_have_to() -> None:
     new = [lines[0], *(lines[int(name) + 1] for name in names)]
     Path("new.csv").write_text("\n".join(line.rpartition(",")[0] for line in new) + "\n")  # less its target
     np.testing.assert_allclose(gallery.predicts("--rows", "new.csv"), predicted, atol=1e-6)
-    assert Path("lightning_logs/version_0/predictions.txt").read_text().split() == [str(at) for at in range(60)]
+    assert Path("lightning_logs/version_0/predictions_new.txt").read_text().split() == [str(at) for at in range(60)]
 
 
 def test_another_table_is_read_as_the_first(small: dict[str, Any]) -> None:
@@ -217,7 +218,9 @@ BROKEN: dict[str, str | bytes] = {
     "table.csv cannot be read: Error tokenizing": "x,target\n1,2\n1,2,3\n",
     "table.csv has more fields in its rows than in its head line": "x,target\n1,2,3\n4,5,6\n",
     "table.csv has no column 'target'. It has: x;target. If ';' separates them: --separator ';'": "x;target\n1;2\n",
-    "table.csv is not utf-8: --encoding gbk, say": "x,target\n好,2\n".encode("gbk"),
+    "table.csv is not utf-8; it can be read as gbk: --encoding gbk": "x,target\n好,2\n".encode("gbk"),
+    "table.csv is not utf-8, nor gbk, big5, shift_jis or cp1252: line 3 is": "x,target\n好,2\n".encode()
+    + b"\x81\xff,1\n",
     "1 rows have no 'target', the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
     "table.csv has infinite values in 'x'": "x,target\n1,2\ninf,2\n3,4\n",
 }
@@ -341,3 +344,152 @@ def test_a_scaled_target_goes_back_to_its_unit() -> None:
     torch.testing.assert_close(scaled.inverse_transform(scaled.targets[:, None]), plain.targets[:, None])
     assert torch.equal(plain.inverse_transform(plain.targets), plain.targets)
     assert abs(scaled.targets.mean()) < 1e-5
+
+
+KINDS = """id,whole,part,gap,truth,truth_gap,text,text_gap,mixed,day,excel,zone,big,zero,target
+00001,1,0.5,1,TRUE,TRUE,a,x,1,2024-05-31,2021/1/1,2024-05-31T10:00:00Z,9007199254741003,003,NA
+00002,2,-1.25,,FALSE,FALSE,b,,B,2024-06-01,2021/12/31,2024-06-01T10:00:00+08:00,9007199254741005,014,b
+00003,3,1e3,3,TRUE,,a,y,01,,2021/2/3,,9007199254741003,003,NA
+00004,4,7,4,FALSE,FALSE,c,NA,2.0,2024-06-03,2021/3/4,2024-07-01T10:00:00Z,9007199254741009,020,b
+"""
+
+
+@pytest.fixture
+def kinds() -> dict[str, Any]:
+    head, *rows = KINDS.splitlines()
+    Path("table.csv").write_text("\n".join([head, *(rows * 10)]) + "\n")
+    return {"id_column": "id", "val_fraction": 0.1, "test_fraction": 0.1}
+
+
+def test_the_table_itself_is_predicted_as_it_was_trained_on(kinds: dict[str, Any]) -> None:
+    """By hand too: each kind of column against pandas."""
+    pandas = pytest.importorskip("pandas")
+    learn = table(split="train", **{**kinds, "val_fraction": 0, "test_fraction": 0, "stratify": False})
+    ids, features = learn.open_rows("table.csv")
+    order = [learn.ids.index(one) for one in ids[:4]]
+    torch.testing.assert_close(features[:4], learn.features[order])
+    assert ids[:4] == ["00001", "00002", "00003", "00004"]
+    assert learn.classes == ["NA", "b"]
+    assert table(split="train", target="zero").classes == ["003", "014", "020"]
+    rows = pandas.read_csv("table.csv")
+    for name in ("whole", "part", "zero"):
+        assert learn.columns[name]["mean"] == pytest.approx(rows[name].mean())
+        assert learn.columns[name]["std"] == pytest.approx(rows[name].std(ddof=0))
+    assert learn.columns["gap"]["median"] == rows["gap"].median()
+    days = (pandas.to_datetime(rows["excel"]) - pandas.Timestamp("1970-01-01")).dt.days
+    assert learn.columns["excel"]["mean"] == pytest.approx(days.mean())
+    assert learn.columns["truth_gap"] == {"texts": ["False", "True", "missing"]}
+
+
+@pytest.mark.parametrize("file", ["table.csv", "table.parquet"])
+def test_rows_are_predicted_without_the_table_of_the_training(kinds: dict[str, Any], file: str) -> None:
+    if file == "table.parquet":
+        pytest.importorskip("pyarrow")
+        rows = pytest.importorskip("pandas").read_csv("table.csv", dtype={"id": str})
+        rows.fillna({"target": "NA"}).to_parquet(file)
+    flags = ["--dataset", "csv_table", "--data_dir", ".", "--table", file, "--id_column", "id", "--val_fraction", "0.2"]
+    main.main([*gallery.QUICK, *flags, *NET, "--max_epochs", "3"])
+    main.main(["predict", "--ckpt_path", "last"])
+    test = read_predictions("predictions.csv")
+    Path(file).rename("new" + Path(file).suffix)
+    main.main(["predict", "--ckpt_path", "last", "--rows", "new" + Path(file).suffix])
+    new = {row["id"]: row for row in read_predictions("predictions_new.csv")}
+    assert test
+    for row in test:
+        for name in ("p0", "p1"):
+            assert float(new[row["id"]][name]) == pytest.approx(float(row[name]), abs=1e-5)
+
+
+def read_predictions(name: str) -> list[dict[str, str]]:
+    with Path("lightning_logs/version_0", name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_whole_numbers_of_parquet_stay_whole() -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    big = pandas.array([9007199254741003, None, 7], dtype="Int64")
+    pandas.DataFrame({"id": big, "x": [1.0, 2, 3], "target": ["a", "b", "a"]}).to_parquet("table.parquet")
+    learn = table(split="train", table="table.parquet", id_column="id", val_fraction=0, test_fraction=0, drop=())
+    assert sorted(learn.ids) == ["", "7", "9007199254741003"]
+
+
+def comma(rows: int) -> None:
+    lines = (f"{at % 7};{at},25;{at % 2}" for at in range(rows))
+    Path("table.csv").write_text("\n".join(["x;price;target", *lines]) + "\n")
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+def test_a_comma_before_the_fraction(rows: int) -> None:
+    comma(rows)
+    given = {"separator": ";", "val_fraction": 0, "test_fraction": 0}
+    with pytest.raises(UsageError, match=r"'price' has numbers with a ',', such as .*,25: --decimal ,") as error:
+        table(split="train", **given)
+    assert "--drop" not in str(error.value)
+    price = table(split="train", decimal=",", **given).columns["price"]
+    assert price["mean"] == pytest.approx(np.mean(np.arange(rows) + 0.25))
+    if rows == 40:
+        assert len(table(split="train", decimal=".", **given).columns["price"]["texts"]) == rows
+    with pytest.raises(UsageError, match="'price' has numbers with a ','"):
+        table(split="train", target="price", **given)
+    told = table(split="train", target="price", decimal=",", **given)
+    assert sorted(told.targets.tolist()) == [at + 0.25 for at in range(rows)]
+
+
+def test_a_comma_is_given_on_the_command_line() -> None:
+    there()
+    comma(60)
+    flags = ["--dataset", "csv_table", "--data_dir", ".", "--separator", ";", "--decimal", ",", *NET]
+    main.main([*gallery.QUICK, *flags, "--max_epochs", "1"])
+    record = json.loads(Path("lightning_logs/version_0/data.json").read_text())
+    assert record["preprocessing"]["price"]["median"] > 10
+
+
+LOOKS = {
+    "32.2㎡": "'area' has numbers with a unit, such as .*㎡: written as .* they are read as numbers",
+    "05/31/2021": "'area' has dates, such as .*: written as 2024-05-31 they are read as days",
+}
+
+
+@pytest.mark.parametrize("rows", [40, 300])
+@pytest.mark.parametrize("cell", LOOKS)
+def test_what_looks_like_something_else_is_said(cell: str, rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell.replace("32", str(at)).replace("2021", str(1000 + at)) for at in range(rows)]
+    lines = (f"{at % 7},{one},{at % 2}" for at, one in enumerate(cells))
+    Path("table.csv").write_text("\n".join(["x,area,target", *lines]) + "\n")
+    if rows > 100:
+        with pytest.raises(UsageError, match=LOOKS[cell]) as error:
+            table(split="train", val_fraction=0, test_fraction=0)
+        assert "--drop" not in str(error.value)
+        return
+    table(split="train", val_fraction=0, test_fraction=0)
+    said = LOOKS[cell].replace("'area' has", "'area' is read as 40 categories; it has")
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_index_of_pandas_is_left_out_and_a_name_may_have_a_comma(capsys: pytest.CaptureFixture[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    there()
+    notes = [f"note {at}" for at in range(200)]
+    pandas.DataFrame({"x": range(200), "Notes, free": notes, "target": [0, 1] * 100}).to_csv("table.csv")
+    flags = ["--dataset", "csv_table", "--data_dir", ".", *NET]
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*gallery.QUICK, *flags])
+    assert "--drop 'Notes, free'" in capsys.readouterr().err
+    main.main([*gallery.QUICK, *flags, "--drop", "Notes, free", "--max_epochs", "1"])
+    assert capsys.readouterr().err.count("'Unnamed: 0' counts the rows, as pandas writes its index") == 1
+    record = json.loads(Path("lightning_logs/version_0/data.json").read_text())
+    assert list(record["preprocessing"]) == ["x"]
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--drop", "nothing"])
+
+
+def test_rows_swapped_within_a_class_are_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    there()
+    write(100)
+    main.main([*gallery.QUICK, *FLAGS, "--max_epochs", "1"])
+    head, *rows = Path("table.csv").read_text().splitlines()
+    Path("table.csv").write_text("\n".join([head, *sorted(rows, key=lambda row: row.rsplit(",")[-1])]) + "\n")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", "last"])
+    assert "the train split has other items, or the same in another order" in capsys.readouterr().err

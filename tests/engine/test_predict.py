@@ -1,6 +1,7 @@
 """`predict`: rows in order, for the test part and for a folder of images."""
 
 import csv
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,8 +18,8 @@ from torch.utils.data import Dataset
 RUN = Path("lightning_logs/version_0")
 
 
-def table(folder: Path = RUN) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+def table(folder: Path = RUN, name: str = "predictions") -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
 
 
 def test_a_row_for_each_item_with_class_and_probabilities(train) -> None:
@@ -164,7 +165,8 @@ def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: 
     Path("new/notes.txt").write_text("no picture either")
     capsys.readouterr()
     main.main([*lenet, "--images", "new"])
-    rows, said = table(), capsys.readouterr()
+    rows, said = table(name="predictions_new"), capsys.readouterr()
+    assert table() == of_part
     assert [row["id"] for row in rows] == [
         f"new/{name}" for name in ("0.png", "1.png", "2.png", "more/3.PNG", "more/4.PNG")
     ]
@@ -173,8 +175,23 @@ def test_a_folder_of_images_is_read_as_the_dataset_reads_its_own(lenet, capsys: 
         assert float(row[f"p{row['class']}"]) == pytest.approx(float(other[f"p{row['class']}"]), abs=0.02)
     assert said.err == "left out: cannot identify image file 'new/1b.jpg'\n"
     main.main([*lenet, "--images", "new/0.png"])
-    assert [row["id"] for row in table()] == ["new/0.png"]
-    assert "predictions.csv: 5 rows; 1 that cannot be read left out" in said.out
+    assert [row["id"] for row in table(name="predictions_0")] == ["new/0.png"]
+    assert "predictions_new.csv: 5 rows; 1 that cannot be read left out" in said.out
+
+
+def test_linked_folders_are_looked_into_and_names_of_any_bytes_are_written(lenet) -> None:
+    Path("new/below").mkdir(parents=True)
+    Path("far").mkdir()
+    pixels = Image.fromarray(np.full((8, 8), 99, np.uint8))
+    for name in (b"new/a.png", b"far/b.png", b"far/c\xff.png"):
+        pixels.save(os.fsdecode(name))
+    Path("new/linked").symlink_to(Path("far").resolve())
+    Path("new/below/round").symlink_to(Path("new").resolve())
+    for format in ("csv", "npy"):
+        main.main([*lenet, "--images", "new", "--format", format])
+    names = ["new/a.png", "new/linked/b.png", "new/linked/c\\udcff.png"]
+    assert [row["id"] for row in table(name="predictions_new")] == names
+    assert (RUN / "predictions_new.txt").read_text().splitlines() == names
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What data/csv_table.py and data/text_lines.py say of a file that they cannot read."""
 
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,23 @@ def no_column(path: Path | str, name: object, known: Any) -> UsageError:
     return UsageError(f"{path} has no column {name!r}. It has: {', '.join(known)}{hint}")
 
 
-def not_in(path: Path | str, encoding: str, error: Exception) -> UsageError:
+def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
     """What to raise where a text file could not be decoded, or a LookupError says that there is no such encoding."""
     if isinstance(error, LookupError):
         return UsageError(f"--encoding {encoding}: there is no such encoding")
-    return UsageError(f"{path} is not {encoding}: --encoding {'utf-8' if 'gb' in encoding.lower() else 'gbk'}, say")
+    content = path.read_bytes()
+    marked = ["utf-16"] if content[:2] in (b"\xff\xfe", b"\xfe\xff") else []
+    for other in (*marked, "utf-8", "gbk", "gb18030", "big5", "shift_jis", "cp1252"):
+        with suppress(UnicodeError):
+            content.decode(other)
+            return UsageError(f"{path} is not {encoding}; it can be read as {other}: --encoding {other}")
+    damaged = re.search(r"position (\d+)", _decode_error(content, encoding))
+    line = content.count(b"\n", 0, int(damaged[1]) if damaged else 0) + 1
+    return UsageError(f"{path} is not {encoding}, nor gbk, big5, shift_jis or cp1252: line {line} is damaged, or mixed")
+
+
+def _decode_error(content: bytes, encoding: str) -> str:
+    try:
+        return content.decode(encoding)[:0]
+    except UnicodeError as error:
+        return str(error)

@@ -1,6 +1,8 @@
 """CsvTable: a table in a CSV or Parquet file, one row an item, one column the target."""
 
+import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,20 +17,26 @@ from engine.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-DATE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
+DATE = r"(\d{4})[-/](\d\d?)[-/](\d\d?)(?:[T ](\d\d?)(:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?))?"
+MARKED = r"[+-]?[\d.,]*\d"  # numbers that pandas takes for texts
+OTHER_DATES = r"\d\d?[-/.]\d\d?[-/.]\d{4}.*|\d{4}[.年]\d\d?[.月]\d\d?.*"
+UNIT = r"([+-]?\d+(?:[.,]\d+)?)\s*([^\s\d]{1,6})"
+BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # which pandas reads as True and False
+NOT_KNOWN = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A")  # in a column of numbers
 
 
 class CsvTable(Dataset):
     """Rows as features (F,) and a class number, or for a target that is a number, (F,) and that number.
 
     A column of numbers becomes (x - mean) / std, a missing one its median, and a further 0 or 1 that says whether it
-    was missing where that happens in the train split. Dates, in a CSV file texts like 2024-05-31 or
+    was missing where that happens in the train split. Dates, in a CSV file texts like 2024-05-31, 2024/5/31 or
     2024-05-31 18:30, are numbers of days since 1970-01-01. Any other column becomes a 0 or 1 for each of its texts,
     "missing" being one of them; a text that the train split does not have is all 0.
 
     Medians, means, deviations and texts are those of the train split alone. They follow from the file, the seed and
     the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
-    `predict --rows FILE` reads another table by them, with a target or without, in the same encoding.
+    `predict --rows FILE` reads another table by them, with a target or without, in the same encoding. It does not need
+    the table that was learnt from.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class CsvTable(Dataset):
         id_column: str | None = None,
         split_column: str | None = None,
         separator: str = ",",
+        decimal: Literal[".", ","] | None = None,
         encoding: str = "utf-8",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -61,6 +70,8 @@ class CsvTable(Dataset):
             id_column: names the rows in predictions, and is left out; none names them by their place from 0.
             split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
             separator: one character between the columns of a CSV file.
+            decimal: what stands before the fraction of a number in a CSV file; none takes a point, and refuses a column
+                of numbers with commas.
             encoding: of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
@@ -72,38 +83,36 @@ class CsvTable(Dataset):
             UsageError: the file or a column is not there or cannot be read, a column is empty or has too many texts, a
                 value is infinite, a target is missing, or one is in no row to learn from, by the split_column.
         """
-        path, self.id_column = Path(data_dir, table), id_column
-        self.separator, self.encoding = separator.replace("\\t", "\t"), encoding
-        rows = self._read(path, target, id_column, split_column, *drop)
-        if (gone := rows.index[rows[target].isna()]).size:
+        path = Path(data_dir, table)
+        self._set_format(id_column, separator, decimal, encoding)
+        rows = self._read(path, target, id_column, split_column, written=(target, id_column))
+        dropped = _named(drop, rows, path)
+        told = _target(rows[target], self.decimal, typed=path.suffix == ".parquet")
+        if (gone := rows.index[told.isna()]).size:
             said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
             raise UsageError(f"{path}: {said}. Rows to predict belong in a file of their own: predict --rows FILE")
-        told = rows[target] if _is_number(rows[target]) else rows[target].astype(str)
+        if _is_number(told) and np.isinf(told).any():
+            raise UsageError(f"{path} has infinite values in {target!r}")
+        if not _is_number(told) and "--decimal" in (reading := _other_reading(told.unique().tolist(), self.decimal)):
+            raise UsageError(f"{path}: {target!r} {reading}")
         whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
         kinds = sorted(told.unique()) if task == "classes" or (task is None and whole) else []
         numbers = told.map({kind: number for number, kind in enumerate(kinds)}) if kinds else None
-        cut = numbers.tolist() if numbers is not None and stratify else None
         part = np.empty(len(rows), dtype=object)
+        cut = numbers.tolist() if numbers is not None and stratify else None
         for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction, cut).items():
             part[indices.numpy()] = name
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:
             raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
-        inputs = [str(name) for name in rows if name not in (target, id_column, split_column, *drop)]
-        dates = {name: days for name in inputs if (days := _days(rows[name])) is not None}
+        inputs = [str(name) for name in rows if name not in (target, id_column, split_column, *dropped)]
+        for name in [name for name in inputs if _counts_rows(name, rows[name])]:
+            inputs.remove(name)
+            _note(split, f"{path}: {name!r} counts the rows, as pandas writes its index: it is left out")
         learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty:
             raise UsageError(f"{path}: no row is left to learn from")
-        useless = {name: "is empty" for name in inputs if learn[name].isna().all()}
-        self.columns = {name: _fit(dates.get(name, rows[name])[learn.index]) for name in inputs if name not in useless}
-        for name in dates.keys() & self.columns:
-            self.columns[name]["unit"] = "days since 1970-01-01"
-        for name, fitted in self.columns.items():
-            if (texts := len(fitted.get("texts", ()))) > 100:
-                useless[name] = f"has {texts} different texts, too many for categories"
-        if useless:
-            said = ", ".join(f"{name!r} {why}" for name, why in useless.items())
-            raise UsageError(f"{path}: in the train split {said}: --drop {shlex.join((*drop, *useless))}")
+        self.columns = self._fit(rows[inputs], learn.index, path, split, dropped)
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
         self.num_features = self.features.shape[1]
@@ -114,7 +123,7 @@ class CsvTable(Dataset):
             if split_column and (strange := sorted(set(kinds) - set(told[learn.index]))):
                 said = f"{split_column!r} leaves no row to learn from where {target!r} is"
                 raise UsageError(f"{path}: {said} {', '.join(map(str, strange))}")
-            self.classes, self.num_classes = [str(one) for one in kinds], len(kinds)
+            self.classes, self.num_classes = _names(kinds, told, rows[target]), len(kinds)
             self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
         elif not _is_number(told):
             raise UsageError(f"--task number: {path} has texts in {target!r}")
@@ -125,6 +134,68 @@ class CsvTable(Dataset):
             self.targets = torch.tensor(((told[mine.index] - mean) / std).to_numpy(np.float32))  # (N,)
             self.preprocessing[target] = {"mean": mean, "std": std}
             self.num_classes = 1  # one output, for the number
+
+    @classmethod
+    def from_record(
+        cls,
+        record: dict[str, Any],
+        *,
+        target: str,
+        id_column: str,
+        separator: str,
+        decimal: Any,
+        encoding: str,
+        **_: Any,
+    ) -> "CsvTable":
+        """A table without rows, as a run kept it: for `open_rows`. The arguments are those of the constructor."""
+        table = cls.__new__(cls)
+        table._set_format(id_column, separator, decimal, encoding)
+        table.preprocessing, classes = record["preprocessing"], record["classes"]
+        table.columns = {name: one for name, one in table.preprocessing.items() if classes or name != target}
+        table.num_features = sum(
+            len(one["texts"]) if "texts" in one else 1 + one["missing"] for one in table.columns.values()
+        )
+        scale = {"mean": 0.0, "std": 1.0} if classes else table.preprocessing[target]
+        table.scale, table.num_classes = (scale["mean"], scale["std"]), len(classes or [1])
+        if classes:
+            table.classes = classes
+        return table
+
+    def _set_format(self, id_column: str | None, separator: str, decimal: str | None, encoding: str) -> None:
+        self.id_column, self.separator = id_column, separator.replace("\\t", "\t")
+        self.decimal, self.encoding = decimal, encoding
+
+    def _fit(
+        self, rows: "pd.DataFrame", learn: Any, path: Path, split: str, dropped: list[str]
+    ) -> dict[str, dict[str, Any]]:
+        """The statistics of each column in the rows `learn`.
+
+        Raises:
+            UsageError: a column is empty, has too many texts, or numbers with commas.
+        """
+        useless, unclear, columns = {}, [], {}
+        for name in rows:
+            days = _days(rows[name])
+            if rows[name][learn].isna().all():
+                useless[name] = "is empty"
+                continue
+            columns[name] = fitted = _fit((rows[name] if days is None else days)[learn])
+            if days is not None:
+                fitted["unit"] = "days since 1970-01-01"
+            texts = [text for text in fitted.get("texts", ()) if text != "missing"]
+            reading = _other_reading(texts, self.decimal)
+            if reading and (len(texts) > 100 or "--decimal" in reading):
+                unclear.append(f"{name!r} {reading}")
+            elif reading:
+                _note(split, f"{path}: {name!r} is read as {len(texts)} categories; it {reading}")
+            elif len(texts) > 100:
+                useless[name] = f"has {len(fitted['texts'])} different texts, too many for categories"
+        said = [f"{name!r} {why}" for name, why in useless.items()]
+        drop = [f": --drop {shlex.join((*dropped, *useless))}"] if useless else []
+        if unclear or useless:
+            first = [f"in the train split {', '.join(said)}{drop[0]}"] if useless else []
+            raise UsageError(f"{path}: {'; '.join([*unclear, *first])}")
+        return columns
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -149,25 +220,31 @@ class CsvTable(Dataset):
                 to learn from were.
         """
         texts = {name: str for name, fitted in self.columns.items() if "texts" in fitted}
-        rows = self._read(Path(path), *self.columns, self.id_column, texts=texts)
+        rows = self._read(Path(path), *self.columns, self.id_column, texts=texts, written=(self.id_column,))
         return self._inputs(rows, path)
 
     def _inputs(self, rows: "pd.DataFrame", path: str) -> tuple[list[str], torch.Tensor]:
-        ids = (rows[self.id_column] if self.id_column else rows.index.to_series()).astype(str).tolist()
+        names = rows[self.id_column] if self.id_column else rows.index.to_series()
+        ids = ["" if missing else str(name) for name, missing in zip(names, names.isna(), strict=True)]
         columns = [_apply(rows[name], fitted, f"{path}: column {name!r}") for name, fitted in self.columns.items()]
         return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 
-    def _read(self, path: Path, *wanted: str | None, texts: dict[str, Any] | None = None) -> "pd.DataFrame":
-        """texts: columns whose values are not to be taken for numbers, whatever they look like."""
+    def _read(
+        self, path: Path, *wanted: str | None, texts: Any = None, written: tuple[str | None, ...] = ()
+    ) -> "pd.DataFrame":
+        """texts: columns whose values are not to be taken for numbers. written: those that are taken as they stand."""
         if not path.is_file():
             raise missing(path, "--data_dir, --table")
         try:
             import pandas as pd
 
             if path.suffix == ".parquet":
-                rows = pd.read_parquet(path).reset_index(drop=True)
+                rows = _read_parquet(path, written)
             else:
-                rows = pd.read_csv(path, sep=self.separator, encoding=self.encoding, dtype=texts, low_memory=False)
+                form: dict[str, Any] = {"sep": self.separator, "encoding": self.encoding, "low_memory": False}
+                rows = pd.read_csv(path, dtype=texts, decimal=self.decimal or ".", **form)
+                if exact := [name for name in written if name in rows]:
+                    rows[exact] = pd.read_csv(path, usecols=exact, dtype=str, keep_default_na=False, **form)[exact]
         except ImportError:  # pandas, or pyarrow
             raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
         except (UnicodeError, LookupError) as error:
@@ -183,8 +260,81 @@ class CsvTable(Dataset):
         return rows
 
 
+def _read_parquet(path: Path, written: tuple[str | None, ...]) -> "pd.DataFrame":
+    """A Parquet file's rows, with an index that has a name as a column; whole numbers stay whole in `written`."""
+    import pandas as pd
+
+    rows = pd.read_parquet(path)
+    rows = rows.reset_index(drop=rows.index.names == [None])
+    for name in written:
+        if name in rows and rows[name].isna().any():  # pandas makes floats of whole numbers with gaps
+            rows[name] = pd.read_parquet(path, dtype_backend="numpy_nullable").reset_index()[name].astype(object)
+    return rows
+
+
 def _is_number(column: "pd.Series") -> bool:
     return column.dtype.kind in "biuf"
+
+
+def _named(names: tuple[str, ...], rows: "pd.DataFrame", path: Path) -> list[str]:
+    """The columns of those names. One with a comma in it comes in pieces: a command line's list is cut there."""
+    found, pieces = list[str](), list[str]()
+    for piece in names:
+        pieces.append(piece)
+        if whole := next((one for one in (", ".join(pieces), ",".join(pieces)) if one in rows), None):
+            found.append(whole)
+            pieces = []
+    if pieces:
+        raise no_column(path, pieces[0], rows)
+    return found
+
+
+def _counts_rows(name: str, column: "pd.Series") -> bool:
+    return re.fullmatch(r"Unnamed: \d+", name) is not None and column.tolist() == list(range(len(column)))
+
+
+def _note(split: str, text: str) -> None:
+    if split == "train":  # once, though each split reads the file
+        print(text, file=sys.stderr)
+
+
+def _target(column: "pd.Series", decimal: str | None, typed: bool) -> "pd.Series":
+    """The target as numbers, or as texts where one is none; missing where there is none.
+
+    typed: the file itself says what is a number.
+    """
+    import pandas as pd
+
+    if typed:
+        return column if _is_number(column) else column.astype(object).map(str, na_action="ignore")
+    texts = column.where(column != "").astype(object)
+    known = texts[~texts.isin(NOT_KNOWN)].dropna().astype(str).str.replace(decimal or ".", ".", regex=False)
+    numbers = pd.to_numeric(known, errors="coerce")
+    if len(numbers) and numbers.notna().all():
+        return numbers.reindex(column.index) if len(numbers) < len(column) else numbers
+    return texts.replace(BOOLEANS) if texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all() else texts
+
+
+def _names(kinds: list[Any], told: "pd.Series", written: "pd.Series") -> list[str]:
+    """The names of the classes: as the file has them, where it writes each in one way."""
+    spellings = [written[told == kind].astype(str).unique() for kind in kinds]
+    one_each = all(len(one) == 1 for one in spellings) and _is_number(told)
+    return [str(one[0]) for one in spellings] if one_each else [str(kind) for kind in kinds]
+
+
+def _other_reading(texts: list[str], decimal: str | None) -> str:
+    """What a column of texts could be read as instead, and how; "" for other texts."""
+    mark = {None: ",", ",": "."}.get(decimal, "")
+    example = next((text for text in texts if mark and mark in text), None)
+    if example and all(re.fullmatch(MARKED, text) for text in texts):
+        how = "--decimal , where they begin a fraction, --decimal . to keep texts"
+        return f"has numbers with a {mark!r}, such as {example}: " + (how if decimal is None else "take these out")
+    if texts and all(re.fullmatch(OTHER_DATES, text) for text in texts):
+        return f"has dates, such as {texts[0]}: written as 2024-05-31 they are read as days"
+    units = [match for text in texts if (match := re.fullmatch(UNIT, text))]
+    if units and len(units) == len(texts) and len({unit[2] for unit in units}) == 1:
+        return f"has numbers with a unit, such as {texts[0]}: written as {units[0][1]} they are read as numbers"
+    return ""
 
 
 def _days(column: "pd.Series") -> "pd.Series | None":
@@ -198,10 +348,16 @@ def _days(column: "pd.Series") -> "pd.Series | None":
         if (_is_number(column) and len(texts)) or not texts.str.fullmatch(DATE).all():
             return None
         try:
-            dates = pd.to_datetime(texts, utc=True, format="ISO8601").reindex(column.index)
+            dates = pd.to_datetime(texts.str.replace(DATE, _iso, regex=True), utc=True, format="ISO8601")
         except ValueError:  # such as 2024-02-30
             return None
+        dates = dates.reindex(column.index)
     return (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+
+
+def _iso(date: re.Match[str]) -> str:
+    year, month, day, hour, rest = date.groups()
+    return f"{year}-{int(month):02}-{int(day):02}" + (f"T{int(hour):02}{rest}" if hour else "")
 
 
 def _fit(column: "pd.Series") -> dict[str, Any]:
@@ -216,8 +372,10 @@ def _fit(column: "pd.Series") -> dict[str, Any]:
 def _apply(column: "pd.Series", fitted: dict[str, Any], said: str) -> np.ndarray:
     """Features of a column (N, columns made of it)."""
     if "texts" in fitted:
-        texts = column.astype(object).where(column.notna(), "missing").astype(str).to_numpy(dtype=object)
-        return texts[:, None] == np.array(fitted["texts"], dtype=object)
+        texts = column.astype(object).where(column.notna(), "missing").astype(str)
+        if {*fitted["texts"]} <= {"True", "False", "missing"}:
+            texts = texts.replace(BOOLEANS)  # read as texts, they are as they were written
+        return texts.to_numpy(dtype=object)[:, None] == np.array(fitted["texts"], dtype=object)
     if "unit" in fitted and (column := _days(column)) is None:
         raise UsageError(f"{said} is one of dates, such as 2024-05-31")
     try:

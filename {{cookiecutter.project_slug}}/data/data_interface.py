@@ -79,6 +79,8 @@ class DInterface(SplitDataModule):
         if data.balanced and settings.arguments["system"].get("class_weights") and not settings.ckpt_path:
             raise UsageError("--balanced and --class_weights balanced both make up for rare classes: give one of them")
         data.kept = data_record.read(settings.ckpt_path)
+        if any(settings.arguments.get("action", {}).get(name) for name in ("rows", "images")):  # of predict
+            data.restore()
         return data
 
     def train_dataloader(self) -> ResumableLoader:

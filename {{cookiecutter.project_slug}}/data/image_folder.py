@@ -17,6 +17,7 @@ from engine.datamodule.splits import split_indices
 from engine.errors import UsageError
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
+PIXELS = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
 
 
 class ImageFolder(Dataset):
@@ -77,20 +78,33 @@ class ImageFolder(Dataset):
         found = split_indices(len(left), seed, val, test, [number for _, number in left] if stratify else None)
         splits = {name: [left[place] for place in sorted(found[name].tolist())] for name in found} | splits
         self.paths, self.targets = [path for path, _ in splits[split]], [number for _, number in splits[split]]
-        whole = [v2.Resize(img_size, antialias=True), v2.CenterCrop(img_size)]
-        drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
-        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
         if normalise == "imagenet":
             mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
             mean, std = ([sum(mean) / 3], [sum(std) / 3]) if grey else (mean, std)
         else:
             training = [path for path, _ in splits["train"]]
-            mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*whole, *pixels]))
-        self._plain = v2.Compose([*whole, *pixels, v2.Normalize(mean, std)])
-        self.transform = v2.Compose([*drawn, *pixels, v2.Normalize(mean, std)]) if split == "train" else self._plain
+            mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*_whole(img_size), *PIXELS]))
         # input = (pixel - mean) / std, pixel from 0 (black) to `white`, after the short side was made `size` long
         self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "size": img_size, "white": 1}
         self.preprocessing |= {"cut": "centre", "mean": mean, "std": std}
+        self.transform = self._plain = self._transform(_whole(img_size))
+        if split == "train":
+            drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+            self.transform = self._transform(drawn)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], **_: Any) -> "ImageFolder":
+        """A dataset without images, as a run kept it: for `open_image`."""
+        dataset = cls.__new__(cls)
+        dataset.classes, dataset.preprocessing = record["classes"], record["preprocessing"]
+        dataset.img_size = record["preprocessing"]["size"]
+        dataset.in_channels = 1 if record["preprocessing"]["channels"] == "grey" else 3
+        dataset.num_features = dataset.in_channels * dataset.img_size**2
+        dataset._plain = dataset._transform(_whole(dataset.img_size))
+        return dataset
+
+    def _transform(self, cut: list[Any]) -> Any:
+        return v2.Compose([*cut, *PIXELS, v2.Normalize(self.preprocessing["mean"], self.preprocessing["std"])])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,6 +137,10 @@ class ImageFolder(Dataset):
                 part.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
                 part.replace(kept)
         return known[name]["mean"], known[name]["std"]
+
+
+def _whole(size: int) -> list[Any]:
+    return [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
 
 
 def _classes(folder: Path) -> list[str]:

@@ -91,8 +91,8 @@ class TextLines(Dataset):
         """
         if max_length < 1:
             raise UsageError(f"--max_length {max_length} should be at least 1")
-        self.tokens, self.lowercase, self.max_length = tokens, lowercase, max_length
         self.separator, self.encoding, self.text_column = separator, encoding, text_column
+        self.tokens, self.lowercase = tokens, lowercase
         learn = self._read(Path(data_dir, file.replace("{split}", "train")), target_column)
         if not learn:
             raise UsageError(f"{Path(data_dir, file.replace('{split}', 'train'))} has no row below its head line")
@@ -109,11 +109,10 @@ class TextLines(Dataset):
         counts = Counter(token for row in learn for text in row[: 1 + pairs] for token in self.apart(text))
         often = sorted(counts, key=lambda token: (-counts[token], token))[:max_vocabulary]
         known = [token for token in often if counts[token] >= min_count]
-        self.vocabulary = ["<padding>", "<unknown>", "<end>", *known]
-        self.vocabulary_size = len(self.vocabulary)
-        self._numbers = {token: number for number, token in enumerate(self.vocabulary) if number > END}
-        self.preprocessing: dict[str, Any] = {"tokens": tokens, "lowercase": lowercase, "vocabulary": self.vocabulary}
-        self.preprocessing |= {"max_length": max_length, "padding": 0, "unknown": UNKNOWN, "end": END}
+        vocabulary = ["<padding>", "<unknown>", "<end>", *known]
+        preprocessing: dict[str, Any] = {"tokens": tokens, "lowercase": lowercase, "vocabulary": vocabulary}
+        preprocessing |= {"max_length": max_length, "padding": 0, "unknown": UNKNOWN, "end": END}
+        self._set_preprocessing(preprocessing)
         self.texts = self._inputs(mine)  # (N, T)
         if not pairs:
             self.classes = labels
@@ -127,6 +126,24 @@ class TextLines(Dataset):
             if len(numbers) > max_length:
                 raise UsageError(f"{row.where}: the target has {len(numbers)} tokens with its end: --max_length")
             text[: len(numbers)] = torch.tensor(numbers)
+
+    @classmethod
+    def from_record(
+        cls, record: dict[str, Any], *, separator: str | None, encoding: str, text_column: str, **_: Any
+    ) -> "TextLines":
+        """A dataset without texts, as a run kept it: for `open_rows`. The arguments are those of the constructor."""
+        dataset = cls.__new__(cls)
+        dataset.separator, dataset.encoding, dataset.text_column = separator, encoding, text_column
+        dataset._set_preprocessing(record["preprocessing"])
+        if record["classes"]:
+            dataset.classes = record["classes"]
+        return dataset
+
+    def _set_preprocessing(self, preprocessing: dict[str, Any]) -> None:
+        self.preprocessing, self.vocabulary = preprocessing, preprocessing["vocabulary"]
+        self.tokens, self.lowercase = preprocessing["tokens"], preprocessing["lowercase"]
+        self.max_length, self.vocabulary_size = preprocessing["max_length"], len(self.vocabulary)
+        self._numbers = {token: number for number, token in enumerate(self.vocabulary) if number > END}
 
     def __len__(self) -> int:
         return len(self.ids)

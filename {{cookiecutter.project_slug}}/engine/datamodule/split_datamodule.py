@@ -49,6 +49,7 @@ class SplitDataModule(LightningDataModule):
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
         self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
+        self.restored = False  # whether there is a record in place of the data
         self._splits: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._sample: Any = None
@@ -73,15 +74,15 @@ class SplitDataModule(LightningDataModule):
                     counts = f"has {number} classes, and the train split {trained}: the others are never learnt"
                     raise UsageError(f"the {other} split of {self.dataset_class.__name__} {counts}")
         dataset = self._splits[name]
-        if dataset is not None and not isinstance(dataset, IterableDataset) and len(dataset) == 0:  # type: ignore[arg-type]
+        if not (dataset is None or self.restored or isinstance(dataset, IterableDataset)) and len(dataset) == 0:  # type: ignore[arg-type]
             fractions = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
             raise ValueError(f"the {name} split of {self.dataset_class.__name__} is empty ({fractions})")
         return dataset
 
     def sample(self) -> Any:
-        """A batch of two training items on the CPU; None for a stream, which reading would move on."""
+        """A batch of two training items on the CPU; None of a stream, which reading would move on, and of a record."""
         dataset: Any = self.split("train")
-        if self._sample is None and not isinstance(dataset, IterableDataset):
+        if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
             collate = getattr(unwrap_subset(dataset), "collate_fn", default_collate)
             reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
             self._sample = collate(fetch_items(dataset, [0, 1][: len(dataset)]))
@@ -92,6 +93,8 @@ class SplitDataModule(LightningDataModule):
 
         Without a sample, or with a target that is no tensor, only num_classes is there.
         """
+        if self.restored:
+            return self.kept["target_info"] | {"shape": tuple(self.kept["target_info"]["shape"])}
         info = {"num_classes": self.attribute("num_classes")}
         sample = self.sample()
         target = None if sample is None else class_balance.get_target(sample)
@@ -109,15 +112,32 @@ class SplitDataModule(LightningDataModule):
         dataset = dataset if dataset is not None else self.split("train")
         return num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
 
+    def restore(self) -> bool:
+        """Takes the dataset as the checkpoint's run kept it, in place of its files; returns whether that can be done.
+
+        It needs a class method `from_record(record, **arguments)`, which makes what `predict` needs to read files.
+        """
+        from_record = getattr(self.dataset_class, "from_record", None)
+        known = self.kept.get("dataset") == self.dataset_class.__name__ and "shape" in self.kept.get("target_info", {})
+        if from_record is None or not known:
+            return False
+        self._splits = {"train": from_record(self.kept, **self.arguments), "val": None, "test": None}
+        self.restored = True
+        return True
+
     def record(self) -> dict[str, Any]:
         """What tells whether the data has changed since a run began, as JSON holds it.
 
-        "dataset" (the class), "classes", "preprocessing", and "splits": how they were made, and of each one its
-        fingerprint (None of a stream, or where its fraction is 0).
+        "dataset" (the class), "classes", "preprocessing", "target_info", and "splits": how they were made, and of each
+        one its fingerprint (None of a stream, or where its fraction is 0).
         """
         splits: dict[str, Any] = {"stratify": self.stratify}
         splits |= {name: fingerprint(self.split(name), self.data_dir) for name in ("train", "val", "test")}
-        facts = {"dataset": self.dataset_class.__name__, "splits": splits}
+        facts = {
+            "dataset": self.dataset_class.__name__,
+            "target_info": plain_value(self.target_info()),
+            "splits": splits,
+        }
         return facts | {name: plain_value(self.attribute(name)) for name in ("classes", "preprocessing")}
 
     def _report_absent_classes(self, name: str) -> None:

@@ -26,7 +26,7 @@ def callbacks(run_dir: Path, model: Any, data: Any, *, new_data: bool = False) -
 
     Raises: UsageError: the classes, the preprocessing or the items of a split have changed.
     """
-    if not isinstance(data, SplitDataModule):
+    if not isinstance(data, SplitDataModule) or data.restored:
         return []
     record = data.record()
     if data.kept and data.kept["dataset"] == record["dataset"] and (changed := _changes(data.kept, record)):

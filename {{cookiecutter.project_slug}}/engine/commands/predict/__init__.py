@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
-from engine.datamodule.seeding import resolve_subset
+from engine.datamodule.splits import item_ids
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
 
@@ -39,7 +39,7 @@ def run(
     or the texts that its `decode` makes of whole numbers.
     With npy and pt: the probabilities or output values alone, as an array (items, ...) of float32, and beside it the
     paths or ids, one a line. With png: the images that come out, or masks of the classes of their pixels, in
-    predictions/.
+    predictions/. Of images and rows the file is called like the folder or file they come from: predictions_NAME.csv.
 
     Args:
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
@@ -52,15 +52,17 @@ def run(
         TypeError: the network's output is no tensor.
     """
     data.predict_dataset = prediction_dataset(data, images, rows)
-    trainer.callbacks.append(PredictionWriter(run_dir, format, data))  # type: ignore[attr-defined]
+    source = images or rows
+    name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
+    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
 class PredictionWriter(Callback):
     """Writes the predictions of each rank, and at the end one file in the order of the items."""
 
-    def __init__(self, folder: Path, format: str, data: Any) -> None:
-        self.folder, self.format, self.data = folder, format, data
+    def __init__(self, folder: Path, format: str, data: Any, name: str) -> None:
+        self.folder, self.format, self.data, self.name = folder, format, data, name
         self.num_items = 0
         self.integer = False
         self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", (1,))])
@@ -82,7 +84,7 @@ class PredictionWriter(Callback):
         of_files = isinstance(getattr(loader, "data", None), ImageFiles)
         readable = batch[-1].cpu().numpy() if of_files else np.full(len(values), True)
         if self.format == "png":
-            self.images = self.images or ImageWriter(self.folder / "predictions", self.data, _ids(loader.data))
+            self.images = self.images or ImageWriter(self.folder / self.name, self.data, item_ids(loader.data))
             write = keep & readable
             self.images.write(numbers[write].tolist(), values[torch.from_numpy(write)], _classifies(module))
             values = values.new_empty(len(values), 0)
@@ -107,7 +109,7 @@ class PredictionWriter(Callback):
                 path.unlink()
 
     def _rank_file(self, rank: int) -> Path:
-        return self.folder / f"predictions.{rank}.part"
+        return self.folder / f"{self.name}.{rank}.part"
 
     def _item_numbers(self, trainer: Trainer, batch_idx: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of a batch's items in the dataset (B,), and which of them this rank writes (B,)."""
@@ -137,16 +139,16 @@ class PredictionWriter(Callback):
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be
         skipped = sorted(int(number) for file in files for number in file["number"][~file["readable"]])
         count = sum(map(len, files)) - len(skipped)
-        ids, shape = _ids(dataset), self.record["values"].shape
+        ids, shape = item_ids(dataset), self.record["values"].shape
 
         def rows() -> Iterator[tuple[int, np.ndarray]]:
             for record in heapq.merge(*files, key=lambda record: record["number"]):
                 if record["readable"]:
                     yield int(record["number"]), record["values"]
 
-        path = self.folder / f"predictions.{self.format}"
+        path = self.folder / f"{self.name}.{self.format}"
         if self.format == "png":  # each is written already
-            path = self.folder / "predictions"
+            path = self.folder / self.name
         elif self.format == "csv":
             names = self.data.attribute("classes") if classifies else None
             decode = self.data.attribute("decode") if self.integer else None
@@ -154,7 +156,8 @@ class PredictionWriter(Callback):
         else:
             write_array(path, rows(), (count, *shape))
             if ids is not None:
-                path.with_suffix(".txt").write_text("".join(f"{ids[number]}\n" for number, _ in rows()), "utf-8")
+                names_of_rows = "".join(f"{ids[number]}\n" for number, _ in rows())
+                path.with_suffix(".txt").write_text(names_of_rows, "utf-8", errors="backslashreplace")
         for number in skipped:
             print(f"left out: {dataset.why(number)}", file=sys.stderr)
         written = f"{count} {'files' if self.format == 'png' else 'rows'}"
@@ -172,16 +175,3 @@ def _probabilities(outputs: Any, module: Any) -> Tensor:
 
 def _classifies(module: Any) -> bool:
     return bool(getattr(module, "is_multiclass", False))
-
-
-def _ids(split: Any) -> list[str] | None:
-    """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
-    if not hasattr(split, "__len__"):
-        return None
-    data, indices = resolve_subset(split, list(range(len(split))))
-    for attribute in ("ids", "paths", "samples", "imgs"):
-        names = getattr(data, attribute, None)
-        if names is not None and len(names) == len(data):
-            chosen = (names[index] for index in indices)
-            return [str(name[0] if isinstance(name, (tuple, list)) else name) for name in chosen]
-    return None

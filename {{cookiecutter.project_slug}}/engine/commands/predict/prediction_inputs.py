@@ -1,6 +1,7 @@
 """Inputs of `predict` beside the test split: image files, or the rows of a file, read by the dataset."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ class ImageFiles(Dataset[Any]):
         # What PIL raises for a file that is broken; anything else is a mistake in open_image.
         self.broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
         self.open_image = open_image
-        paths = [folder] if folder.is_file() else folder.rglob("*")
-        images = (path for path in paths if path.suffix.lower() in Image.EXTENSION and path.is_file())
+        images = (path for path in _files(folder) if path.suffix.lower() in Image.EXTENSION and path.is_file())
         self.ids = sorted(str(path) for path in images if path.name[0] != ".")
         if not folder.exists():
             raise UsageError(f"--images {folder}: there is no such folder or file")
@@ -73,6 +73,17 @@ class ImageFiles(Dataset[Any]):
             return self.open_image(path)
         except self.broken as error:
             return error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The file, or the files below a folder, those of folders that are links too; each folder once."""
+    if folder.is_file():
+        yield folder
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(root))
+        folders[:] = sorted(one for one in folders if os.path.realpath(os.path.join(root, one)) not in visited)
+        yield from (Path(root, name) for name in names)
 
 
 class FileRows(TensorDataset):

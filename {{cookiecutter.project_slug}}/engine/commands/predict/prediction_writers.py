@@ -21,7 +21,7 @@ def write_table(
     classifies: the values are probabilities, of classes called `names`. decode: makes a text of values, or is None.
     """
     part = path.with_suffix(".csv.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:  # a path may be no UTF-8
         writer = csv.writer(file)
         head = ["index", *(["id"] if ids else []), *(["class"] if classifies else []), *(["name"] if names else [])]
         values_head = ["text"] if decode else [f"{'p' if classifies else 'y'}{number}" for number in range(width)]
