@@ -1,12 +1,13 @@
 """`export`: a network in a file that runs without this project."""
 
+import csv
 import importlib
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import main
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 import torch
 from engine.checkpointing.checkpoint_io import load
 from paths import PROJECT
+from PIL import Image, ImageOps
+from test_examples import write_mnist
 
 RUN = Path("lightning_logs/version_0")
 
@@ -52,7 +55,8 @@ def test_onnx_answers_as_the_checkpoint(lenet, capsys: pytest.CaptureFixture[str
     names = ["labels.json", "network.onnx", "network.pt2"]
     assert sorted(path.name for path in RUN.iterdir() if path.name in names or "onnx" in path.name) == names
     labels = json.loads((RUN / "labels.json").read_text())
-    assert labels["preprocessing"] == {"channels": "grey", "size": 8, "white": 16, "mean": 4.88, "std": 6.02}
+    said = {"channels": "grey", "size": 8, "resize": "box", "ink": "light", "white": 16, "mean": 4.88, "std": 6.02}
+    assert labels["preprocessing"] == said
     network = importlib.import_module("model.lenet").LeNet(1, 10, 8)
     weights = load(next(RUN.glob("checkpoints/best*")))["state_dict"]
     network.load_state_dict({name[8:]: one for name, one in weights.items() if name.startswith("network.")})
@@ -64,23 +68,57 @@ def test_onnx_answers_as_the_checkpoint(lenet, capsys: pytest.CaptureFixture[str
         assert output == pytest.approx(network.eval()(images).detach().numpy(), abs=1e-4)
 
 
+def picture(name: str, size: tuple[int, int], mode: str = "L", **options: Any) -> None:
+    """A dark disc on a light, noisy ground."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    disc = np.hypot(x / size[0] - 0.5, y / size[1] - 0.4) < 0.3
+    noise = np.random.default_rng(0).integers(0, 40, (size[1], size[0], 3))
+    Image.fromarray((np.where(disc, 30, 210)[..., None] + noise).astype(np.uint8)).convert(mode).save(name, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_script_of_the_readme_serves_it(lenet) -> None:
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "image_folder"])
+def test_the_script_of_the_readme_answers_as_predict_does(dataset: str, monkeypatch, capsys) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("model.lenet")
+    pytest.importorskip(f"data.{dataset}")
+    flags = []
+    if dataset == "mnist":
+        write_mnist(Path("datasets"))
+    if dataset == "image_folder":
+        for number in range(40):
+            folder = Path("datasets", "ab"[number % 2])
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(f"{folder}/{number}.png", (20 + number, 24), "RGB")
+        flags = ["--img_size", "16"]
+    main.main(["--model_name", "lenet", "--dataset", dataset, "--max_epochs", "1", "--accelerator", "cpu", *flags])
+    main.main(["export", "--ckpt_path", "version_0", "--format", "onnx"])
     scripts = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (script,) = [one for one in scripts if "onnxruntime" in one]
-    from PIL import Image
-
-    Image.fromarray(np.full((20, 20), 99, np.uint8)).save("digit.png")
     Path("serve.py").write_text(script, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "serve.py", str(RUN), "digit.png"], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
-    main.main(["predict", "--ckpt_path", "version_0", "--images", "digit.png"])
-    shown = (RUN / "predictions_digit.csv").read_text().splitlines()[1].split(",")
-    assert done.stdout.split()[0] == shown[2]
-    assert float(done.stdout.split()[1]) == pytest.approx(max(map(float, shown[3:])), abs=1e-3)
+    Path("new").mkdir()
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    picture("new/wide.png", (63, 40), "RGB")
+    picture("new/photo.jpg", (31, 50), "RGB", exif=rotated)
+    picture("new/grey.png", (28, 28))
+    ImageOps.invert(Image.open("new/grey.png")).save("new/inverted.png")
+    main.main(["predict", "--ckpt_path", "version_0", "--images", "new"])
+    with (RUN / "predictions_new.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    for name, row in rows.items():
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["serve.py", str(RUN), name])
+        runpy.run_path("serve.py")
+        best, share = capsys.readouterr().out.split()
+        assert best == row["class"]
+        assert float(share) == pytest.approx(float(row[f"p{best}"]), abs=1e-5)
+    if dataset != "image_folder":  # ink on paper is read as its negative is
+        shares = [[float(rows[f"new/{name}.png"][f"p{at}"]) for at in range(10)] for name in ("grey", "inverted")]
+        assert shares[0] == pytest.approx(shares[1], abs=1e-3)  # means of bytes are rounded
 
 
 def test_without_its_packages_the_message_names_the_extra(train, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

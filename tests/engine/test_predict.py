@@ -223,7 +223,20 @@ def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.
 
 def test_mnist_opens_an_image_as_its_own() -> None:
     MNIST = pytest.importorskip("data.mnist").MNIST
-    pixels = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 100, (28, 28), dtype=np.uint8)
     Image.fromarray(pixels).save("one.png")
+    Image.fromarray(255 - pixels).save("dark_on_light.png")
     expected = (torch.from_numpy(pixels).float() - 33.3) / 78.6
     assert torch.equal(MNIST.open_image("one.png"), expected[None])
+    assert torch.equal(MNIST.open_image("dark_on_light.png"), expected[None])
+
+
+def test_digits_drawn_in_ink_are_read() -> None:
+    """The real digits, as light on dark and as dark on light."""
+    Digits = pytest.importorskip("data.digits").Digits
+    digits = Digits()
+    for number in range(20):
+        pixels = (digits.images[number, 0] * 6.02 + 4.88).div(16).mul(255).round().byte().numpy()
+        for image, name in ((pixels, "light.png"), (255 - pixels, "dark.png")):
+            Image.fromarray(image).resize((80, 80), Image.Resampling.NEAREST).save(name)
+            torch.testing.assert_close(Digits.open_image(name), digits.images[number], atol=0.01, rtol=0)

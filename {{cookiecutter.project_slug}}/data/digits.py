@@ -16,8 +16,9 @@ class Digits(Dataset):
     in_channels = 1
     img_size = 8
     num_features = 64  # 8 * 8
-    # input = (pixel - mean) / std, pixel from 0 (paper) to `white` (ink)
-    preprocessing: dict[str, Any] = {"channels": "grey", "size": 8, "white": 16, "mean": 4.88, "std": 6.02}
+    # input = (pixel - mean) / std, pixel from 0 (paper) to `white` (ink); a picture with a light edge is inverted first
+    preprocessing: dict[str, Any] = {"channels": "grey", "size": 8, "resize": "box", "ink": "light"}
+    preprocessing |= {"white": 16, "mean": 4.88, "std": 6.02}
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -40,12 +41,15 @@ class Digits(Dataset):
 
     @staticmethod
     def open_image(path: str) -> torch.Tensor:
-        """The input (1, 8, 8) from an image file of any size: one digit, light on dark, that fills the image."""
+        """The input (1, 8, 8) from an image file of any size: one digit that fills it, on a plain background."""
         import numpy as np
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX), np.float32)
+            small = ImageOps.exif_transpose(image).convert("L").resize((8, 8), Image.Resampling.BOX)
+        pixels = np.asarray(small, np.float32)
+        if np.median([*pixels[[0, -1]], *pixels.T[[0, -1]]]) > 127.5:  # dark on light
+            pixels = 255 - pixels
         return _normalise(torch.from_numpy(pixels / 255 * Digits.preprocessing["white"]))[None]
 
 

@@ -86,7 +86,7 @@ class ImageFolder(Dataset):
             mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*_whole(img_size), *PIXELS]))
         # input = (pixel - mean) / std, pixel from 0 (black) to `white`, after the short side was made `size` long
         self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "size": img_size, "white": 1}
-        self.preprocessing |= {"cut": "centre", "mean": mean, "std": std}
+        self.preprocessing |= {"resize": "bilinear", "cut": "centre", "mean": mean, "std": std}
         self.transform = self._plain = self._transform(_whole(img_size))
         if split == "train":
             drawn = [v2.RandomResizedCrop(img_size, (crop_scale, 1.0)), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]

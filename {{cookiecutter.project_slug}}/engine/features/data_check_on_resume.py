@@ -49,9 +49,10 @@ def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
         {"preprocessing": value} if not isinstance(value, dict) else value
         for value in (kept["preprocessing"], now["preprocessing"])
     )
-    if differing := [name for name in old | new if old.get(name) != new.get(name)]:
-        changed.append(f"other {', '.join(differing[:3])}")
     splits = kept.get("splits", {})
+    named = old | new if splits else old  # version 0.1 did not name all that there is
+    if differing := [name for name in named if old.get(name) != new.get(name)]:
+        changed.append(f"other {', '.join(differing[:3])}")
     for name in ("train", "val", "test"):
         before, after = splits.get(name), now["splits"][name]
         if splits and (before is None) != (after is None):
