@@ -11,7 +11,7 @@ from engine.checkpointing import resume, run_folder
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
-from engine.errors import UsageError
+from engine.errors import UsageError, print_own_frames
 from engine.launch import signals
 from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
 
@@ -176,4 +176,5 @@ def load_loggers(
 
 
 if __name__ == "__main__":
+    sys.excepthook = print_own_frames
     main()

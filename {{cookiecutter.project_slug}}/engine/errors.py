@@ -1,6 +1,9 @@
-"""UsageError, the one-line error of a wrong command line, and the "did you mean" suggestion."""
+"""UsageError, the one-line error of a wrong command line; "did you mean" suggestions; tracebacks of your own frames."""
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
 
 
 class UsageError(Exception):
@@ -14,6 +17,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
     simplified = {simplify(one): one for one in known}
     close = difflib.get_close_matches(simplify(name), simplified, n=1, cutoff=0.6)
     return f"; did you mean {simplified[close[0]]!r}?" if close else ""
+
+
+def print_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook`: a traceback with your own frames and the last one; with `python -X dev`, all of them.
+
+    The traceback that a worker process of a DataLoader sent along is shortened likewise.
+    """
+    import re  # only a run that fails pays for them
+    import sysconfig
+    import traceback
+
+    if sys.flags.dev_mode or not issubclass(kind, Exception):
+        sys.__excepthook__(kind, error, trace)
+        return
+    root = Path(__file__).resolve().parent.parent
+    not_own = [root / name for name in ("engine", "main.py", "data/data_interface.py", "model/model_interface.py")]
+    not_own += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+    text, left_out = "".join(traceback.format_exception(kind, error, trace)), 0
+
+    def shorten(frame: re.Match[str]) -> str:
+        nonlocal left_out
+        path = Path(frame[1]).resolve()
+        if not text.startswith("  File ", frame.end()) or not any(path.is_relative_to(one) for one in not_own):
+            return frame[0]
+        left_out += 1
+        return ""
+
+    print(re.sub(r'  File "([^"\n]+)", line .*\n(?:    .*\n)*', shorten, text), end="", file=sys.stderr)
+    if left_out:
+        print(
+            f"({left_out} frames that are not your own are left out: python -X dev main.py shows them)", file=sys.stderr
+        )
 
 
 def simplify(name: str) -> str:

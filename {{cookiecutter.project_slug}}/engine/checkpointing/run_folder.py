@@ -11,6 +11,7 @@ from engine.cli.settings import Settings
 from engine.errors import UsageError
 
 FOLDER = "lightning_logs"
+_created: list[Path] = []  # by this process
 
 
 def logs_root(default_root_dir: str | Path | None) -> Path:
@@ -34,6 +35,15 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
     kept = {name: value for name, value in settings.flags.items() if name not in own}
     config = config_file.dump(kept) if settings.action in ("fit", "tune") else None
     return open_folder(run, root, config, settings.job_id)
+
+
+def remove_untrained() -> None:
+    """Removes the run folders that this process has made and that hold neither a metric nor a checkpoint."""
+    import shutil  # not needed for help
+
+    for run in _created:
+        if not (run / "metrics.csv").exists() and not any(run.glob("checkpoints/*")):
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> dict[str, float]:
@@ -99,6 +109,7 @@ def create(root: Path) -> Path:
     while True:
         try:
             (root / f"version_{number}").mkdir()
+            _created.append((root / f"version_{number}").absolute())
             return root / f"version_{number}"
         except FileExistsError:
             number += 1

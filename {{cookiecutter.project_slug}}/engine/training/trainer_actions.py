@@ -18,7 +18,11 @@ def run_wrapped(settings: Settings, run: Run) -> dict[str, float]:
         return run_folder.dry_run(settings, run)
     for wrap in features_and_commands.hooks("fit").values() if settings.action == "fit" else ():
         run = partial(wrap, run=run)
-    metrics = run(settings)
+    try:
+        metrics = run(settings)
+    except Exception:
+        run_folder.remove_untrained()
+        raise
     for finish in features_and_commands.hooks("finish").values():
         finish()
     return metrics

@@ -1,0 +1,30 @@
+"""What is left of a run, and what is shown, when the user's own code raises."""
+
+from pathlib import Path
+
+import pytest
+from paths import TOYS
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_item_costs_no_run_folder_and_shows_its_own_frames(shell, workers: str) -> None:
+    done = shell(*TOYS, "--broken_item", "71", "--batch_size", "90", "--num_workers", workers)
+    assert done.returncode == 1
+    assert not list(Path("lightning_logs").glob("version_*"))
+    lines = done.stderr.splitlines()
+    assert len(lines) < 25
+    assert "toys.py" in done.stderr
+    assert 'raise ValueError(f"item {index} is broken")' in done.stderr
+    assert "item 71 is broken" in done.stderr
+    assert "while fetching item 71 of Blobs" in done.stderr
+    assert done.stderr.count("site-packages") == (workers == "2")  # the last frame: torch, which passes it on
+    assert "python -X dev main.py shows them" in lines[-1]
+
+
+def test_a_run_that_has_trained_is_kept(train) -> None:
+    with pytest.raises(ValueError, match="item 71 is broken"):
+        train("--broken_item", 71, "--batch_size", 4)
+    assert Path("lightning_logs/version_0/metrics.csv").is_file()
+    with pytest.raises(ValueError, match="item 71 is broken"):
+        train("--broken_item", 71, "--batch_size", 90)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
