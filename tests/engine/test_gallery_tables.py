@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine.errors import UsageError
+from pytorch_lightning import Callback
 
 NET = ["--model_name", "toys.Net", "--hidden_dim", "16", "--lr", "0.05", "--num_threads", "1"]
 FLAGS = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
@@ -141,18 +142,28 @@ def test_rows_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -
         assert f"--rows {name}: {said}" in capsys.readouterr().err
 
 
+class Drawn(Callback):
+    """Keeps what predicted.png shows."""
+
+    def on_test_end(self, trainer: Any, module: Any) -> None:
+        (self.pairs,) = [one.samples.pairs for one in trainer.callbacks if hasattr(one, "samples")]
+
+
 def test_a_number_is_told() -> None:
     there()
     write()
     flags = [*gallery.QUICK, "--dataset", "csv_table", "--data_dir", ".", "--target", "number", "--drop", "kind", *NET]
-    more = ["--loss", "mse_loss", "--scale_target", "--metrics", "mae", "r2"]
-    metrics = main.main([*flags, *more, "--max_epochs", "15"])
+    more = ["--loss", "mse_loss", "--scale_target", "--metrics", "mae", "r2", "--pictures"]
+    drawn = Drawn()
+    metrics = main.main([*flags, *more, "--max_epochs", "15"], [drawn])
     assert metrics["test_r2"] > 0.9  # the mean: 0
     predicted = gallery.predicts()  # in the unit of the file
     assert predicted.shape == (60, 1)
     lines = Path("table.csv").read_text().splitlines()
     names = Path("lightning_logs/version_0/predictions.txt").read_text().split()
     true = np.array([float(lines[int(name) + 1].split(",")[3]) for name in names])
+    assert metrics["test_mae"] == pytest.approx(np.abs(predicted[:, 0] - true).mean(), rel=1e-4)
+    np.testing.assert_allclose(np.sort(drawn.pairs.numpy().T), np.sort([true, predicted[:, 0]]), rtol=1e-4)
     assert np.square(predicted[:, 0] - true).mean() == pytest.approx((1 - metrics["test_r2"]) * true.var(), rel=1e-3)
 
 

@@ -65,7 +65,8 @@ class CsvTable(Dataset):
             table: the file, below data_dir; .parquet is read as Parquet, anything else as CSV.
             target: the column to predict from the others.
             task: classes or number; none takes a target with fractions, or of over 20 whole numbers, for a number.
-            scale_target: tell (target - mean) / std of the train split instead of a number as it stands.
+            scale_target: learn (target - mean) / std of the train split instead of a number as it stands. The loss is
+                of the scaled numbers; metrics, pictures and predictions are in the unit of the file.
             drop: columns to leave out.
             id_column: names the rows in predictions, and is left out; none names them by their place from 0.
             split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
@@ -210,7 +211,7 @@ class CsvTable(Dataset):
     def inverse_transform(self, values: torch.Tensor) -> torch.Tensor:
         """Numbers as the network tells them, (N, ...) -> in the unit of the file, which scale_target leaves."""
         mean, std = self.scale
-        return values.float() * std + mean
+        return values.float() * std + mean if self.scale != (0.0, 1.0) else values
 
     def open_rows(self, path: str) -> tuple[list[str], torch.Tensor]:
         """Names and features (N, F) of another table's rows.

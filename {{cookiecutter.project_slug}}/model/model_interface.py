@@ -102,6 +102,8 @@ class MInterface(MetricLoggingModule):
             if monitor not in model.metrics:  # a subclass may log others
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
         model.save_hyperparameters(settings.flags)
+        if not model.is_multiclass:
+            model.set_unit(data.attribute("inverse_transform"))
         return model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

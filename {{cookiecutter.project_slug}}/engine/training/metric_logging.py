@@ -1,5 +1,6 @@
 """MetricLoggingModule: metrics of each stage, logged at the end of an epoch and kept in checkpoints."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ class MetricLoggingModule(LightningModule):
             built = metrics.build(names, loss, target_info)
             self._metric_buffers[stage] = MetricBuffer([metric for name, metric in built.items() if name != "loss"])
             self.metrics.update({f"{stage}_{name}": metric for name, metric in built.items()})
+
+    def set_unit(self, inverse_transform: Callable[[Tensor], Tensor] | None) -> None:
+        """Measures what `inverse_transform` makes of outputs and targets: a dataset's scaled numbers, in their unit."""
+        for buffer in self._metric_buffers.values():
+            buffer.inverse_transform = inverse_transform
 
     def stage_metrics(self, stage: str) -> dict[str, Metric]:
         """The metrics of a stage, by full name (`train_loss`); of all stages for ""."""
@@ -107,10 +113,13 @@ class MetricBuffer:
     def __init__(self, metrics: list[Metric]) -> None:
         self.metrics, self.batches = metrics, list[tuple[Tensor, Tensor]]()
         states = [state for metric in metrics for state in metric.metric_state.values() if isinstance(state, Tensor)]
+        self.inverse_transform: Callable[[Tensor], Tensor] | None = None
         self.capacity = 1 if any(state.is_floating_point() for state in states) else 16
 
     def add(self, output: Tensor, target: Tensor) -> None:
         """Adds a batch; a large one, such as of masks, is not held back."""
+        if self.inverse_transform is not None:
+            output, target = self.inverse_transform(output), self.inverse_transform(target)
         if self.batches and [tensor.shape[1:] for tensor in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
             self.flush()
         self.batches.append((output, target))
