@@ -112,7 +112,7 @@ def run(
         logger=load_loggers(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
-    print_start(settings, trainer, run_dir, prepared)
+    print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
     with watchdog.watch(trainer, hang_minutes):
         run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
     run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)

@@ -25,9 +25,10 @@ class DInterface(SplitDataModule):
     True, and that is split into train and val, and with False for test. Any other is called once and split into all
     three. No item is in two splits, and the split follows from the seed alone.
 
-    An item is `(*inputs, target)` or a dict. `__getitems__(indices)` may return a whole batch, `collate_fn` (a static
-    method of the dataset) makes a batch of items, and `prepare_data(**arguments)` (a static method) or the argument
-    `download` downloads what is missing: one process a machine at a time, before any split is built.
+    An item is `(*inputs, target)` or a dict, see ItemFields. `__getitems__(indices)` may return a whole batch,
+    `collate_fn` (a static method of the dataset) makes a batch of items, and `prepare_data(**arguments)` (a static
+    method) or the argument `download` downloads what is missing: one process a machine at a time, before any split is
+    built.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class DInterface(SplitDataModule):
         self._train_loader = self._loader(
             dataset,
             shuffle=trainer is None or not trainer.overfit_batches,  # --overfit_batches: the same items each epoch
-            weights=class_balance.balanced_weights(dataset) if self.balanced else None,
+            weights=class_balance.balanced_weights(dataset, self.get_target) if self.balanced else None,
             current_epoch=lambda: trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
         )
         self._train_loader.load_state_dict(self._resume_from)

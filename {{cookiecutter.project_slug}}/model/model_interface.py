@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -10,17 +10,23 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from engine.cli.settings import Settings
+from engine.datamodule.item_fields import Fields, ItemFields
 from engine.datamodule.resumable_loader import drop_padding
 from engine.errors import UsageError
 from engine.lightning_compat import cache_signature
-from engine.training import losses, lr_schedulers, optimizers
+from engine.training import losses, lr_schedulers, metrics, optimizers
+from engine.training.answers import Answer, main_output, task_of
 from engine.training.hardware import to_channels_last
 from engine.training.metric_logging import MetricLoggingModule
-from engine.training.metrics import task_of
+
+_OWN_STEPS = ("step", "training_step", "predict_step")
 
 
 class MInterface(MetricLoggingModule):
-    """Trains a network on batches `(*inputs, target)`, or dicts with a "target" beside the network's arguments.
+    """Trains a network on batches `(*inputs, target)`, or dicts with the network's arguments and a target by name.
+
+    What an item is says ItemFields; what an output means, Answer. A network that takes the target too, in a parameter
+    `targets` or `labels`, returns its own loss, or a dict of losses, each of which is logged.
 
     It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
     epoch and all processes, and `train_loss_step` every `log_every_n_steps`.
@@ -34,6 +40,8 @@ class MInterface(MetricLoggingModule):
         network: nn.Module | None = None,
         *,
         loss: str = "cross_entropy",
+        task: Literal["multiclass", "binary", "multilabel", "regression", "none"] | None = None,
+        class_dim: Literal[1, -1] | None = None,
         class_weights: Literal["balanced"] | None = None,
         metrics: tuple[str, ...] | None = None,
         lr: float = 2e-3,
@@ -47,7 +55,10 @@ class MInterface(MetricLoggingModule):
 
         Args:
             network: the module to train; None in a subclass that has its own forward.
-            loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to one of yours.
+            loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
+            task: what an output means: logits of classes, of yes or no, or of several such questions; numbers; or none
+                of these. None follows from the loss, and of a loss of your own from the targets.
+            class_dim: dimension of the classes in an output; none finds it in the shapes of the first batch.
             class_weights: balanced weighs the loss of a class by one over its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
             lr: learning rate.
@@ -59,22 +70,38 @@ class MInterface(MetricLoggingModule):
                 the "target_info" of the data.
         """
         given = component_kwargs or {}
-        target_info = given.get("target_info", {})
+        target_info = given.get("target_info", {}) | ({"task": task} if task else {})
         super().__init__(metrics, loss, target_info)
         self.network = network
+        forward = network.forward if network is not None else None
+        self.item_fields = ItemFields(forward if type(self).forward is MInterface.forward else self.forward)
+        self.notes: list[str] = []  # what is guessed of the data, for the start line
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
         self.loss = losses.build(loss, given.get("loss", {}))
-        task = task_of(loss, target_info)
-        self.is_multiclass = task == "multiclass"  # the output is a logit for each class
-        # The output is a logit for each binary label; binary_cross_entropy itself takes probabilities.
-        self.has_binary_logits = task in ("binary", "multilabel") and loss != "binary_cross_entropy"
+        self.own_loss = "." in losses.functional_name(loss)
+        self.num_loss_inputs, self.loss_from_batch = losses.batch_arguments(self.loss) if self.own_loss else (2, {})
+        self.answer = Answer(
+            task_of(loss, target_info), class_dim, losses.functional_name(loss) != "binary_cross_entropy"
+        )
+        self.num_classes: int | None = target_info.get("num_classes")
+        self.is_multiclass = self.answer.task == "multiclass"  # the output is a logit for each class
+        self.has_binary_logits = self.answer.task in ("binary", "multilabel") and self.answer.are_logits
+        self.has_own_step = any(getattr(type(self), name) is not getattr(MInterface, name) for name in _OWN_STEPS)
+        self.asked_task = task
+        self.asked_metrics = metrics
         self.loss_name, self.class_weights = loss, class_weights
         self.lr, self.lr_scale = lr, lr_scale
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
         self.schedule = lr_schedulers.DEFAULTS | given.get("schedule", {})
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
+
+    @property
+    def predicts(self) -> Answer:
+        """What predict makes of an output; of a system with a step of its own nothing, unless it says its task."""
+        meant = self.is_multiclass or self.has_binary_logits
+        return self.answer if meant and (self.asked_task or not self.has_own_step) else Answer("none")
 
     @classmethod
     def from_settings(cls, settings: Settings, data: Any) -> "MInterface":
@@ -87,20 +114,27 @@ class MInterface(MetricLoggingModule):
             if known is not None and known != given:
                 raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
         kwargs: dict[str, Any] = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")}
-        kwargs["target_info"] = data.target_info()
+        data.sample()  # before the first weights are drawn: it seeds
         network_class, system = settings.network.load(), settings.arguments["system"]
+        if "." in (loss := system.get("loss", "")):
+            kwargs["loss"] = losses.arguments_from_data(loss, kwargs["loss"], data.attribute)
         if isinstance(network_class, type) and issubclass(network_class, cls):
             parameters = inspect.signature(network_class).parameters.values()
             if any(one.kind is one.VAR_KEYWORD or one.name == "component_kwargs" for one in parameters):
-                arguments["component_kwargs"] = kwargs
+                arguments["component_kwargs"] = kwargs | {"target_info": data.target_info()}
             model = network_class(**system | arguments)
         else:
-            model = cls(network := network_class(**arguments), **system, component_kwargs=kwargs)
+            network = network_class(**arguments)
+            data.item_fields = ItemFields(network.forward)
+            model = cls(network, **system, component_kwargs=kwargs | {"target_info": data.target_info()})
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             if monitor not in model.metrics:  # a subclass may log others
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
+        data.item_fields = model.item_fields
+        if (sample := data.sample()) is not None and not model.has_own_step:
+            model.notes = [note for note in [model.item_fields.split(sample).note] if note]
         model.save_hyperparameters(settings.flags)
         if not model.is_multiclass:
             model.set_unit(data.attribute("inverse_transform"))
@@ -123,36 +157,110 @@ class MInterface(MetricLoggingModule):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch, (); updates the metrics of the stage. stage: "train", "val" or "test"."""
-        target = self.unpack_batch(batch)[1]
+        fields = self.batch_fields(batch)
         args, kwargs = self.arguments(batch)
-        output = self(*args, **kwargs)
-        if self.is_multiclass and target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
-            raise UsageError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
-        if not self.is_multiclass and output.shape == (*target.shape, 1):
-            output = output.squeeze(-1)  # (B, 1) -> (B,)
+        output = self(*args, **kwargs | fields.to_forward)
+        parts, output = self._compare(output, fields, batch)
+        if (loss := losses.total(parts)) is None:
+            raise UsageError(f"--loss {self.loss_name} gives {_describe(parts)}: return the mean (), or a dict of such")
+        target = fields.target
+        num_items = len(target) if isinstance(target, Tensor) else fields.num_items()
         if stage != "train":
-            self.last_output = output.detach()
-        loss = self.loss(output, target)
-        if self.is_multiclass and target.is_floating_point():
-            target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
-        output = output.detach().contiguous()  # torchmetrics takes no channels_last images
-        predictions = output.sigmoid() if self.has_binary_logits else output
-        predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
-        self.metrics[f"{stage}_loss"].add(loss.detach(), len(target))  # type: ignore[operator]
-        self._metric_buffers[stage].add(predictions, target)
+            self.last_output = None if output is None else output.detach()
+        self.metrics[f"{stage}_loss"].add(loss.detach(), num_items)  # type: ignore[operator]
+        for name, part in parts.items() if isinstance(parts, Mapping) else ():
+            if part.dim() == 0:
+                self._part_metric(f"{stage}_{name}").add(part.detach(), num_items)
+        if output is not None:
+            if self.is_multiclass and target.is_floating_point():
+                target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
+            output = output.detach().contiguous()  # torchmetrics takes no channels_last images
+            predictions = output.sigmoid() if self.has_binary_logits else output
+            predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
+            self._metric_buffers[stage].add(predictions, target)
         return loss
 
-    @staticmethod
-    def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
-        """The network's arguments (a sequence, or a dict by name) and the target of a batch."""
-        if isinstance(batch, dict):
-            return {name: value for name, value in batch.items() if name != "target"}, batch["target"]
-        return batch[:-1], batch[-1]
+    def _compare(self, output: Any, fields: Fields, batch: Any) -> tuple[Any, Tensor | None]:
+        """The loss of an output, or its parts by name; and the output aligned with the target, None where it cannot be.
+
+        Raises:
+            UsageError: the loss does not go with the output or with the items.
+        """
+        answer, target = main_output(output), fields.target
+        if fields.to_forward or target is None:  # the network may return its own loss
+            parts = output
+            if fields.to_forward and losses.total(output) is None and not isinstance(answer, Tensor):
+                with losses.training_mode(self):  # a detector in evaluation returns boxes instead
+                    parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
+            if losses.total(parts) is not None:
+                is_class = isinstance(answer, Tensor) and answer.dim() == 2 and self.answer.fits(answer, target, None)
+                return parts, answer if is_class and self.is_multiclass else None
+        comparable = isinstance(answer, Tensor) and isinstance(target, Tensor)
+        if not self.own_loss:
+            if not comparable:
+                here = f"here they are {_describe(output)} and {_describe(target)}"
+                needs = (
+                    "needs tensors as output and target"
+                    if target is not None
+                    else "needs a target, and an item has none"
+                )
+                raise UsageError(f"--loss {self.loss_name} {needs}; {here}: --loss my_losses.mine takes anything")
+            answer = self.answer.align(answer, target)
+            return self.loss(answer, target), answer
+        comparable = comparable and self.answer.task != "none"
+        aligned = self.answer.align(answer, target) if comparable else None
+        given = aligned if comparable and not self.is_multiclass and answer is output else output
+        parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
+        if aligned is None or not self.answer.fits(aligned, target, self.num_classes):
+            self._leave_out_metrics(answer, target)
+            return parts, None
+        return parts, aligned
+
+    def _loss_arguments(self, batch: Any) -> dict[str, Any]:
+        """What a loss of one's own takes of a batch beside output and target."""
+        entries = batch if isinstance(batch, Mapping) else {}
+        if missing := [name for name, required in self.loss_from_batch.items() if required and name not in entries]:
+            has = ", ".join(entries) or "no names: let the dataset give dicts"
+            raise UsageError(f"--loss {self.loss_name} needs {', '.join(missing)} of the batch, which has {has}")
+        return {name: entries[name] for name in self.loss_from_batch if name in entries}
+
+    def _leave_out_metrics(self, output: Any, target: Any) -> None:
+        """Takes the outputs for what no metric compares with the targets."""
+        shapes = f"the network gives {_describe(output)}, and the target is {_describe(target)}"
+        if self.asked_metrics and self.answer.task != "none":
+            raise UsageError(f"--metrics {' '.join(self.asked_metrics)}: {shapes}")
+        if self.answer.task != "none":
+            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+            if self.trainer.is_global_zero:
+                print(f"no metric but the loss: {shapes}", flush=True)
+
+    def _part_metric(self, name: str) -> Any:
+        """The mean of a part of the loss, made when it first comes."""
+        if name not in self.metrics:
+            self.metrics[name] = metrics.Mean().to(self.device)
+        return self.metrics[name]
+
+    def batch_fields(self, batch: Any) -> Fields:
+        """The inputs, the target and the rest of a batch."""
+        if type(self).unpack_batch is MInterface.unpack_batch:
+            return self.item_fields.split(batch)
+        inputs, target = self.unpack_batch(batch)
+        return Fields([], inputs, target) if isinstance(inputs, dict) else Fields(list(inputs), {}, target)
+
+    def unpack_batch(self, batch: Any) -> tuple[Any, Any]:
+        """The network's arguments (a sequence, or a dict by name) and the target of a batch, None where it has none."""
+        fields = self.item_fields.split(batch)
+        return fields.kwargs or fields.args, fields.target
 
     def arguments(self, batch: Any) -> tuple[list[Any], dict[str, Any]]:
-        """The positional and the keyword arguments of `forward` for a batch."""
-        inputs, _ = self.unpack_batch(batch)
-        return ([], inputs) if isinstance(inputs, dict) else (list(inputs), {})
+        """The positional and the keyword arguments of `forward` for a batch, the target where it must be among them."""
+        fields = self.batch_fields(batch)
+        required = {name: one for name, one in fields.to_forward.items() if name in self.item_fields.required}
+        return fields.args, fields.kwargs | required
+
+    def num_items(self, batch: Any) -> int:
+        """The number of items of a batch."""
+        return self.batch_fields(batch).num_items()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.step(self.batch_transform(*batch) if self.batch_transform else batch, "train")
@@ -191,6 +299,20 @@ class MInterface(MetricLoggingModule):
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
             self.loss = partial(self.loss, weight=weight.float().to(self.device))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["answer"] = {"task": self.answer.task, "class_dim": self.answer.class_dim}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        answer = checkpoint.get("answer", {})
+        self.answer.class_dim = self.answer.class_dim or answer.get("class_dim")
+        if answer.get("task") == "none":
+            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+        for name, state in checkpoint.get("metrics", {}).items():  # parts of the loss
+            if state.keys() == {"total", "items"}:
+                self._part_metric(name)
+        super().on_load_checkpoint(checkpoint)
+
     def configure_callbacks(self) -> list[Callback]:
         if self.schedule["lr_scheduler"] != "plateau":
             return []
@@ -217,3 +339,7 @@ class MInterface(MetricLoggingModule):
         ends = self.trainer.max_epochs, self.trainer.max_steps
         scheduler = lr_schedulers.build(optimizer, epoch, *ends, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
+
+
+def _describe(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

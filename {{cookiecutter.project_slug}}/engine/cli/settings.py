@@ -39,7 +39,7 @@ def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, j
     """
     network, dataset = table.groups["network"], table.groups["dataset"]
     inferred = [name for name, one in network.parameters.items() if one.default is REQUIRED]
-    values, missing = dict(given), []
+    values, missing, loss = dict(given), list[str](), table.groups.get("loss")
     for name, flag in table.flags.items():
         from_data = name in inferred and _may_have(dataset, name)
         if from_data and name not in dataset.parameters:
@@ -48,7 +48,8 @@ def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, j
                 raise UsageError(f"--{name} {given[name]}: {dataset.owner} says that it is {attribute}")
         elif name not in given and flag.default is not REQUIRED:
             values[name] = flag.default
-        if name not in values and not from_data:
+        from_batch = loss is not None and len(flag.parameters) == 1 and name in loss.parameters
+        if name not in values and not (from_data or from_batch):
             missing.append(_missing(flag))
     if missing:
         raise UsageError("; ".join(missing))

@@ -24,8 +24,10 @@ def signature(kind: str, name: str) -> Signature:
         UsageError: there is none of that name; the message says what there is.
     """
     if "." in name:
-        own = signatures_from_import.from_object(discovery.find("model", name).load(), name)
-        inputs = [*own.parameters][: 2 if kind == "loss" else 1]  # output and target; the parameters
+        target = discovery.find("model", name).load()
+        own = signatures_from_import.from_object(target, name)
+        # Output and target of a loss function, none of a loss class; the parameters of an optimiser.
+        inputs = [*own.parameters][: 1 if kind == "optimizer" else 0 if isinstance(target, type) else 2]
         return own.without(_NOT_FLAGS[kind].union(inputs))
     found = (_losses if kind == "loss" else _optimizers)(name) if name.isidentifier() else {}
     if name not in found:

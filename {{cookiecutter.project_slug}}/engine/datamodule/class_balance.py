@@ -1,11 +1,14 @@
 """Class targets of a dataset: their range, the number of items a class, and sampling weights that balance it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from engine.datamodule.seeding import resolve_subset, unwrap_subset
 from engine.errors import UsageError
+
+GetTarget = Callable[[Any], Any]  # of an item
 
 
 def check_targets(dataset: Any) -> None:
@@ -62,24 +65,24 @@ def absent_classes(dataset: Any) -> list[str]:
     return [str(name) for name, count in zip(names, counts.tolist(), strict=False) if not count]
 
 
-def balanced_weights(dataset: Any) -> torch.Tensor:
+def balanced_weights(dataset: Any, get_target: GetTarget) -> torch.Tensor:
     """A sampling weight for each item (items,): one over the size of its class."""
-    classes = item_classes(dataset)
+    classes = item_classes(dataset, get_target)
     if classes.dim() != 1 or classes.is_floating_point():
         name = type(unwrap_subset(dataset)).__name__
         raise UsageError(f"--balanced needs a class for each item, which {name} does not have")
     return 1.0 / torch.bincount(classes)[classes].double()
 
 
-def class_counts(dataset: Any, num_classes: int) -> torch.Tensor:
+def class_counts(dataset: Any, num_classes: int, get_target: GetTarget) -> torch.Tensor:
     """The number of items (of masks: of pixels) in each class, (num_classes,)."""
     if num_classes and not hasattr(unwrap_subset(dataset), "targets"):
         targets = (torch.as_tensor(get_target(dataset[index])).flatten() for index in range(len(dataset)))
         return torch.stack([one[one >= 0].bincount(minlength=num_classes) for one in targets]).sum(0)
-    return torch.bincount(item_classes(dataset), minlength=num_classes)
+    return torch.bincount(item_classes(dataset, get_target), minlength=num_classes)
 
 
-def item_classes(dataset: Any) -> torch.Tensor:
+def item_classes(dataset: Any, get_target: GetTarget) -> torch.Tensor:
     """The class of each item (items,), from the dataset's `targets` or else from the items."""
     dataset, indices = resolve_subset(dataset, list(range(len(dataset))))
     if hasattr(dataset, "targets"):
@@ -87,8 +90,3 @@ def item_classes(dataset: Any) -> torch.Tensor:
     if torch.as_tensor(get_target(dataset[indices[0]])).numel() > 1:
         raise UsageError(f"--balanced needs one class an item, and an item of {type(dataset).__name__} has several")
     return torch.as_tensor([int(get_target(dataset[index])) for index in indices])
-
-
-def get_target(item: Any) -> Any:
-    """The target of an item or a batch."""
-    return item["target"] if isinstance(item, dict) else item[-1]

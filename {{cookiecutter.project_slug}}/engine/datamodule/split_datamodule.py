@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.datamodule import class_balance
 from engine.datamodule.class_balance import num_classes
+from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.seeding import fetch_items, reseed, unwrap_subset
 from engine.datamodule.splits import fingerprint, split_indices
 from engine.errors import UsageError
@@ -50,6 +51,7 @@ class SplitDataModule(LightningDataModule):
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
         self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
         self.restored = False  # whether there is a record in place of the data
+        self.item_fields = ItemFields()  # MInterface says what its network takes
         self._splits: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._sample: Any = None
@@ -94,17 +96,22 @@ class SplitDataModule(LightningDataModule):
         Without a sample, or with a target that is no tensor, only num_classes is there.
         """
         if self.restored:
-            return self.kept["target_info"] | {"shape": tuple(self.kept["target_info"]["shape"])}
+            info = self.kept["target_info"]
+            return info | ({"shape": tuple(info["shape"])} if "shape" in info else {})
         info = {"num_classes": self.attribute("num_classes")}
         sample = self.sample()
-        target = None if sample is None else class_balance.get_target(sample)
+        target = None if sample is None else self.get_target(sample)
         if isinstance(target, torch.Tensor):
             info |= {"shape": tuple(target.shape[1:]), "is_integer": not target.is_floating_point()}
         return info
 
     def class_counts(self) -> torch.Tensor:
         """The number of training items (of masks: of pixels) in each class, (num_classes,)."""
-        return class_balance.class_counts(self.split("train"), self.attribute("num_classes") or 0)
+        return class_balance.class_counts(self.split("train"), self.attribute("num_classes") or 0, self.get_target)
+
+    def get_target(self, item: Any) -> Any:
+        """The target of an item or a batch, None where it has none."""
+        return self.item_fields.split(item).target
 
     def attribute(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""

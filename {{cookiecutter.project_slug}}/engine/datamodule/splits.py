@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from engine.datamodule.class_balance import get_target
+from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.seeding import reseed, resolve_subset
 from engine.errors import UsageError
 
@@ -126,9 +126,8 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _scalar_target(item: Any) -> float | None:
     """The target of an item, where it is one number."""
-    if isinstance(item, dict) and "target" not in item:
-        return None
-    target = torch.as_tensor(get_target(item))
+    target = ItemFields().split(item).target
+    target = torch.as_tensor([] if target is None else target)
     return float(target) if target.numel() == 1 else None
 
 

@@ -26,7 +26,7 @@ class Throughput(Callback):
         self.items, self.seconds, self._start = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.items += len(module.unpack_batch(batch)[1]) * data_parallel_rank(trainer).size
+        self.items += module.num_items(batch) * data_parallel_rank(trainer).size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.seconds += time.perf_counter() - self._start

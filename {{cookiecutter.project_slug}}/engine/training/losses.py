@@ -1,26 +1,52 @@
-"""The loss by its name in torch.nn.functional, or by the dotted path of a function."""
+"""The loss: of torch.nn.functional by its name, a function or class of one's own, or what a network returns."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.cli import discovery
 from engine.errors import UsageError
+from engine.lightning_compat import batch_norm_class
 
 _SAME_SHAPE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # torch would broadcast these
+_AS_IN_EVALUATION = (batch_norm_class(), nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_FUNCTIONS = {
+    "CrossEntropyLoss": "cross_entropy",
+    "NLLLoss": "nll_loss",
+    "MultiMarginLoss": "multi_margin_loss",
+    "BCELoss": "binary_cross_entropy",
+    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
+    "MSELoss": "mse_loss",
+    "L1Loss": "l1_loss",
+    "SmoothL1Loss": "smooth_l1_loss",
+    "HuberLoss": "huber_loss",
+}
 
 
-def build(name: str, options: dict[str, Any]) -> Callable[..., Tensor]:
-    """The function (output, target) -> mean loss.
+def functional_name(name: str) -> str:
+    """The name in torch.nn.functional of one of torch's losses, such as torch.nn.MSELoss; any other name as it is."""
+    short = name.rpartition(".")[2]
+    return _FUNCTIONS.get(short, short) if name.startswith("torch.nn.") else name
 
-    options: further arguments of the function, such as `label_smoothing`.
+
+def build(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """The loss of that name, (output, target) -> mean; a class gives a module, which may have weights of its own.
+
+    options: further arguments of the function, or of the constructor, such as `label_smoothing`.
     """
     function = discovery.find("model", name).load() if "." in name else getattr(functional, name)
-    function = partial(function, **options) if options else function
-    return partial(_check_shape, name, function) if name in _SAME_SHAPE else function
+    if isinstance(function, type):
+        function = function(**options)
+    elif options:
+        function = partial(function, **options)
+    if functional_name(name) in _SAME_SHAPE:
+        return partial(_check_shape, name, function)
+    return function
 
 
 def _check_shape(name: str, function: Callable[..., Tensor], output: Tensor, target: Tensor) -> Tensor:
@@ -28,3 +54,56 @@ def _check_shape(name: str, function: Callable[..., Tensor], output: Tensor, tar
         shapes = f"the network gives {tuple(output.shape)}, and the targets are {tuple(target.shape)}"
         raise UsageError(f"--loss {name}: {shapes}")
     return function(output, target)
+
+
+def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[[str], Any]) -> dict[str, Any]:
+    """The arguments of a loss class, with those that it needs and no flag gave from attributes of the dataset.
+
+    Raises:
+        UsageError: the dataset has no such attribute.
+    """
+    function = discovery.find("model", name).load()
+    parameters = inspect.signature(function).parameters.values() if isinstance(function, type) else ()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    found = {key: attribute(key) for key in needed if key not in options}
+    if missing := [key for key, value in found.items() if value is None]:
+        raise UsageError(f"--loss {name} needs --{missing[0]}, which the dataset does not know")
+    return options | found
+
+
+def batch_arguments(loss: Callable[..., Any]) -> tuple[int, dict[str, bool]]:
+    """How many of output and target a loss of one's own takes, and what it takes of the batch by name, if it must."""
+    parameters = [*inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()]
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    further = [one for one in parameters if one not in positional[:2] and one.kind is not one.VAR_KEYWORD]
+    named = {one.name: one.default is one.empty for one in further if one.default in (one.empty, None)}
+    return min(2, len(positional)), named
+
+
+def total(parts: Any) -> Tensor | None:
+    """The loss in what a network or a loss function returned: itself, the entry `loss`, or the sum of all entries.
+
+    None where it is none: not of losses (), alone.
+    """
+    if isinstance(parts, Tensor):
+        return parts if parts.dim() == 0 else None
+    if isinstance(parts, Mapping):
+        whole = parts.get("loss")
+        if isinstance(whole, Tensor) and whole.dim() == 0:
+            return whole
+        if parts and all(isinstance(one, Tensor) and one.dim() == 0 for one in parts.values()):
+            return sum(parts.values())  # type: ignore[return-value]
+    return None
+
+
+@contextmanager
+def training_mode(network: nn.Module) -> Iterator[None]:
+    """Has a network return its losses as in training, with norms and dropout as in evaluation."""
+    changed = [one for one in network.modules() if not one.training]
+    for module in changed:
+        module.training = not isinstance(module, _AS_IN_EVALUATION)
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.training = False

@@ -1,7 +1,7 @@
 """Metrics by name: the mean of the loss, and torchmetrics set up for the task of the loss and the data."""
 
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchmetrics
@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
+from engine.training.answers import task_of
 
 # Short names; any other is a class of torchmetrics, in upper or lower case.
 ALIASES = {
@@ -62,18 +63,8 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     """
     task = task_of(loss, target_info)
     if names is None:
-        names = ("mae",) if task == "regression" else ("acc",)
+        names = () if task == "none" else ("mae",) if task == "regression" else ("acc",)
     return {"loss": Mean()} | {name.lower(): _build(name, loss, task, target_info) for name in names}
-
-
-def task_of(loss: str, target_info: dict[str, Any]) -> Literal["multiclass", "binary", "multilabel", "regression"]:
-    """The task of a loss, in torchmetrics' words; of a function of one's own, by the dtype of the targets."""
-    own = "." in loss and target_info.get("is_integer")
-    if own or loss in ("cross_entropy", "nll_loss", "multi_margin_loss"):
-        return "multiclass"
-    if loss.startswith("binary_cross"):
-        return "binary" if target_info.get("shape") in (None, (), (1,)) else "multilabel"
-    return "regression"
 
 
 def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
@@ -86,7 +77,7 @@ def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
         return MulticlassAccuracy(average="micro", ignore_index=_IGNORE_INDEX, validate_args=False)
     metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
     accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
-    if ("task" in accepted) != (task != "regression"):
+    if ("task" in accepted) != (task not in ("regression", "none")):
         fitting = "mae, mse, r2, psnr ..." if task == "regression" else "acc, f1, auroc ..."
         raise UsageError(f"--metrics {name} does not go with --loss {loss}, whose task is {task}: {fitting}")
     options: dict[str, Any] = {}

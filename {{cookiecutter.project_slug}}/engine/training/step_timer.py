@@ -22,7 +22,7 @@ class StepTimer(Callback):
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
-        self.num_items.append(len(module.unpack_batch(batch)[1]))
+        self.num_items.append(module.num_items(batch))
 
     def step_seconds(self) -> list[float]:
         """Seconds of each step that counts."""

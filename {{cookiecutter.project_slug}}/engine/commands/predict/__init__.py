@@ -20,6 +20,7 @@ from engine.commands.predict.prediction_writers import ImageWriter, write_array,
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
+from engine.training.answers import Answer, main_output
 
 
 def run(
@@ -49,7 +50,6 @@ def run(
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
             or none is there.
-        TypeError: the network's output is no tensor.
     """
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
@@ -70,13 +70,16 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # only the first process has made one
+        # What the output means; of a module that does not say, nothing.
+        self.answer: Answer = getattr(module, "predicts", Answer("none"))
+        self.classifies = self.answer.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        values = _probabilities(outputs, module)  # (B, ...)
-        if not _classifies(module) and (invert := self.data.attribute("inverse_transform")) is not None:
+        values = self.answer.probabilities(_main_tensor(outputs, module))  # (B, ...)
+        if not self.classifies and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
         self.integer, values = not values.is_floating_point(), values.float().cpu()
         numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
@@ -86,7 +89,9 @@ class PredictionWriter(Callback):
         if self.format == "png":
             self.images = self.images or ImageWriter(self.folder / self.name, self.data, item_ids(loader.data))
             write = keep & readable
-            self.images.write(numbers[write].tolist(), values[torch.from_numpy(write)], _classifies(module))
+            chosen = values[torch.from_numpy(write)]
+            chosen = chosen.movedim(self.answer.class_dim or 1, 1) if self.classifies else chosen
+            self.images.write(numbers[write].tolist(), chosen, self.classifies)
             values = values.new_empty(len(values), 0)
         self._check_shape(tuple(values.shape[1:]))
         records = np.empty(len(values), self.record)
@@ -104,7 +109,7 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             loader: Any = trainer.predict_dataloaders
             paths = [self._rank_file(rank) for rank in range(trainer.world_size)]
-            self._merge(paths, loader.data, _classifies(module))
+            self._merge(paths, loader.data)
             for path in paths:
                 path.unlink()
 
@@ -135,7 +140,7 @@ class PredictionWriter(Callback):
             raise UsageError(f"outputs of shapes {before} and {shape} fit no array: --format png")
         self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", shape)])
 
-    def _merge(self, paths: list[Path], dataset: Any, classifies: bool) -> None:
+    def _merge(self, paths: list[Path], dataset: Any) -> None:
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be
         skipped = sorted(int(number) for file in files for number in file["number"][~file["readable"]])
         count = sum(map(len, files)) - len(skipped)
@@ -150,9 +155,9 @@ class PredictionWriter(Callback):
         if self.format == "png":  # each is written already
             path = self.folder / self.name
         elif self.format == "csv":
-            names = self.data.attribute("classes") if classifies else None
+            names = self.data.attribute("classes") if self.classifies else None
             decode = self.data.attribute("decode") if self.integer else None
-            write_table(path, rows(), ids, shape[0], classifies, names, decode)
+            write_table(path, rows(), ids, shape[0], self.classifies, names, decode)
         else:
             write_array(path, rows(), (count, *shape))
             if ids is not None:
@@ -164,14 +169,12 @@ class PredictionWriter(Callback):
         print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
 
 
-def _probabilities(outputs: Any, module: Any) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"predict writes tensors, and {type(module).__name__} gives a {type(outputs).__name__}")
-    outputs = outputs.detach().reshape(len(outputs), -1) if outputs.dim() < 2 else outputs.detach()
-    if _classifies(module):
-        return outputs.float().softmax(1)
-    return outputs.float().sigmoid() if getattr(module, "has_binary_logits", False) else outputs
-
-
-def _classifies(module: Any) -> bool:
-    return bool(getattr(module, "is_multiclass", False))
+def _main_tensor(outputs: Any, module: Any) -> Tensor:
+    """What answers in the output of a batch, (B, ...)."""
+    answer = main_output(outputs)
+    if not isinstance(answer, Tensor) or not answer.dim():
+        kind = (
+            f"{type(outputs).__name__} of {', '.join(outputs)}" if isinstance(outputs, dict) else type(outputs).__name__
+        )
+        raise UsageError(f"predict writes a tensor, and {type(module).__name__} gives a {kind}: write a predict_step")
+    return answer.detach().reshape(len(answer), -1) if answer.dim() < 2 else answer.detach()

@@ -101,10 +101,7 @@ def find_images(inputs: list[Any]) -> Tensor | None:
 
 
 def unpack_batch(module: Any, batch: Any) -> tuple[list[Any], Any]:
-    """The inputs and the target of a batch; a tensor is an input without a target, other types are ([], None)."""
-    if isinstance(batch, Tensor):
-        return [batch], None
-    if (isinstance(batch, list | tuple) and len(batch) > 1) or (isinstance(batch, dict) and "target" in batch):
-        inputs, target = module.unpack_batch(batch)
-        return list(inputs.values() if isinstance(inputs, dict) else inputs), target
-    return [], None
+    """The tensors among the inputs of a batch, and its target."""
+    inputs, target = module.unpack_batch(batch)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return [value for value in values if isinstance(value, Tensor)], target

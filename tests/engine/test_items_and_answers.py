@@ -1,0 +1,434 @@
+"""What an item and an output mean: names and positions, losses of one's own, classes along any dimension."""
+
+import copy
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import main
+import numpy as np
+import pytest
+import torch
+from data import DInterface
+from model import MInterface
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from toys import Blobs
+
+HERE = "test_items_and_answers."
+RUN = Path("lightning_logs/version_0")
+WHOLE = [
+    "--lr_scheduler",
+    "constant",
+    "--val_fraction",
+    "0",
+    "--test_fraction",
+    "0",
+    "--accelerator",
+    "cpu",
+    "--num_workers",
+    "0",
+]
+
+
+class FirstWeights(Callback):
+    """Keeps the state_dict with which training begins."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.weights = copy.deepcopy(module.state_dict())
+
+
+def words(model: str, dataset: str, *argv: str | int | float) -> list[str]:
+    """A command line; without --test_fraction, all items train."""
+    whole = WHOLE if "--test_fraction" not in argv else WHOLE[:-2]
+    return ["--model_name", HERE + model, "--dataset", HERE + dataset, *whole, *map(str, argv)]
+
+
+def fit(model: str, dataset: str, *argv: str | int | float) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Trains and returns the metrics and the first weights."""
+    first = FirstWeights()
+    return main.main(words(model, dataset, *argv), callbacks=[first]), first.weights
+
+
+class Stop(Callback):
+    """Sends SIGTERM in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_and_resume(model: str, dataset: str, step: int, *argv: str | int | float) -> dict[str, float]:
+    """Trains as `fit`, stopped in a step and gone on with; returns the metrics."""
+    flags = words(model, dataset, *argv)
+    with pytest.raises(SystemExit) as stop:
+        main.main(flags, callbacks=[Stop(step)])
+    assert stop.value.code == 128 + signal.SIGTERM
+    return main.main([*flags, "--ckpt_path", "last"])
+
+
+def last_weights(run: Path = RUN) -> dict[str, Tensor]:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str | int) -> str:
+    """The one line with which a command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        main.main([*map(str, argv)])
+    assert stop.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert "\n" not in text, text
+    return text
+
+
+# Items.
+
+
+class Still(Blobs):
+    """Points without noise, 30 of them."""
+
+    def __init__(self, num_items: int = 30) -> None:
+        super().__init__(num_items, noise=0.0)
+        self.points = torch.randn(num_items, 2, generator=torch.Generator().manual_seed(0))
+        self.masses = torch.rand(num_items, generator=torch.Generator().manual_seed(1))
+
+    def __getitem__(self, index: int) -> Any:
+        return self.points[index], self.targets[index]
+
+
+class Described(Still):
+    def __getitem__(self, index: int) -> Any:
+        return *super().__getitem__(index), self.masses[index], f"{index}.png"
+
+
+class Named(Still):
+    def __getitem__(self, index: int) -> Any:
+        point, target = super().__getitem__(index)
+        return {"file": f"{index}.png", "mass": self.masses[index], "label": target, "points": point}
+
+
+class OtherName(Still):
+    def __getitem__(self, index: int) -> Any:
+        point, target = super().__getitem__(index)
+        return {"path": f"{index}.png", "image": point, "labels": target}
+
+
+class NoTarget(Still):
+    def __getitem__(self, index: int) -> Any:
+        return self.points[index], f"{index}.png"
+
+
+class Graph:
+    """A batch of one's own, which moves by `.to`."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y, self.num_graphs = x, y, len(y)
+
+    def to(self, device: Any) -> "Graph":
+        return Graph(self.x.to(device), self.y.to(device))
+
+
+class Graphs(Still):
+    @staticmethod
+    def collate_fn(items: list[Any]) -> Graph:
+        points, targets = zip(*items, strict=True)
+        return Graph(torch.stack(points), torch.tensor(targets))
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layers(points)
+
+
+class GraphNet(Net):
+    def forward(self, graph: Graph) -> Tensor:
+        return self.layers(graph.x)
+
+
+@pytest.mark.parametrize(
+    ("network", "dataset", "note"),
+    [
+        ("Net", "Described", "1 input, then the target, 2 more unused"),
+        ("Net", "Named", "file and mass unused"),
+        ("Net", "OtherName", "points is image, path unused"),
+        ("GraphNet", "Graphs", "cpu"),
+    ],
+)
+def test_items_of_any_kind_train_as_plain_pairs_do(network: str, dataset: str, note: str, capsys) -> None:
+    plain, _ = fit("Net", "Still", "--max_epochs", 2)
+    assert fit(network, dataset, "--max_epochs", 2)[0] == plain
+    assert note in capsys.readouterr().out
+    plain, other = (last_weights(Path(f"lightning_logs/version_{number}")) for number in (0, 1))
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_items_without_a_target_are_predicted_and_not_trained_on(capsys) -> None:
+    fit("Net", "Still", "--max_epochs", 1, "--test_fraction", 0.5)
+    main.main(["predict", "--ckpt_path", "last", "--dataset", f"{HERE}NoTarget"])
+    with (RUN / "predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 15
+    capsys.readouterr()
+    text = refused(capsys, "--model_name", f"{HERE}Net", "--dataset", f"{HERE}NoTarget", *WHOLE)
+    assert "--loss cross_entropy needs a target, and an item has none" in text
+
+
+def test_what_forward_needs_and_no_item_has_is_said_in_one_line(capsys) -> None:
+    text = refused(capsys, "--model_name", f"{HERE}Wide", "--dataset", f"{HERE}Named", *WHOLE)
+    assert "forward needs left, right, and an item has file, mass, label, points" in text
+
+
+class Wide(Net):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.layers(left + right)
+
+
+# Losses.
+
+
+class Arc(nn.Module):
+    """A loss with weights of its own: a centre for each class."""
+
+    def __init__(self, num_classes: int, dim: int = 3, scale: float = 4.0) -> None:
+        super().__init__()
+        self.scale, self.centres = scale, nn.Parameter(torch.eye(num_classes, dim))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        cosine = functional.normalize(output) @ functional.normalize(self.centres).T
+        return functional.cross_entropy(self.scale * cosine, target)
+
+
+def weighed(output: Tensor, label: Tensor, mass: Tensor, power: float = 1.0) -> dict[str, Tensor]:
+    each = functional.cross_entropy(output, label, reduction="none")
+    return {"fit": (each * mass**power).mean(), "size": 0.01 * output.square().mean()}
+
+
+def plain_loop(weights: dict[str, Tensor], loss: Any, steps: int, more: Any = ()) -> tuple[list[float], nn.Module]:
+    """Full-batch steps of Adam on the items of Still, from the weights given."""
+    data, net = Still(), Net()
+    net.load_state_dict({k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")})
+    adam = torch.optim.Adam([*net.parameters(), *more], lr=2e-3)
+    values = []
+    for _ in range(steps):
+        value = loss(net(data.points), torch.tensor(data.targets), data)
+        values.append(value.item())
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+    return values, net
+
+
+def same(net: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(weights[f"network.{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_of_torch_may_be_a_class_with_its_arguments_as_flags() -> None:
+    flags = ["--max_epochs", 3, "--label_smoothing", 0.2]
+    metrics, first = fit("Net", "Still", "--loss", "torch.nn.CrossEntropyLoss", *flags)
+    values, net = plain_loop(first, lambda o, t, _: functional.cross_entropy(o, t, label_smoothing=0.2), 3)
+    assert metrics["train_loss"] == pytest.approx(values[-1], rel=1e-5)
+    assert "train_acc" in metrics
+    same(net, last_weights())
+
+
+def test_a_loss_with_weights_trains_saves_and_resumes_them() -> None:
+    flags = ["--loss", f"{HERE}Arc", "--scale", 2]
+    metrics, first = fit("Net", "Still", *flags, "--max_epochs", 4)
+    arc = Arc(3, scale=2)
+    arc.load_state_dict({"centres": first["loss.centres"]})
+    values, net = plain_loop(first, lambda o, t, _: arc(o, t), 4, arc.parameters())
+    assert metrics["train_loss"] == pytest.approx(values[-1], rel=1e-5)
+    same(net, last_weights())
+    torch.testing.assert_close(last_weights()["loss.centres"], arc.centres.data, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(arc.centres, first["loss.centres"])
+    stop_and_resume("Net", "Still", 2, *flags, "--max_epochs", 4)
+    once, twice = last_weights(), last_weights(Path("lightning_logs/version_1"))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_loss_takes_further_entries_of_the_batch_and_its_parts_are_logged(capsys) -> None:
+    flags = ["--loss", f"{HERE}weighed", "--power", 2]
+    metrics, first = fit("Net", "Named", *flags, "--max_epochs", 3)
+    values, net = plain_loop(first, lambda o, t, data: sum(weighed(o, t, data.masses, 2.0).values()), 3)
+    assert metrics["train_loss"] == pytest.approx(values[-1], rel=1e-5)
+    assert metrics["train_fit"] + metrics["train_size"] == pytest.approx(values[-1], rel=1e-5)
+    same(net, last_weights())
+    text = refused(capsys, "--model_name", f"{HERE}Net", "--dataset", f"{HERE}Still", *flags, *WHOLE)
+    assert "needs mass of the batch" in text
+
+
+def test_parts_of_a_loss_go_on_exactly_after_a_stop_within_an_epoch() -> None:
+    flags = ["--loss", f"{HERE}weighed", "--batch_size", 7, "--max_epochs", 2]
+    fit("Net", "Named", *flags)
+    stop_and_resume("Net", "Named", 7, *flags)
+    files = [Path(f"lightning_logs/version_{number}/metrics.csv").read_text() for number in (0, 1)]
+    rows = [list(csv.DictReader(text.splitlines())) for text in files]
+    parts = [[row["train_fit"] for row in one if row["train_fit"]] for one in rows]
+    assert len(parts[0]) == 2
+    assert parts[0] == parts[1]
+
+
+# Answers.
+
+
+class Bigrams(Dataset):
+    """Rows of whole numbers below V, of length T; the target is the next number, modulo V."""
+
+    num_classes = 5
+
+    def __init__(self, length: int = 4) -> None:
+        self.rows = torch.randint(5, (40, length), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index], (self.rows[index] + 1) % 5
+
+
+class Speaker(nn.Module):
+    """Logits (B, T, V) of the next token."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
+
+
+class Stacked(Speaker):
+    """Logits (B, V, T)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("model", "dim"), [("Speaker", -1), ("Stacked", 1)])
+@pytest.mark.parametrize("length", [4, 5])
+def test_classes_are_found_along_the_dimension_that_they_are_in(model: str, dim: int, length: int, capsys) -> None:
+    flags = ["--length", length, "--max_epochs", 20, "--lr", 0.05, "--test_fraction", 0.5]
+    if length == 5:  # as many tokens as classes
+        line = ["--model_name", HERE + model, "--dataset", f"{HERE}Bigrams", *WHOLE, "--length", 5]
+        assert "--class_dim 1, or -1" in refused(capsys, *line)
+        flags += ["--class_dim", dim]
+    metrics, _ = fit(model, "Bigrams", *flags)
+    data = Bigrams(length)
+    table = last_weights(sorted(Path("lightning_logs").iterdir())[-1])["network.table.weight"]
+    logits, target = table[data.rows], (data.rows + 1) % 5
+    main.main(["test", "--ckpt_path", "last"])
+    main.main(["predict", "--ckpt_path", "last", "--format", "npy"])
+    run = sorted(Path("lightning_logs").iterdir())[-1]
+    tested = json.loads((run / "metrics.json").read_text())
+    part = DInterface(Bigrams, {"length": length}, test_fraction=0.5).split("test").indices
+    loss = functional.cross_entropy(logits[part].transpose(1, 2), target[part])
+    assert tested["test_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert tested["test_acc"] == pytest.approx((logits[part].argmax(2) == target[part]).double().mean().item())
+    shares = torch.from_numpy(np.load(run / "predictions.npy"))
+    expected = logits[part].softmax(2)
+    torch.testing.assert_close(shares, expected if dim == -1 else expected.transpose(1, 2))
+
+
+class Views(Still):
+    """Two noisy views of a point."""
+
+    def __getitem__(self, index: int) -> Any:
+        return self.points[index] + 0.1 * torch.randn(2), self.points[index] + 0.1 * torch.randn(2)
+
+
+class Embedder(MInterface):
+    """Near views near, others apart (SimCLR)."""
+
+    def __init__(self, dim: int = 4, **kwargs: Any) -> None:
+        super().__init__(nn.Linear(2, dim), **kwargs)
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        left, right = (functional.normalize(self(view)) for view in batch)
+        loss = functional.cross_entropy(left @ right.T / 0.2, torch.arange(len(left)))
+        self.metrics[f"{stage}_loss"].update(loss.detach(), len(left))
+        return loss
+
+
+def spread(output: Tensor, target: Tensor) -> Tensor:
+    """A loss over embeddings, with classes as targets."""
+    return (output - target[:, None]).square().mean()
+
+
+class Embedding(nn.Module):
+    def __init__(self, dim: int = 4) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, dim)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layer(points)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "flags"),
+    [
+        ("Embedder", "Views", []),
+        ("Embedding", "Still", ["--loss", f"{HERE}spread"]),
+    ],
+)
+def test_what_is_no_classifier_is_predicted_as_it_comes_out(model: str, data: str, flags: list[str], capsys) -> None:
+    metrics, _ = fit(model, data, *flags, "--max_epochs", 1, "--dim", 4, "--test_fraction", 0.5)
+    assert "train_acc" not in metrics
+    main.main(["predict", "--ckpt_path", "last", "--dataset", f"{HERE}Still", *flags[:2]])
+    weights = last_weights()
+    part = DInterface(Still, test_fraction=0.5).split("test").indices
+    expected = functional.linear(
+        Still().points[part],
+        weights["network.weight" if data == "Views" else "network.layer.weight"],
+        weights["network.bias" if data == "Views" else "network.layer.bias"],
+    )
+    rows = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    values = torch.tensor([[float(row[f"y{number}"]) for number in range(4)] for row in rows])
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+
+
+class Talkative(Net):
+    """Gives more than its answer."""
+
+    def forward(self, points: Tensor) -> Any:
+        return {"hidden": points, "logits": super().forward(points)}
+
+
+class Paired(Net):
+    def forward(self, points: Tensor) -> Any:
+        return super().forward(points), points
+
+
+@pytest.mark.parametrize("model", ["Talkative", "Paired"])
+def test_the_answer_in_a_dict_or_tuple_is_measured_and_predicted(model: str) -> None:
+    flags = ["--max_epochs", 2, "--test_fraction", 0.5]
+    plain, _ = fit("Net", "Still", *flags)
+    assert fit(model, "Still", *flags)[0] == plain
+    for number in (0, 1):
+        main.main(["predict", "--ckpt_path", f"version_{number}"])
+    left, right = (Path(f"lightning_logs/version_{number}/predictions.csv").read_text() for number in (0, 1))
+    assert left == right
+
+
+class Judge(Net):
+    """Takes the targets, and returns its loss."""
+
+    def forward(self, points: Tensor, label: Tensor | None = None) -> Any:
+        logits = super().forward(points)
+        return {"loss": functional.cross_entropy(logits, label), "logits": logits} if label is not None else logits
+
+
+def test_a_network_that_takes_the_target_returns_its_own_loss() -> None:
+    plain, _ = fit("Net", "Named", "--max_epochs", 2)
+    assert fit("Judge", "Named", "--max_epochs", 2)[0] == plain

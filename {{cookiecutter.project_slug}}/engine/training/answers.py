@@ -1,0 +1,94 @@
+"""What the output of a network means: classes and along which dimension, yes or no, numbers, or none of these."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from engine.errors import UsageError
+from engine.training.losses import functional_name
+
+Task = Literal["multiclass", "binary", "multilabel", "regression", "none"]
+_ENTRIES = ("logits", "out", "output", "prediction", "predictions")
+
+
+def task_of(loss: str, target_info: dict[str, Any]) -> Task:
+    """The task of a loss, in torchmetrics' words; of a function of one's own, by the dtype of the targets.
+
+    target_info: see SplitDataModule.target_info; an entry "task" overrides the guess.
+    """
+    if task := target_info.get("task"):
+        return task
+    loss = functional_name(loss)
+    own = "." in loss and target_info.get("is_integer")
+    if own or loss in ("cross_entropy", "nll_loss", "multi_margin_loss"):
+        return "multiclass"
+    if loss.startswith("binary_cross"):
+        return "binary" if target_info.get("shape") in (None, (), (1,)) else "multilabel"
+    return "regression"
+
+
+def main_output(output: Any) -> Any:
+    """What answers in an output: of a dict `logits`, `out` ... or its only tensor, of a tuple the first entry.
+
+    None where a dict has several.
+    """
+    if isinstance(output, Mapping):
+        named = [output[name] for name in _ENTRIES if name in output]
+        tensors = [one for one in output.values() if isinstance(one, Tensor) and one.dim()]
+        return named[0] if named else tensors[0] if len(tensors) == 1 else None
+    if isinstance(output, tuple) and output and not hasattr(output, "batch_sizes"):
+        return output[0]
+    return output
+
+
+class Answer:
+    """The meaning of one output, and how it compares with its target.
+
+    task: multiclass: a logit for each class; binary and multilabel: a logit for each question; regression: numbers.
+    class_dim: of the classes in an output; None until a batch has shown it.
+    are_logits: the answers to questions are logits, and not shares in 0..1.
+    """
+
+    def __init__(self, task: Task, class_dim: int | None = None, are_logits: bool = True) -> None:
+        self.task: Task = task
+        self.class_dim, self.are_logits = class_dim, are_logits
+
+    def align(self, output: Tensor, target: Tensor) -> Tensor:
+        """The output as torch and torchmetrics take it: classes in dimension 1, numbers in the shape of the target.
+
+        Raises:
+            UsageError: the targets are numbers; the classes could be along two dimensions.
+        """
+        if self.task != "multiclass":
+            return output.squeeze(-1) if output.shape == (*target.shape, 1) else output  # (B, 1) -> (B,)
+        if target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
+            raise UsageError(f"the targets are numbers ({target.dtype}), not classes: --loss mse_loss, say")
+        if output.dim() > 2 and output.dim() == target.dim() + 1:
+            if self.class_dim is None:
+                self.class_dim = _find_class_dim(output, target)
+            return output.movedim(self.class_dim, 1)
+        return output
+
+    def fits(self, output: Tensor, target: Tensor, num_classes: int | None) -> bool:
+        """Whether an aligned output can be measured against a target."""
+        if self.task == "multiclass" and not target.is_floating_point():
+            shape = output.shape[:1] + output.shape[2:]
+            return output.dim() > 1 and shape == target.shape and num_classes in (None, output.shape[1])
+        return output.shape == target.shape
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """What an output (B, ...) means: probabilities of classes or of yes, or itself."""
+        if self.task == "multiclass":
+            return output.float().softmax(self.class_dim or 1)
+        is_question = self.task in ("binary", "multilabel") and self.are_logits
+        return output.sigmoid() if is_question else output
+
+
+def _find_class_dim(output: Tensor, target: Tensor) -> int:
+    first = output.shape[:1] + output.shape[2:] == target.shape
+    last = output.shape[:-1] == target.shape
+    if first and last:
+        shapes = f"outputs {tuple(output.shape)} with targets {tuple(target.shape)}"
+        raise UsageError(f"{shapes} may have their classes in dimension 1 or in the last one: --class_dim 1, or -1")
+    return -1 if last else 1
