@@ -324,7 +324,7 @@ def test_classes_are_found_along_the_dimension_that_they_are_in(model: str, dim:
         line = ["--model_name", HERE + model, "--dataset", f"{HERE}Bigrams", *WHOLE, "--length", 5]
         assert "--class_dim 1, or -1" in refused(capsys, *line)
         flags += ["--class_dim", dim]
-    metrics, _ = fit(model, "Bigrams", *flags)
+    fit(model, "Bigrams", *flags)
     data = Bigrams(length)
     table = last_weights(sorted(Path("lightning_logs").iterdir())[-1])["network.table.weight"]
     logits, target = table[data.rows], (data.rows + 1) % 5
