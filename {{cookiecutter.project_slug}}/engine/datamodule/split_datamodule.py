@@ -96,8 +96,7 @@ class SplitDataModule(LightningDataModule):
         Without a sample, or with a target that is no tensor, only num_classes is there.
         """
         if self.restored:
-            info = self.kept["target_info"]
-            return info | ({"shape": tuple(info["shape"])} if "shape" in info else {})
+            return self.kept["target_info"] | {"shape": tuple(self.kept["target_info"]["shape"])}
         info = {"num_classes": self.attribute("num_classes")}
         sample = self.sample()
         target = None if sample is None else self.get_target(sample)
