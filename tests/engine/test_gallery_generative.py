@@ -108,7 +108,7 @@ def test_a_bernoulli_vae_wants_pixels_from_0_to_1(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match="2"):
         main.main(argv)
     said = capsys.readouterr().err
-    assert "--likelihood bernoulli takes pixels in 0..1, and these are in -" in said
+    assert "--likelihood bernoulli needs pixels in 0..1, and these are in -" in said
     assert "take --likelihood gaussian" in said
 
 
@@ -136,7 +136,7 @@ def test_a_gan_refuses_by_name(flags: str, capsys: pytest.CaptureFixture[str]) -
     pytest.importorskip("model.gan")
     with pytest.raises(SystemExit, match="2"):
         main.main([*QUICK, *GAN, "--dataset", f"{HERE}.Few", *flags.split()])
-    assert f"{REFUSED[flags]} does not go with the two optimisers of a GAN" in capsys.readouterr().err
+    assert f"{REFUSED[flags]} does not work with the two optimizers of a GAN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", [VAE, GAN], ids=["vae", "gan"])

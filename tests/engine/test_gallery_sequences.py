@@ -311,7 +311,7 @@ def test_an_encoder_decoder_wants_pairs(capsys: pytest.CaptureFixture[str]) -> N
     write_orders(20)
     with pytest.raises(SystemExit, match="2"):
         main.main([*gallery.QUICK, *TEXTS, "--model_name", "encoder_decoder", "--max_epochs", "1"])
-    assert "EncoderDecoder makes texts of texts, not classes: --pairs" in capsys.readouterr().err
+    assert "EncoderDecoder needs texts as targets, not classes: give --pairs" in capsys.readouterr().err
 
 
 def test_it_reads_what_it_should() -> None:

@@ -306,11 +306,11 @@ def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) ->
 def test_it_says_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {
         "--fast_dev_run": "takes no --fast_dev_run",
-        "--strategy=deepspeed": "--strategy deepspeed: plan can account for ddp and fsdp",
-        "--precision=transformer-engine": "plan can account for 32-true",
+        "--strategy=deepspeed": "--strategy deepspeed: plan knows ddp and fsdp",
+        "--precision=transformer-engine": "plan knows 32-true",
         "--device_memory=much": "write it as 80GB",
         "--ckpt_path=last": "plan begins with fresh weights",
-        "--model_name=test_plan.Reads": "Reads asks for some",
+        "--model_name=test_plan.Reads": "Reads reads some",
     }
     for flag, why in wrong.items():
         with pytest.raises(SystemExit, match="2"):
@@ -329,5 +329,5 @@ def test_where_the_system_does_not_say_how_much_memory_it_has(
     net = ("toys.Net", "toys.Blobs")
     with pytest.raises(SystemExit, match="2"):
         plan(*net)
-    assert "--device_memory 16GB" in capsys.readouterr().err
+    assert "--device_memory, such as 16GB" in capsys.readouterr().err
     assert plan(*net, "--device_memory", "16GB", measure=1)["batch_seconds"] > 0

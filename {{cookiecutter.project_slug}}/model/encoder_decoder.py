@@ -1,4 +1,4 @@
-"""EncoderDecoder: a text read by one network and written anew by another, which looks back at what was read."""
+"""EncoderDecoder: sequence to sequence, by two recurrent networks with attention."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from model.model_interface import MInterface
 
 
 class EncoderDecoder(MInterface):
-    """Learns to make texts (B, T) of texts (B, T), numbers of tokens that 0 fills up; `end_id` ends a target.
+    """Trains a network from texts (B, T) to texts (B, T), token ids padded with 0; `end_id` ends a target.
 
     Besides the loss and the accuracy of tokens, padding left out, it measures `val_exact_match`, the share of texts
-    without any mistake. Validation, test and `predict` write token by token, taking the likeliest and reading it
-    again (greedy decoding); `predict` gives the numbers of tokens (B, T), 0 behind the end.
+    without any mistake. Validation, test and `predict` decode greedily; `predict` gives token ids (B, T), 0 behind the
+    end.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class EncoderDecoder(MInterface):
 
         Args:
             vocabulary_size: number of token ids, padding included, V.
-            max_length: tokens that it writes at most, T.
+            max_length: largest number of tokens of an output, T.
             end_id: the token that ends a text.
             embedding_dim: size of a token embedding, E.
             hidden_dim: size of a hidden state, H.
@@ -48,7 +48,7 @@ class EncoderDecoder(MInterface):
     def step(self, batch: Any, stage: str) -> Tensor:
         source, target = batch
         if target.dim() != 2:
-            raise UsageError("EncoderDecoder makes texts of texts, not classes: --pairs, where the data has that flag")
+            raise UsageError("EncoderDecoder needs texts as targets, not classes: give --pairs, if the data has it")
         logits = self(source, target, self.teacher_forcing if stage == "train" else 0.0)  # (B, T, V)
         counts = target != 0  # (B, T)
         loss = self.loss(logits[counts], target[counts])
@@ -64,17 +64,17 @@ class EncoderDecoder(MInterface):
 
 
 class Rewriter(nn.Module):
-    """Texts (B, T) to texts (B, T): a GRU reads, another one writes and looks at all states of the first.
+    """Texts (B, T) to texts (B, T): a GRU encoder, and a GRU decoder with attention over the encoder's states.
 
     Sources: D. Bahdanau et al., "Neural machine translation by jointly learning to align and translate", 2015; the
-    look back is that of T. Luong et al., "Effective approaches to attention-based neural machine translation", 2015;
-    reading its own output now and then, S. Bengio et al., "Scheduled sampling", 2015.
+    attention scores: T. Luong et al., "Effective approaches to attention-based neural machine translation", 2015;
+    teacher_forcing below 1: S. Bengio et al., "Scheduled sampling", 2015.
     """
 
     def __init__(self, vocabulary_size: int, max_length: int, end_id: int, embedding_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.max_length, self.end_id = max_length, end_id
-        self.embedding = nn.Embedding(vocabulary_size, embedding_dim)  # 0 begins what is written
+        self.embedding = nn.Embedding(vocabulary_size, embedding_dim)  # 0 is the first input of the decoder
         self.encoder = nn.GRU(embedding_dim, hidden_dim, batch_first=True)
         self.decoder = nn.GRUCell(embedding_dim + hidden_dim, hidden_dim)
         self.key = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -88,22 +88,22 @@ class Rewriter(nn.Module):
         """
         states, _ = self.encoder(self.embedding(source))  # (B, T, H)
         keys = self.key(states)  # (B, T, H)
-        read = source != 0  # (B, T)
-        last = (read.sum(1) - 1).clamp(min=0)  # (B,)
+        mask = source != 0  # (B, T)
+        last = (mask.sum(1) - 1).clamp(min=0)  # (B,)
         state = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)  # (B, H)
-        seen, token, found = torch.zeros_like(state), torch.zeros_like(last), []  # (B, H), (B,)
-        for at in range(self.max_length):
-            state = self.decoder(torch.cat([self.embedding(token), seen], 1), state)
-            scores = (keys @ state[:, :, None]).squeeze(2).masked_fill(~read, -1e4)  # (B, T)
-            seen = (scores.softmax(1)[:, None] @ states).squeeze(1)  # (B, H)
-            found.append(self.head(torch.cat([state, seen], 1)))  # (B, V)
-            token = found[-1].argmax(1)
+        context, token, outputs = torch.zeros_like(state), torch.zeros_like(last), []  # (B, H), (B,)
+        for step in range(self.max_length):
+            state = self.decoder(torch.cat([self.embedding(token), context], 1), state)
+            scores = (keys @ state[:, :, None]).squeeze(2).masked_fill(~mask, -1e4)  # (B, T)
+            context = (scores.softmax(1)[:, None] @ states).squeeze(1)  # (B, H)
+            outputs.append(self.head(torch.cat([state, context], 1)))  # (B, V)
+            token = outputs[-1].argmax(1)
             if target is not None and teacher_forcing:
-                taught = torch.rand(token.shape, device=token.device) < teacher_forcing
-                token = torch.where(taught, target[:, at], token)
-        logits = torch.stack(found, 1)  # (B, T, V)
+                forced = torch.rand(token.shape, device=token.device) < teacher_forcing
+                token = torch.where(forced, target[:, step], token)
+        logits = torch.stack(outputs, 1)  # (B, T, V)
         if target is not None:
             return logits
-        written = logits.argmax(2)  # (B, T)
-        ends = (written == self.end_id).long()
-        return written * (ends.cumsum(1) == ends)  # before the first end, or there
+        tokens = logits.argmax(2)  # (B, T)
+        ends = (tokens == self.end_id).long()
+        return tokens * (ends.cumsum(1) == ends)  # up to the first end

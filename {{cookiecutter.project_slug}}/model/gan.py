@@ -1,4 +1,4 @@
-"""Generative adversarial network: a generator of images, and a discriminator that tells them from real ones."""
+"""Generative adversarial network: a generator of images, and a discriminator between these and real ones."""
 
 from itertools import pairwise
 from typing import Any
@@ -20,9 +20,9 @@ class GAN(MInterface):
 
     Each batch is a step of the discriminator and one of the generator, with the non-saturating loss; Lightning counts
     both, so that `--every_n_train_steps 100` are 50 batches. Their losses, `train_discriminator` and
-    `train_generator`, say little of how good the images are. `loss` does: it is the energy distance between the pixels
-    of a batch and of as many samples, about 0 where both are drawn alike. After each
-    validation samples.png is drawn, always from the same noise. `predict` gives a sample for each item, (B, C, S, S);
+    `train_generator`, say little about the quality of the images; `loss` measures it: the energy distance between the
+    pixels of a batch and of as many samples, about 0 for the same distribution. After each validation samples.png is
+    drawn, always from the same noise. `predict` gives a sample for each item, (B, C, S, S);
     `export` the generator, noise (B, Z) -> images.
 
     Sources: I. Goodfellow et al., "Generative adversarial nets", 2014; layers and Adam: A. Radford et al.,
@@ -66,7 +66,7 @@ class GAN(MInterface):
 
     @staticmethod
     def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
-        """The images are all that is looked at of a batch; labels are not."""
+        """The images of a batch; labels are not used."""
         images = batch if isinstance(batch, Tensor) else batch["image"] if isinstance(batch, dict) else batch[0]
         return [images], images
 
@@ -105,7 +105,7 @@ class GAN(MInterface):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if isinstance(model := self.trainer.strategy.model, DistributedDataParallel):
-            model.require_forward_param_sync = True  # else batch norm's means would go apart, which a kill would show
+            model.require_forward_param_sync = True  # else the running means of batch norm would differ between ranks
 
     def step(self, batch: Any, stage: str) -> Tensor:
         """The energy distance of validation and test."""
@@ -121,16 +121,16 @@ class GAN(MInterface):
         return {"samples": self(self.noise).clamp(*self.unpack_batch(batch)[1].aminmax())}
 
     def configure_optimizers(self) -> Any:
-        """MInterface's, with its schedule, for the weights of the discriminator and for those of the generator."""
-        made = []
+        """Two of MInterface's, with schedules: for the discriminator and for the generator."""
+        configured = []
         for other in (self.network, self.discriminator):
             other.requires_grad_(False)  # type: ignore[union-attr]
-            made.append(super().configure_optimizers())
+            configured.append(super().configure_optimizers())
             other.requires_grad_(True)  # type: ignore[union-attr]
-        return made if isinstance(made[0], dict) else (made, [])
+        return configured if isinstance(configured[0], dict) else (configured, [])
 
     def configure_callbacks(self) -> list[Callback]:
-        """None; what does not go with two optimisers is refused here, before Lightning does it less clearly."""
+        """None. Raises: UsageError: a flag that does not work with two optimizers is given."""
         trainer, name = self.trainer, self.schedule["lr_scheduler"]
         ends_early = trainer.max_steps > 0 and not getattr(trainer, "fast_dev_run", False)
         wrong = {
@@ -140,21 +140,21 @@ class GAN(MInterface):
             f"--max_steps with --lr_scheduler {name}": ends_early and name != "constant",  # planned in batches
         }
         if refused := [flag for flag, given in wrong.items() if given]:
-            raise UsageError(f"{refused[0]} does not go with the two optimisers of a GAN")
+            raise UsageError(f"{refused[0]} does not work with the two optimizers of a GAN")
         return []
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if isinstance(self.trainer.strategy, DDPStrategy):  # each of the two backward passes leaves the other out
+        if isinstance(self.trainer.strategy, DDPStrategy):  # a backward pass uses one of the two networks
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)  # there is no public way
 
 
 def pyramid(channels: int, side: int, width: int) -> tuple[list[int], int]:
-    """Channels of an image that is halved while its side is even and above 4, from full size down; the last side."""
-    found = [channels]
+    """Channels at each size, for an image that is halved while its side is even and above 4; the last side."""
+    sizes = [channels]
     while side % 2 == 0 and side > 4:
-        found, side = [*found, width * 2 ** (len(found) - 1)], side // 2
-    return found, side
+        sizes, side = [*sizes, width * 2 ** (len(sizes) - 1)], side // 2
+    return sizes, side
 
 
 def generator(in_channels: int, img_size: int, latent_dim: int, width: int) -> nn.Sequential:
@@ -168,7 +168,7 @@ def generator(in_channels: int, img_size: int, latent_dim: int, width: int) -> n
 
 
 def discriminator(in_channels: int, img_size: int, width: int) -> nn.Sequential:
-    """Images (B, C, S, S) -> how real they look, logits (B, 1)."""
+    """Images (B, C, S, S) -> logits of being real (B, 1)."""
     channels, side = pyramid(in_channels, img_size, width)
     layers: list[nn.Module] = []
     for less, more in pairwise(channels):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class LSTM(nn.Module):
     """Logits (B, num_classes) of texts (B, T), token ids padded with 0.
 
-    The state after the last token counts. It is picked out of all states: what is read after it cannot change it, so
-    that the numbers are those of a packed sequence, which cannot be exported. For long texts, clip the gradients:
+    The head reads the state after the last token, taken from the states of all steps: the same numbers as with a packed
+    sequence, which cannot be exported. For long texts, clip the gradients:
     `--gradient_clip_val 1`.
 
     Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", 1997.
@@ -39,7 +39,7 @@ class LSTM(nn.Module):
         self.head = nn.Linear(hidden_dim, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, num_classes) of texts (B, T); of one without a token, those after a padding."""
+        """Logits (B, num_classes) of texts (B, T); of an empty one, the logits after one padding token."""
         states, _ = self.lstm(self.dropout(self.embedding(tokens)))  # (B, T) -> (B, T, E) -> (B, T, H)
         last = ((tokens != 0).sum(1) - 1).clamp(min=0)  # (B,)
         state = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)  # (B, H)

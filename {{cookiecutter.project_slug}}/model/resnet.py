@@ -1,4 +1,4 @@
-"""ResNet: a network of torchvision with a head of your own, with weights that have seen ImageNet or with fresh ones."""
+"""ResNet: a classifier of torchvision with a new head, pretrained on ImageNet or not."""
 
 import pickle
 import socket
@@ -14,7 +14,7 @@ from engine.errors import UsageError
 class ResNet(nn.Module):
     """`backbone`, a network of torchvision without its last layer, and `head`, a new one: images (B, 1|3, H, W).
 
-    Of clips (B, K, 1|3, H, W) each frame is classified, and the mean of the frames' logits counts (temporal segments).
+    The logits of a clip (B, K, 1|3, H, W) are the mean of its frames' logits (temporal segments).
 
     To fine-tune: `--pretrained --freeze backbone --unfreeze_epoch 3 --lr_scale backbone=0.1` trains the head alone for
     three epochs, then all of it, the backbone at a tenth of the rate.
@@ -38,12 +38,12 @@ class ResNet(nn.Module):
             num_classes: number of output logits.
             in_channels: channels of an image; a grey one is repeated three times.
             backbone: name of a classifier in torchvision.models, such as resnet50, convnext_tiny, vit_b_16.
-            pretrained: begin with torchvision's weights, which are downloaded once.
-            weights_file: begin with those of this file, as torchvision offers it for download.
-            dropout: share of what the head sees that training hides.
+            pretrained: start from torchvision's weights, which are downloaded once.
+            weights_file: start from the weights in this file, as torchvision offers it for download.
+            dropout: probability of dropping an input of the head in training.
 
         Raises:
-            UsageError: there is no such classifier, or it cannot be given another head.
+            UsageError: there is no such classifier, or it has no single linear layer as its head.
         """
         super().__init__()
         known = models.list_models(module=models, exclude=["googlenet", "inception*", "squeezenet*"])  # no single head
@@ -63,7 +63,7 @@ class ResNet(nn.Module):
         return self.head(self.backbone(images.expand(-1, 3, -1, -1)))
 
     def fetch_weights(self) -> None:
-        """Gives the backbone the weights that were asked for: called where no checkpoint brings its own.
+        """Loads the pretrained weights into the backbone; called unless a checkpoint is loaded.
 
         Raises:
             RuntimeError: they cannot be fetched or do not fit; the message has the ways out.
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
             return
         weights = models.get_model_weights(self.name).DEFAULT  # type: ignore[attr-defined]
         before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)  # seconds that a silent server may keep us waiting
+        socket.setdefaulttimeout(30)  # seconds to wait for a server
         try:
             if self.weights_file:
                 state = torch.load(Path(self.weights_file), map_location="cpu", weights_only=True)

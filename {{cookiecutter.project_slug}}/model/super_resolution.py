@@ -1,4 +1,4 @@
-"""SuperResolution: an image `scale` times as large, with the details that a bicubic enlargement lacks."""
+"""SuperResolution: enlarges an image `scale` times, with more detail than bicubic interpolation."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,11 +7,11 @@ from engine.errors import UsageError
 
 
 class SuperResolution(nn.Module):
-    """Convolutions at the small size, whose channels are then laid out as pixels; they mend a bicubic enlargement.
+    """Convolutions at the small size and a pixel shuffle, added to a bicubic enlargement.
 
     Letters: B items, C channels, H and W of the small image, R = scale. Source: W. Shi et al., "Real-time single image
     and video super-resolution using an efficient sub-pixel convolutional neural network", 2016 (ESPCN), here deeper,
-    and with what it adds to the enlargement beginning at 0.
+    and as a residual of the bicubic enlargement, initially 0.
     """
 
     def __init__(self, in_channels: int, scale: int, width: int = 64, num_layers: int = 3) -> None:
@@ -19,7 +19,7 @@ class SuperResolution(nn.Module):
 
         Args:
             in_channels: channels of an image, C.
-            scale: how many times higher and wider it comes out, R.
+            scale: factor of height and width, R.
             width: channels between the convolutions.
             num_layers: convolutions before the last one.
 
@@ -28,7 +28,7 @@ class SuperResolution(nn.Module):
         """
         super().__init__()
         if scale < 2:
-            raise UsageError(f"--scale {scale}: an image can be made 2, 3, 4 ... times as large")
+            raise UsageError(f"--scale {scale}: should be 2 or more")
         self.scale = scale
         layers: list[nn.Module] = []
         for number in range(num_layers):

@@ -1,4 +1,4 @@
-"""UNet: from an image to an image of the same size, or to a class for each pixel."""
+"""UNet: an image to an image of the same size, or to a class for each pixel."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from engine.errors import UsageError
 
 
 class UNet(nn.Module):
-    """Halves the image `depth` times and doubles it again; each size hands its details across to the way up.
+    """Halves the image `depth` times and doubles it again, with a skip connection at each size.
 
     Letters: B items, C channels, H and W of any size (not below 2^depth), D = width. Source: O. Ronneberger et al.,
-    "U-Net: convolutional networks for biomedical image segmentation", 2015, with batch norm, and with bilinear growing
-    in place of transposed convolutions, whose output is chequered.
+    "U-Net: convolutional networks for biomedical image segmentation", 2015, with batch norm, and with bilinear
+    interpolation in place of transposed convolutions, which cause checkerboard artifacts.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(_convolutions(small, 2 * small) for small in widths[:-1])
         self.up = nn.ModuleList(_convolutions(3 * small, small) for small in reversed(widths[:-1]))
         self.last = nn.Conv2d(width, out_channels, 1)
-        if residual:  # at first the image comes out as it is
+        if residual:  # an untrained network returns the image
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
@@ -48,12 +48,12 @@ class UNet(nn.Module):
         sizes = [self.first(images)]
         for layers in self.down:
             sizes.append(layers(functional.max_pool2d(sizes[-1], 2)))  # (B, D, H, W) -> (B, 2D, H/2, W/2)
-        found = sizes.pop()
+        features = sizes.pop()
         for layers in self.up:
-            beside = sizes.pop()
-            grown = functional.interpolate(found, beside.shape[-2:], mode="bilinear")  # (B, 2D, H, W), odd ones too
-            found = layers(torch.cat([grown, beside], 1))  # (B, 3D, H, W) -> (B, D, H, W)
-        output = self.last(found)
+            skip = sizes.pop()
+            upsampled = functional.interpolate(features, skip.shape[-2:], mode="bilinear")  # (B, 2D, H, W)
+            features = layers(torch.cat([upsampled, skip], 1))  # (B, 3D, H, W) -> (B, D, H, W)
+        output = self.last(features)
         return images + output if self.residual else output
 
 

@@ -44,7 +44,7 @@ class VAE(MInterface):
             latent_dim: size of the latent code, Z.
             width: channels of the first convolution; each that halves the image has twice as many.
             likelihood: of a pixel: gaussian, with one learned variance for all, or bernoulli, for pixels in 0..1.
-            beta: weight of the KL term; less than 1 for sharper reconstructions, more for a plainer code.
+            beta: weight of the KL term; less than 1 for sharper reconstructions, more for a simpler code.
         """
         network = Autoencoder(in_channels, img_size, latent_dim, width, likelihood == "bernoulli")
         super().__init__(network, loss="mse_loss", metrics=(), **kwargs)
@@ -56,7 +56,7 @@ class VAE(MInterface):
 
     @staticmethod
     def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
-        """The images are input and target; what else a dataset gives, its labels say, is not looked at."""
+        """The images are input and target; labels are not used."""
         images = batch if isinstance(batch, Tensor) else batch["image"] if isinstance(batch, dict) else batch[0]
         return [images], images
 
@@ -75,12 +75,12 @@ class VAE(MInterface):
     def negative_log_likelihood(self, output: Tensor, images: Tensor) -> Tensor:
         """-log p(x|z) of each pixel, in nats. Raises: UsageError: pixels outside 0..1 under a Bernoulli likelihood."""
         if self.likelihood == "gaussian":
-            log_variance = 10 * self.spread  # so that it moves ten times as fast as a weight: it has further to go
+            log_variance = 10 * self.spread  # ten times the learning rate of a weight: it has further to go
             return 0.5 * ((output - images) ** 2 * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
         low, high = images.aminmax()
         if low < 0 or high > 1:
-            said = f"--likelihood bernoulli takes pixels in 0..1, and these are in {low:.3g}..{high:.3g}"
-            raise UsageError(f"{said}: take --likelihood gaussian, or have the dataset scale them")
+            given = f"--likelihood bernoulli needs pixels in 0..1, and these are in {low:.3g}..{high:.3g}"
+            raise UsageError(f"{given}: take --likelihood gaussian, or have the dataset scale them")
         return functional.binary_cross_entropy_with_logits(output, images, reduction="none")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -95,7 +95,7 @@ class VAE(MInterface):
 
 
 class Autoencoder(nn.Module):
-    """Convolutions that halve the image while its side is even and above 4, a linear layer, and the way back."""
+    """Convolutions that halve the image while its side is even and above 4, a linear layer, and the mirror image."""
 
     def __init__(self, in_channels: int, img_size: int, latent_dim: int, width: int, squash: bool) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Autoencoder(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), (B, Z) each, of images (B, C, S, S)."""
         mean, log_var = self.encoder(images).float().chunk(2, dim=1)
-        return mean, log_var.clamp(-20, 20)  # an early step too far would overflow exp
+        return mean, log_var.clamp(-20, 20)  # an early, too large step would overflow exp
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, C, S, S), their expected pixels, from codes (B, Z)."""

@@ -1,4 +1,4 @@
-"""`plan`: what training will cost in memory, communication and time on any number of devices, before it is paid."""
+"""`plan`: estimate memory, communication and time of training on any number of devices."""
 
 import math
 import statistics
@@ -31,25 +31,25 @@ def run(
     link_gbps: float | None = None,
     measure_steps: int = 10,
 ) -> dict[str, float]:
-    """Prints the costs for --devices, --num_nodes, --strategy, --precision and --batch_size, and keeps nothing.
+    """Prints the costs for --devices, --num_nodes, --strategy, --precision and --batch_size; writes no files.
 
-    The rates in the help are published: of Ethernet; of PCIe 4.0 with 16 lanes (PCI-SIG); of NVLink and of products of
-    dense bf16 matrices in NVIDIA's data sheets of A100 and H100, NVLink halved, for they add both directions up. Of
-    the products 52 % were reached in D. Narayanan et al., "Efficient large-scale language model training", 2021.
+    The rates in the help are published: Ethernet; PCIe 4.0 with 16 lanes (PCI-SIG); NVLink, one direction, and dense
+    bf16 matrix products from NVIDIA's data sheets of A100 and H100. D. Narayanan et al., "Efficient large-scale
+    language model training", 2021, reached 52 % of the latter.
 
     Args:
-        device_memory: of one device, such as 80GB or 40GiB; none asks the device found here.
-        device_tflops: 10^12 operations a second that a device does in training, to compute the times of one that is not
-            here: at most half of what is published (bf16: A100 312, H100 989).
-        link_gbps: gigabits a second that a device sends over the slowest link between two (10 or 100 Ethernet, 250 PCIe
-            4.0, 2400 NVLink of an A100, 3600 of an H100).
+        device_memory: memory of one device, such as 80GB or 40GiB; none takes that of the device here.
+        device_tflops: TFLOP/s of a device in training, to compute times for one that is not here: at most half of the
+            published number (bf16: A100 312, H100 989).
+        link_gbps: gigabits per second in one direction of the slowest link between two devices (10 or 100 Ethernet, 250
+            PCIe 4.0, 2400 NVLink of an A100, 3600 of an H100).
         measure_steps: real steps to time on one device here, from which the times are computed; 0 for none.
 
     Returns:
-        What was printed of the precision and strategy chosen: bytes a device, parameters, items, seconds.
+        The printed numbers for the chosen precision and strategy: bytes per device, parameters, items, seconds.
 
     Raises:
-        UsageError: another strategy or precision, memory that is no number, a network that cannot be followed.
+        UsageError: an unsupported strategy or precision, memory that is no number, a network that cannot be traced.
     """
     flags = settings.arguments["trainer"]
     if flags.get("fast_dev_run"):
@@ -81,7 +81,7 @@ def run(
         return result
     result["batch_seconds"] = seconds
     if num_devices > 1 and link_gbps is None:
-        print(f"for the times of {num_devices} devices say how fast they send: --link_gbps")
+        print(f"the times of {num_devices} devices need the speed of their link: --link_gbps")
         return result
     step_seconds = setup.step_seconds(seconds, num_batches, link_gbps or math.inf)
     num_steps = _epoch_steps(data, num_devices * data.batch_size, num_batches)

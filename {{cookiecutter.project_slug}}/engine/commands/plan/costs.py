@@ -1,4 +1,4 @@
-"""The devices that `plan` counts with, and what a step costs on several of them, from what it costs on one."""
+"""The devices that `plan` assumes, and the costs of a step on several of them, from those on one."""
 
 import math
 import os
@@ -10,7 +10,7 @@ import torch
 from engine.commands.plan.memory import StepCosts
 from engine.errors import UsageError
 
-FREE = 0.1  # share of the memory left to the allocator, the kernels' workspaces and the driver
+FREE = 0.1  # share of the memory that is left to the allocator, kernels and driver
 _UNITS = {"": 1e9, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
 
@@ -24,12 +24,12 @@ class Setup(NamedTuple):
     num_devices: int
 
     def memory(self, batch_size: int) -> dict[str, float]:
-        """Bytes that a device holds at the fullest moment of a step over `batch_size` items, by their use.
+        """Bytes on a device at the peak of a step over `batch_size` items, by their use.
 
-        "ddp" holds everything on each device, and on several its buckets hold the gradients once more (PyTorch's DDP
-        without gradient_as_bucket_view). "fsdp" shares weights, gradients and the optimiser's state out, and gathers
-        one layer at a time, the largest at the most: stage 3 of S. Rajbhandari et al., "ZeRO", 2020; Y. Zhao et al.,
-        "PyTorch FSDP", 2023. Mixed precision keeps weights, gradients and state in 32 bits; autograd keeps its casts.
+        "ddp" keeps everything on each device, and on several its buckets are a copy of the gradients (PyTorch's DDP
+        without gradient_as_bucket_view). "fsdp" shards weights, gradients and the optimizer state, and gathers one
+        layer at a time, at most the largest: stage 3 of S. Rajbhandari et al., "ZeRO", 2020; Y. Zhao et al.,
+        "PyTorch FSDP", 2023. Mixed precision keeps weights, gradients and state in 32 bits.
         """
         step, share = self.step, self.num_devices if self.strategy == "fsdp" else 1
         parts = {
@@ -51,7 +51,7 @@ class Setup(NamedTuple):
         return parameters * _BYTES[self.precision.partition("-")[0]]
 
     def largest_batch(self, device_memory: float) -> int:
-        """The largest batch that a device holds; 0 where not even one item fits or the activations are unknown."""
+        """The largest batch that fits; 0 if not even one item does, or the activations are unknown."""
         if not self.step.activations or not (each := self.step.activations[1] + self.step.workspace) > 0:
             return 0
         return max(0, math.floor(((1 - FREE) * device_memory - sum(self.memory(0).values())) / each))
@@ -70,7 +70,7 @@ class Setup(NamedTuple):
         return sent * (self.num_devices - 1) / self.num_devices
 
     def step_seconds(self, batch_seconds: float, num_batches: int, link_gbps: float) -> tuple[float, float]:
-        """Seconds of an optimiser step of `num_batches` batches: with all the overlap that there may be, with none.
+        """Seconds of an optimiser step of `num_batches` batches: with full overlap of communication, and with none.
 
         Communication overlaps with the last backward pass in ddp (S. Li et al., "PyTorch Distributed", 2020), which is
         two thirds of a batch (twice the products of a forward pass), and with all passes in fsdp.
@@ -81,7 +81,7 @@ class Setup(NamedTuple):
 
 
 def device_type(accelerator: str) -> str:
-    """The type of device that --accelerator takes on this machine."""
+    """ "cuda" or "cpu": the device that --accelerator selects on this machine."""
     return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
 
 
@@ -105,7 +105,7 @@ def strategy_of(flag: str) -> str:
         UsageError: it is another one.
     """
     if flag != "fsdp" and flag != "auto" and not flag.startswith("ddp"):
-        raise UsageError(f"--strategy {flag}: plan can account for ddp and fsdp")
+        raise UsageError(f"--strategy {flag}: plan knows ddp and fsdp")
     return "fsdp" if flag == "fsdp" else "ddp"
 
 
@@ -113,31 +113,31 @@ def precision_of(flag: str) -> str:
     """Lightning's full name of a precision: 32 is 32-true, bf16 is bf16-mixed.
 
     Raises:
-        UsageError: it is one that is not accounted for.
+        UsageError: it is another one.
     """
     bits, _, how = flag.partition("-")
     if bits not in _BYTES:
         names = "32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true"
-        raise UsageError(f"--precision {flag}: plan can account for {names}")
+        raise UsageError(f"--precision {flag}: plan knows {names}")
     return f"{bits}-{how or ('mixed' if '16' in bits else 'true')}"
 
 
 def local_memory(device: str) -> float:
-    """Bytes that the first GPU has, or this machine; infinite where the system does not say (Windows)."""
+    """Memory of the first GPU, or of this machine, in bytes; infinite where it is unknown (Windows)."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def memory_of(flag: str | None, device: str) -> float:
-    """Bytes that --device_memory means, by default those of the device here.
+    """--device_memory in bytes, by default that of the device here.
 
     Raises:
-        UsageError: it is no amount of memory, or the system does not say how much it has.
+        UsageError: it is no amount of memory, or is not given and unknown.
     """
     if flag is None:
         if (local := local_memory(device)) == math.inf:
-            raise UsageError("this system does not say how much memory it has: --device_memory 16GB, say")
+            raise UsageError("the memory of this machine is unknown: give --device_memory, such as 16GB")
         return local
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", flag.strip(), re.IGNORECASE)
     if not match or match[2].upper() not in _UNITS or not float(match[1]):

@@ -1,4 +1,4 @@
-"""What a training step holds and computes, counted on torch's fake tensors, which have shapes but take no memory."""
+"""Memory and FLOPs of a training step, counted on torch's fake tensors, which have shapes but no data."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -19,21 +19,20 @@ from engine.cli.settings import Settings
 from engine.errors import UsageError
 
 FakeTensorMode, _fake_errors = lightning_compat.fake_tensors()
-# What a network raises that reads values, or that does not know its operations on fake tensors.
+# What a network raises that reads values, or whose operations are not implemented for fake tensors.
 _VALUE_ERRORS: tuple[type[Exception], ...] = (*_fake_errors, NotImplementedError)
 
 
 class StepCosts(NamedTuple):
-    """What one device holds and computes that shares with no other; in bytes where nothing else is said.
+    """The costs of a step on one device that does all of it; in bytes unless stated otherwise.
 
     parameters, trainable: numbers of parameters.
     layer, largest: the name of the layer with the most parameters, and how many these are.
-    activations: of no item and of each further one: the batch and what autograd saves for the backward pass, each
-        storage once, weights aside. None where it cannot be counted, for the reason in `unknown`.
-    workspace: what else is held at the fullest moment, for each item: results that nothing saves, gradients on their
-        way. What a kernel allocates for itself is not seen.
-    flops: operations of the products and convolutions of a forward pass, for each item, a multiplication and an
-        addition being two; 0 where they cannot be counted.
+    activations: a constant, and the increase per item: the batch and what autograd saves for the backward pass, without
+        the weights. None where it cannot be counted, for the reason in `unknown`.
+    workspace: what else is allocated at the peak, per item: temporary results and gradients. What a kernel allocates
+        itself is not seen.
+    flops: of the matrix products and convolutions of a forward pass, per item (a multiply-add is two); 0 if unknown.
     """
 
     parameters: int
@@ -56,13 +55,13 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
     batch: of a few items, on the CPU. precision: "32-true", "bf16-mixed" ... device: "cpu" or "cuda".
 
     Raises:
-        UsageError: the network reads values while it is built, and the tensors have none.
+        UsageError: the network reads values of tensors in its constructor, and these have none.
     """
     plugin = _precision_plugin(precision, device)
     with torch.device("meta"):
         model = plugin.convert_module(build())
     with FakeTensorMode() as mode, torch.device(device):
-        _move_to_fake(model, device)  # a meta tensor would not tell which kernels are taken, and what they save
+        _move_to_fake(model, device)  # which kernels run, and what they save, depends on the device
         fakes = apply_to_collection(batch, Tensor, lambda tensor: mode.from_tensor(tensor).to(device))
         batch = plugin.convert_input(fakes)
         parameters = list(model.parameters())
@@ -93,36 +92,38 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
 
 
 def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -> Any:
-    """The network in its interface, ready to be trained, on the meta device, which is to be the default one.
+    """The network in its interface, ready to be trained; the default device has to be "meta".
 
     Raises:
         UsageError: the network reads values.
     """
-    try:  # as beside a checkpoint, no pretrained weights are fetched
+    try:  # as with a checkpoint, no pretrained weights are downloaded
         model = build_model(settings._replace(ckpt_path=Path()), data)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" not in str(error):
             raise
         name, reason = settings.network.name, str(error).partition("\n")[0]
         raise UsageError(
-            f"plan builds {name} on the meta device, where tensors have no values, and {name} asks for some ({reason})"
-            ": take Python's numbers or numpy's there"
+            f"plan builds {name} on the meta device, where tensors have no values, and {name} reads some ({reason}): "
+            "compute with Python's numbers or NumPy there"
         ) from error
     keep_lr_constant(model)
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     model.channels_last = convolves and settings.arguments["hardware"]["channels_last"]
     off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     model.trainer = Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **off)
-    for callback in features_and_commands.load_features(Path(), model, data, settings.arguments):
+    with torch.device("cpu"):  # a feature may read the data
+        callbacks = features_and_commands.load_features(Path(), model, data, settings.arguments)
+    for callback in callbacks:
         if getattr(callback, "changes_parameters", False):
             callback.setup(model.trainer, model, "fit")
-    for metric in model.metrics.values():  # they read values, and hold little
+    for metric in model.metrics.values():  # they read values, and need little memory
         metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
     return model.train()
 
 
 def keep_lr_constant(model: Any) -> None:
-    """Takes the learning rate's schedule away: others than a constant one ask how long training lasts."""
+    """Removes the learning-rate schedule, which may need the length of training."""
     model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
 
 
@@ -156,11 +157,11 @@ def _move_to_fake(model: nn.Module, device: str) -> None:
 
 
 class _LiveBytes(lightning_compat.dispatch_mode()):  # type: ignore[misc]
-    """Bytes of the tensors that are made within it: at the moment, and at the most since `most` was set."""
+    """Bytes of the tensors that are created within it: at the moment, and at most since `most` was set."""
 
     def __init__(self, before: Iterable[Tensor]) -> None:
         super().__init__()
-        # Storages that were there before are held, so that no new one gets the id of an old one.
+        # References to earlier storages, so that no new one gets the id of an old one.
         self.known: dict[int, Any] = {_storage_id(tensor): tensor.untyped_storage() for tensor in before}
         self.now = self.most = 0
 
@@ -187,7 +188,7 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
     plugin: Lightning's for the precision.
     """
     if type(model).training_step.__qualname__ != "MInterface.training_step":
-        raise NotImplementedError("it has a training_step of its own, which is not followed")
+        raise NotImplementedError("its own training_step is not traced")
     items = _tensors(batch)[0].shape[0]
     resized = lambda tensor: tensor.new_empty((tensor.shape[0] * size // items, *tensor.shape[1:]))  # noqa: E731
     batch = apply_to_collection(batch, Tensor, resized)
@@ -198,7 +199,7 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
         except (RuntimeError, ValueError) as error:
             if not model.channels_last or isinstance(error, _VALUE_ERRORS):
                 raise
-            model.channels_last = False  # as in a run where a network cannot take it
+            model.channels_last = False  # as in a run, if a network does not support it
             return _count_pass(model, batch, size, plugin)
         model._metric_buffers["train"].batches.clear()
         saved, forward = live.now, live.most
@@ -206,7 +207,7 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
         loss.backward()
     model.zero_grad()
     gradients = bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
-    most = max(forward + gradients, live.most)  # the gradients of the step before are held until the backward pass
+    most = max(forward + gradients, live.most)  # the previous gradients are freed before the backward pass
     return saved + bytes_of(_tensors(batch)), max(0.0, most - gradients - saved), flops.get_total_flops()
 
 
@@ -216,7 +217,7 @@ def _optimizer_state(model: Any) -> int:
     for entry in made[0] if isinstance(made, tuple) else made if isinstance(made, list) else [made]:
         optimizer = entry["optimizer"] if isinstance(entry, dict) else entry
         for group in optimizer.param_groups:
-            for parameter in group["params"]:  # one by one: a parameter's state is made before its values are read
+            for parameter in group["params"]:  # one by one: the state is created before values are read, which raises
                 parameter.grad = torch.empty_like(parameter)
                 optimizer.param_groups = [group | {"params": [parameter], "fused": False, "foreach": False}]
                 with suppress(*_VALUE_ERRORS):
