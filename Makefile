@@ -37,6 +37,8 @@ test-oldest: .venv-oldest/installed
 
 faults: .venv/installed
 	$(BIN)/python tests/kills.py "$(INNER)" $(N)
+	$(BIN)/python tests/faults.py "$(INNER)" 3
+	FUZZ=1 $(BIN)/python -m pytest tests/engine/test_fuzz.py
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

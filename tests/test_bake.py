@@ -16,15 +16,15 @@ from tests.conftest import INNER, ROOT, copy, run
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
-data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
-engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py engine/checkpointing/data_record.py
-engine/checkpointing/find_checkpoint.py engine/checkpointing/resume.py engine/checkpointing/run_folder.py
-engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py engine/cli/__init__.py
-engine/cli/completion.py engine/cli/config_file.py engine/cli/discovery.py engine/cli/features_and_commands.py
-engine/cli/flag_groups.py engine/cli/help.py engine/cli/parser.py engine/cli/settings.py
-engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py engine/cli/signatures_of_torch.py
-engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py engine/commands/__init__.py
-engine/commands/consolidate.py engine/commands/export.py engine/commands/plan/__init__.py
+data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/atomic_write.py
+engine/checkpointing/__init__.py engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py
+engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py engine/checkpointing/resume.py
+engine/checkpointing/run_folder.py engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py
+engine/cli/__init__.py engine/cli/completion.py engine/cli/config_file.py engine/cli/credentials.py
+engine/cli/discovery.py engine/cli/features_and_commands.py engine/cli/flag_groups.py engine/cli/help.py
+engine/cli/parser.py engine/cli/settings.py engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py
+engine/cli/signatures_of_torch.py engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py
+engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py engine/commands/plan/__init__.py
 engine/commands/plan/costs.py engine/commands/plan/memory.py engine/commands/predict/__init__.py
 engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py engine/commands/report.py
 engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/class_balance.py
@@ -39,9 +39,9 @@ engine/features/model_summary.py engine/features/pictures/__init__.py engine/fea
 engine/features/pictures/plots.py engine/features/pictures/prediction_samples.py engine/features/throughput.py
 engine/features/weight_averaging.py engine/features/weight_histograms.py engine/launch/__init__.py
 engine/launch/cluster_job.py engine/launch/data_parallel_rank.py engine/launch/signals.py engine/launch/slurm.py
-engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py
-engine/logging/loggers.py engine/logging/progress.py engine/training/__init__.py engine/training/answers.py
-engine/training/gradient_guard.py engine/training/hardware.py engine/training/losses.py
+engine/launch/terminal.py engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py
+engine/logging/__init__.py engine/logging/loggers.py engine/logging/progress.py engine/training/__init__.py
+engine/training/answers.py engine/training/gradient_guard.py engine/training/hardware.py engine/training/losses.py
 engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py
 engine/training/optimizers.py engine/training/step_seeding.py engine/training/step_timer.py
 engine/training/trainer_actions.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml

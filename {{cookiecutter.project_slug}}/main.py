@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from engine.atomic_write import WriteError
 from engine.checkpointing import resume, run_folder
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import UsageError, print_own_frames
-from engine.launch import signals
+from engine.launch import signals, terminal
 from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
@@ -35,11 +36,14 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     callbacks: additional ones, of a program that calls this.
     """
     signals.handle_early_signals()
-    settings = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
-    except UsageError as error:  # one that only torch could find
-        parser.stop(str(error))
+    with terminal.outlived():
+        settings = parse(sys.argv[1:] if argv is None else argv)
+        try:
+            return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
+        except UsageError as error:  # one that only torch could find
+            parser.stop(str(error))
+        except WriteError as error:
+            raise SystemExit(f"main.py: error: {error}") from None
 
 
 def run(
@@ -56,7 +60,7 @@ def run(
     seed_index: int | None = None,
     max_epochs: int | None = None,
     log_every_n_steps: int = 20,
-    enable_progress_bar: bool = sys.stdout.isatty(),
+    enable_progress_bar: bool = terminal.is_terminal(),
     default_root_dir: str = ".",
     hang_minutes: float = 10.0,
 ) -> dict[str, float]:

@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
         example = {flag: entry["choices"][0] if "choices" in entry else entry["low"] for flag, entry in space.items()}
         project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
         return search(space, fixed, options)
+    except SystemExit as exit:
+        if isinstance(exit.code, int) and exit.code > 128:  # a signal: the trial's own command is not the sweep's
+            print(f"the sweep goes on with:\n{shlex.join(['python', 'sweep.py', *argv])}", flush=True)
+        raise
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -166,6 +170,7 @@ def run_trials(study: Any, objective: Any, num_trials: int, pause: float) -> Non
     A trial whose heartbeat stopped was killed: it is marked as failed, and its values are tried again. pause: seconds
     between two checks while other processes run the missing trials.
     """
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.storages import fail_stale_trials
 
     while True:
@@ -175,7 +180,12 @@ def run_trials(study: Any, objective: Any, num_trials: int, pause: float) -> Non
         if finished >= num_trials:
             return
         if finished + sum(trial.state.name == "RUNNING" for trial in trials) < num_trials:
-            study.optimize(objective, n_trials=1, catch=(FloatingPointError,))
+            try:
+                study.optimize(objective, n_trials=1, catch=(FloatingPointError,))
+            except (ValueError, UpdateFinishedTrialError) as error:
+                if isinstance(error, ValueError) and "Cannot tell a FAIL trial" not in str(error):
+                    raise
+                print("this process stood still for so long that its trial is repeated, by another or by itself")
         else:
             time.sleep(pause)
 
@@ -216,7 +226,7 @@ def run_trial(study: Any, space: Space, fixed: list[str], metric: str, trial: An
         trial.set_user_attr("failed", str(error))
         raise
     except SystemExit as exit:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
         if exit.code != 2:  # a signal, not a wrong flag
             study.enqueue_trial(trial.params)
         raise

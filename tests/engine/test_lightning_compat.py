@@ -231,3 +231,18 @@ def test_export_error() -> None:
 
     with pytest.raises(compat.export_error()):
         torch.export.export(Fixed(), (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def test_replace_events_file(tmp_path: Path) -> None:
+    """Its own file ends the writer's thread at the first error; another kind can take its place."""
+    from engine.logging.loggers import EventsFile
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(tmp_path))
+    compat.replace_events_file(writer, EventsFile)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_size
+    writer.add_scalar("loss", 1.0, 1)
+    writer.flush()
+    assert path.stat().st_size > before
+    writer.close()

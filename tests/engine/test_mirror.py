@@ -148,7 +148,8 @@ def test_cut_off_anywhere_a_copy_goes_on_to_the_same_end(train, tmp_path: Path, 
         monkeypatch.chdir(here / "next")
         if (here / "there/version_0/checkpoints/last.ckpt").exists():
             went_on += 1
-            assert main.main(["--ckpt_path", f"file://{here}/there/version_0"]) == told
+            again = ["--mirror", f"breaking://{here}/there"]
+            assert main.main(["--ckpt_path", f"file://{here}/there/version_0", *again]) == told
             for run in (RUN, here / "there/version_0"):
                 assert same(weights(run), weights(whole)), most
                 assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
@@ -172,7 +173,7 @@ def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: 
     assert same(weights(RUN), weights(whole))
     assert (RUN / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert sorted(os.listdir(RUN / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
-    there = s3.disk().cat_file("bucket/runs/version_0/checkpoints/last.ckpt")  # the flag was kept with the run
+    there = s3.disk().cat_file("bucket/runs/version_0/checkpoints/last.ckpt")  # named by the address
     assert there == LAST.read_bytes()
     for _ in range(2):  # fetched once
         assert main.main(["test", "--ckpt_path", "s3://bucket/runs/version_0"]).items() <= told.items()
@@ -203,7 +204,7 @@ def test_a_server_that_goes_away_does_not_end_the_training(train, s3: Server, ca
     monkeypatch.setattr(toys.Net, "each_forward", stop)
     with pytest.raises(SystemExit, match=r"lacks the newest of lightning_logs/version_0 .*whole here") as ended:
         train("--max_epochs", 4, "--mirror", "s3://bucket/runs")
-    assert str(ended.value).endswith("\npython main.py --ckpt_path lightning_logs/version_0")
+    assert str(ended.value).endswith("\npython main.py --ckpt_path lightning_logs/version_0 --mirror=s3://bucket/runs")
     assert capsys.readouterr().err.count("--mirror s3://bucket/runs: ") == 1
     assert torch.load(LAST, weights_only=True)["epoch"] == 3
     assert "test_acc" in json.loads((RUN / "metrics.json").read_text())
@@ -226,7 +227,7 @@ def test_what_was_not_sent_is_sent_by_going_on(train, tmp_path: Path, monkeypatc
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     there.unlink()
-    main.main(["--ckpt_path", str(RUN)])
+    main.main(["--ckpt_path", str(RUN), "--mirror", there.as_uri()])
     assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
     assert "test_acc" in json.loads((there / "version_0/metrics.json").read_text())
 
@@ -256,7 +257,7 @@ def test_a_machine_that_was_thought_lost_does_not_write_over_the_one_that_went_o
     newest = (there / "version_0/checkpoints/last.ckpt").read_bytes()
     assert newest == LAST.read_bytes()
     monkeypatch.chdir(tmp_path)
-    main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    main.main(["--ckpt_path", "last", "--max_epochs", "2", "--mirror", there.as_uri()])
     assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == newest
     assert (there / "version_1/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
 
@@ -330,7 +331,7 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         out, err = run.communicate(timeout=900)
     assert run.returncode == 128 + signal.SIGTERM, err
-    assert out.splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
+    assert out.splitlines()[-1] == f"python main.py --ckpt_path {RUN} --mirror=slow://{there}"
     assert (there / "version_0/checkpoints/last.ckpt").read_bytes() == LAST.read_bytes()
     assert not list(there.rglob("*.part"))
     shutil.rmtree("lightning_logs")
@@ -341,3 +342,19 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert os.listdir("lightning_logs") == ["version_0"]  # both processes found what one of them fetched
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 3
+
+
+def test_where_copies_go_is_said_again(train, tmp_path: Path, capsys) -> None:
+    there = tmp_path / "there"
+    train("--max_epochs", 1, "--mirror", there.as_uri())
+    (tmp_path / "theirs").mkdir()
+    config = RUN / "config.yaml"
+    config.write_text(config.read_text().replace("/there", "/theirs"))  # as a stranger may have
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    told = capsys.readouterr().err
+    assert f"mirror is not taken from a run, as it may be a stranger's: give --mirror file://{tmp_path}/theirs " in told
+    assert "test_acc" in main.main(["test", "--ckpt_path", "last"])
+    main.main(["--ckpt_path", "last", "--max_epochs", "2", "--mirror", "none"])
+    assert not list((tmp_path / "theirs").iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import main
 import pytest
+import yaml
 from paths import HERE, PROJECT
 
 HEAD = "epoch,step,lr,train_loss_step,val_acc,val_loss\n"
@@ -148,3 +149,47 @@ def test_it_needs_no_torch(logs) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert done.stderr == ""
+
+
+BROKEN_RUNS = {
+    "line": ("metrics.csv", b"0,x,0.2,1.5,,\n", "1 lines of lightning_logs/version_2/metrics.csv are left out"),
+    "letter": ("metrics.csv", b"0,4,,,\xff.5,\n", "1 lines of"),
+    "long line": ("metrics.csv", b"0,4,0.1,0.1,0.1,0.1,7,7,7\n", "1 lines of"),
+    "number": ("metrics.csv", b"0,%s,,,0.5,\n" % (b"9" * 40), "1 lines of"),
+    "zeros": ("metrics.csv", b"\0" * 4096, "lightning_logs/version_2"),
+    "config": ("config.yaml", b"\xff\xfe", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
+    "yaml": ("config.yaml", b"a: [", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
+    "folder": ("metrics.csv", None, "lightning_logs/version_2"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_RUNS)
+def test_a_broken_run_is_named_and_the_others_are_reported(logs, capsys, kind: str) -> None:
+    name, content, line = BROKEN_RUNS[kind]
+    path = Path("lightning_logs/version_2") / name
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes((HEAD.encode() if name == "metrics.csv" else b"") + content)
+    rows = report()
+    assert line in capsys.readouterr().err or kind == "folder"
+    assert {"version_0", "version_10"} <= {row["run"] for row in rows}
+    assert rows[0]["val_acc (max)"] == "0.5"
+
+
+def test_no_cell_is_a_formula(logs) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    evil = ["=cmd|'/C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "-1e-3", "\x1b[2J"]
+    for number, text in enumerate(evil):
+        folder = Path(f"lightning_logs/version_{20 + number}")
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model_name": text, "dataset": "d", "=flag": number}))
+        (folder / "metrics.csv").write_text("epoch,step,val_loss,val_$x$,=1+1\n0,1,0.5,0.5,0.5\n")
+    rows = report()
+    cells = [text for row in rows for text in (*row, *row.values())]
+    assert "'=cmd|'/C calc'!A0" in cells
+    assert "-1e-3" in cells  # a number
+    assert not [text for text in cells if text[:1] in "=+@" and text]
+    for sheet in openpyxl.load_workbook("report/report.xlsx"):
+        assert not [cell for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]

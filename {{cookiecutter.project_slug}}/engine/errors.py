@@ -19,6 +19,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {simplified[close[0]]!r}?" if close else ""
 
 
+def printable(text: str) -> str:
+    """A text in one line, control characters as escapes: a name must not move the cursor or look like a line."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def print_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A `sys.excepthook`: a traceback with your own frames and the last one; with `python -X dev`, all of them.
 

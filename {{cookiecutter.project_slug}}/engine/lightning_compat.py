@@ -9,6 +9,7 @@ import os
 import sys
 import types
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 _STEP_HOOKS = (
@@ -99,6 +100,16 @@ def set_process_group_timeout(strategy: Any, timeout: timedelta) -> None:
     """
     if hasattr(strategy, "_timeout"):
         strategy._timeout = timeout
+
+
+def replace_events_file(writer: Any, file_type: Any) -> None:
+    """Has a SummaryWriter write to another kind of file, made of the path of its own, which ends a run on a full disk.
+
+    Its thread ends at the first error, which the next call raises, and no argument takes a file.
+    """
+    events = writer.file_writer.event_writer
+    events._general_file_writer.close()
+    events._async_writer._writer._writer = file_type(Path(events._file_name))
 
 
 def shut_down_workers(loader: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from engine.checkpointing.run_folder import resume_command
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import mark_validation_as_interrupted
 
@@ -27,6 +28,14 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=monitor.startswith("train_"),
             enable_version_counter=False,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""
+        state = super().state_dict()
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        names = {key: os.path.basename(state[key]) for key in paths}
+        models = {os.path.basename(path): score for path, score in state["best_k_models"].items()}
+        return {**state, **names, "best_k_models": models, "dirpath": ""}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best checkpoints so far, by their file names."""
@@ -132,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         if not trainer.is_global_zero:
             raise SystemExit(128 + self.received)
         ignore_signals()  # srun ends the rest of a job as soon as one rank is gone: this line comes first
-        print(f"stopped by a signal and saved; this goes on:\npython main.py --ckpt_path {self.run_dir}", flush=True)
+        print(f"stopped by a signal and saved; this goes on:\n{resume_command(self.run_dir)}", flush=True)
         exit_on_signal(self.received)
 
 

@@ -1,11 +1,12 @@
 """Reading and writing checkpoint files: writes are atomic, reads execute no code."""
 
 import os
-import pickle
 import re
 import shutil
+import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pytorch_lightning import LightningModule
@@ -30,7 +31,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             replace(part, path)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only
+                part.unlink(missing_ok=True)
             raise cannot_save(path, error) from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
@@ -86,8 +88,13 @@ def load(path: Path) -> dict[str, Any]:
             return load_folder(path)
         raise UsageError(f"{path} is a sharded checkpoint, and no feature in engine/features reads one")
     try:
+        check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UsageError as error:
+        raise UsageError(f"{path} is refused: {error}") from None
+    except FileNotFoundError:
+        raise UsageError(f"{path} is gone: a run that trains has put another in its place; try again") from None
+    except Exception as error:  # a damaged pickle may raise anything; no code of the user's is run
         raise refused(path, error) from None
     if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
         return {"state_dict": checkpoint}  # of torch.save(network.state_dict(), path)
@@ -96,10 +103,26 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_sums(file: Path | BinaryIO) -> None:
+    """Raises UsageError: a record of a file of torch.save is not the one whose check sum stands beside it.
+
+    torch does not look at the sums: bytes that a disk has lost would be weights.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # torch's own format, from before version 1.6
+    with zipfile.ZipFile(file) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise UsageError("it is compressed, as no checkpoint is, and could fill the memory")
+        if damaged := archive.testzip():
+            raise UsageError(f"{damaged} in it is damaged, by its check sum")
+
+
 def refused(path: Path, error: BaseException) -> UsageError:
     """The error for a checkpoint that torch cannot read, or refuses to."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     why = f"it holds {found[1]}, and could run code" if found else "it is cut short or no checkpoint"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        why = "it does not fit into the memory"
     return UsageError(f"{path} is refused: {why}")
 
 

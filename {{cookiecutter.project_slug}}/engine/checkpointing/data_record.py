@@ -1,9 +1,9 @@
 """What a run kept of its data: data.json in the run folder, and the same in each of its checkpoints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from engine.atomic_write import read_json
 from engine.checkpointing import checkpoint_io, run_folder
 
 KEY = "data"  # in a checkpoint
@@ -21,9 +21,9 @@ def read(ckpt_path: Path | None) -> dict[str, Any]:
         return checkpoint_io.load(ckpt_path).get(KEY, {})
     if not (run / FILE).is_file():
         return {}
-    record: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(run / FILE, {})
     if "preprocessing" in record or "splits" in record:
         return record
     # Version 0.1 wrote the entries of `preprocessing` beside the others.
-    kept = {name: record.pop(name) for name in ("dataset", "classes")}
+    kept = {name: record.pop(name, None) for name in ("dataset", "classes")}
     return kept | {"preprocessing": record or None}

@@ -53,14 +53,18 @@ def monitor_mode(monitor: str) -> Literal["min", "max"]:
 
 
 def _mtime(path: Path) -> float:
-    return path.stat().st_mtime
+    """When a file was written; 0 where a run that trains has just put another in its place."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _last_checkpoints(run: Path) -> list[Path]:
     """The last checkpoint of a run; where it cannot be read, the newest of the others."""
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
     whole = [path for path in files if _is_whole(path)]
-    for path in [path for path in files if path not in whole]:
+    for path in [path for path in files if path not in whole and path.exists()]:
         print(f"passed over {path}: it is cut short or no checkpoint", file=sys.stderr)
     return whole[-1:]
 

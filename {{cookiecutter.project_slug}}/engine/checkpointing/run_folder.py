@@ -1,12 +1,17 @@
 """The run folders `lightning_logs/version_N`: made, opened again, finished. No torch here."""
 
-import os
 import re
+import shlex
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.atomic_write import optional, read_json, write_atomically
 from engine.cli import config_file, features_and_commands
+from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 
@@ -62,14 +67,20 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
     if not trainer.is_global_zero:
         return
     if job_id:
-        (run / job_id).write_text("ended", "utf-8")
+        with optional(run / job_id):
+            write_atomically(run / job_id, "ended")
     if not metrics:
         return
     import json  # not needed for help
 
     path = run / "metrics.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_atomically(path, json.dumps(before | metrics, indent=2) + "\n")
+    try:
+        before = read_json(path, {})
+    except UsageError as error:  # no reason to lose the new ones
+        print(f"{error}; written anew", file=sys.stderr)
+        before = {}
+    with optional(path):
+        write_atomically(path, json.dumps(before | metrics, indent=2) + "\n")
     width = max(12, *map(len, metrics))
     print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
 
@@ -88,18 +99,13 @@ def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = 
             (run / job_id).touch()
         if config is not None:
             for part in sorted(run.rglob("*.part")):
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                with suppress(FileNotFoundError):  # outside checkpoints/, a new one is that of a command at work
+                    if part.parent.name == "checkpoints" or time.time() - part.lstat().st_mtime > 3600:
+                        shutil.rmtree(part) if part.is_dir() else part.unlink()
             write_atomically(run / "config.yaml", config)
     except OSError as error:
-        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror}") from None
+        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror or error}") from None
     return run
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it: at every moment `path` is the old file or the new."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def create(root: Path) -> Path:
@@ -113,6 +119,15 @@ def create(root: Path) -> Path:
             return root / f"version_{number}"
         except FileExistsError:
             number += 1
+
+
+def resume_command(run: Path) -> str:
+    """The command line that resumes a run, with the flags that no run keeps."""
+    config = run / "config.yaml"
+    flags = {name: raw.text for name, raw in config_file.read(config, kept=True).items()} if config.is_file() else {}
+    asked = [name for name in flags if HIDDEN in flags[name] or name in features_and_commands.not_kept()]
+    again = [f"--{name}={flags[name]}" for name in asked if flags[name] not in ("none", "null")]
+    return shlex.join(["python", "main.py", "--ckpt_path", str(run), *again])
 
 
 def run_of(ckpt_path: Path) -> Path | None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from engine.errors import UsageError
 
+_MOST_BYTES = 2**20  # of a config file
+
 
 class RawValue(NamedTuple):
     """The text given for a flag, and where it stands: "" for the command line, "FILE:LINE: " for a config file."""
@@ -25,25 +27,36 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
     """
     import yaml  # only a run with a config file pays for it
 
+    name = str(path) if kept else f"--config {path}"
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        root = yaml.compose(data.decode(), Loader=yaml.SafeLoader) if len(data) <= _MOST_BYTES else None
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{name}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{name} is nested too deep") from None
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{name} is too large for a list of flags")
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"--config {path} should hold lines like `lr: 0.01`, one for each flag")
+        raise UsageError(f"{name} should hold lines like `lr: 0.01`, one for each flag")
     flags: dict[str, RawValue] = {}
     for key, value in root.value:
         where = f"{path}:{key.start_mark.line + 1}: "
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{where}a line should begin with the name of a flag")
         if key.value in flags:
             raise UsageError(f"{where}{key.value} stands here a second time")
-        if any(":python/" in node.tag for node in (value, *_inner(value))):
+        if any(":python/" in node.tag for node in _nodes(value, where)):
             raise UsageError(f"{where}{key.value} asks for a Python object, which a config file cannot hold")
-        text = _text(value)
+        try:
+            text = _text(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"{where}{key.value}: {' '.join(str(error).split())}") from None
         flags[key.value] = RawValue(text if kept else _fill_in(text, where), where)
     return flags
 
@@ -66,12 +79,15 @@ def _text(node: Any) -> str:
     return yaml.safe_dump(yaml.SafeLoader("").construct_document(node), default_flow_style=True, width=10**6).strip()
 
 
-def _inner(node: Any) -> list[Any]:
-    """All nodes below one."""
-    if isinstance(node.value, str):
-        return []
-    below = [one for item in node.value for one in (item if isinstance(item, tuple) else (item,))]
-    return below + [one for item in below for one in _inner(item)]
+def _nodes(node: Any, where: str) -> list[Any]:
+    """A node and all below it. Raises UsageError: they are too many, as an alias may stand for many or for itself."""
+    nodes = [node]
+    for one in nodes:  # grows
+        if not isinstance(one.value, str):
+            nodes += [below for item in one.value for below in (item if isinstance(item, tuple) else (item,))]
+        if len(nodes) > _MOST_BYTES:
+            raise UsageError(f"{where}this is too much for a flag")
+    return nodes
 
 
 def _fill_in(text: str, where: str) -> str:

@@ -5,6 +5,7 @@ defines `run(NEEDS, *, FLAG: type = default)`, with any of NEEDS, or `main(argv)
 Deleting one removes its flags, or the command. No torch here.
 """
 
+import ast
 import importlib
 from collections.abc import Callable
 from functools import cache
@@ -82,6 +83,13 @@ def hooks(function: str) -> dict[str, Callable[..., Any]]:
     """The features that define an optional function, one of those that engine/features/__init__.py lists."""
     modules = {name: importlib.import_module(f"engine.features.{name}") for name in features()}
     return {name: getattr(module, function) for name, module in modules.items() if hasattr(module, function)}
+
+
+def not_kept() -> set[str]:
+    """The flags in the NOT_KEPT of features: a resumed run does not take them from its config.yaml."""
+    nodes = [node for name in features() for node in ast.parse(_text(source("features", name))).body]
+    lists = [node for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_KEPT"]
+    return {flag for node in lists for flag in ast.literal_eval(node.value)}
 
 
 def source(folder: str, name: str) -> Path:

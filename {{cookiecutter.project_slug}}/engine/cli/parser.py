@@ -1,6 +1,7 @@
 """argv -> Settings, from top to bottom: words, classes, their signatures as flags, values. Without torch."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from engine.cli import config_file, discovery, features_and_commands, flag_groups, type_conversion, value_ranges
 from engine.cli.config_file import RawValue
+from engine.cli.credentials import HIDDEN, hide, hide_value
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import TORCH_GROUPS, FlagGroups
 from engine.cli.settings import Settings, complete, refuse_changes
 from engine.cli.split_argv import Argument, split, texts_of
-from engine.errors import UsageError, nearest
+from engine.errors import UsageError, nearest, printable
 
 _HELP = {"-h", "--help", "--help_all"}
 _CLASS_FLAGS = (*FOLDERS, *TORCH_GROUPS)  # their values decide which other flags there are
+_NONE = ("none", "null")
 _RESUME_FLAGS = ("ckpt_path", "init_from", "default_root_dir", "trust")  # what a run goes on from
 
 
@@ -46,18 +49,15 @@ def parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restor
         return _parse(argv, seeds, restore)
     except UsageError as error:
         stop(error.args[0])
-    except BrokenPipeError:  # `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except SyntaxError as error:
         import traceback
 
-        stop("".join(traceback.format_exception_only(error)).strip())
+        stop(*"".join(traceback.format_exception_only(error)).strip().splitlines())
 
 
-def stop(message: str) -> NoReturn:
-    """Ends the program with a message on standard error and exit status 2."""
-    print(f"main.py: error: {message}", file=sys.stderr)
+def stop(*lines: str) -> NoReturn:
+    """Ends the program with a message, of one line as a rule, on standard error and exit status 2."""
+    print("main.py: error:", "\n".join(printable(hide(line)) for line in lines), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -98,7 +98,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     given |= _texts(arguments, table)
     if restored.init_from:
         given["init_from"] = RawValue(restored.init_from)
-    kept = restored.flags
+    kept = _given_by_the_run(restored.flags, given, action)
     if kept and "stratify" in table.flags:  # a run from before this flag was there
         kept = {"stratify": RawValue("false")} | kept
     if "dataset" in kept and names["dataset"] != kept["dataset"].text:  # the other dataset's arguments do not apply
@@ -119,6 +119,31 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
         print(config_file.dump(settings.flags), end="")
         raise SystemExit(0)
     return settings
+
+
+def _given_by_the_run(kept: dict[str, RawValue], given: dict[str, RawValue], action: str) -> dict[str, RawValue]:
+    """The flags of the run that wrote a checkpoint, less those that only a person gives.
+
+    These are credentials, which no run keeps, and what the features list as NOT_KEPT: where copies go.
+
+    Raises:
+        UsageError: one of them is needed and not given.
+    """
+    asked = features_and_commands.not_kept() if kept else set()
+    beside = given["ckpt_path"].text if "ckpt_path" in given else ""
+    for name, raw in kept.items():
+        if name in given or (name in asked and (action != "fit" or raw.text in _NONE)):
+            continue
+        if HIDDEN in raw.text:
+            raise UsageError(f"{raw.where}{name} {raw.text}: no run keeps credentials: give --{name} again")
+        if name in asked and not beside.startswith(f"{raw.text.rstrip('/')}/"):  # the person has named the place
+            line = f"give --{name} {shlex.quote(raw.text)} again, or --{name} none"
+            raise UsageError(f"{raw.where}{name} is not taken from a run, as it may be a stranger's: {line}")
+    return {
+        name: raw
+        for name, raw in kept.items()
+        if not (name in given and HIDDEN in raw.text) and (name not in asked or action == "fit")
+    }
 
 
 def _action(argv: list[str]) -> tuple[str, list[str]]:
@@ -183,9 +208,10 @@ def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
         value = type_conversion.convert(raw.text, annotation)
     except ValueError:
         near = nearest(raw.text, map(str, type_conversion.choices(annotation)))
-        raise UsageError(f"{label} {raw.text!r} is not {type_conversion.describe(annotation)}{near}") from None
+        kind = type_conversion.describe(annotation)
+        raise UsageError(f"{label} {hide_value(name, raw.text)!r} is not {kind}{near}") from None
     if error := value_ranges.range_error(name, value):
-        raise UsageError(f"{label} {raw.text} {error}")
+        raise UsageError(f"{label} {hide_value(name, raw.text)} {error}")
     return value
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.cli import type_conversion
+from engine.cli.credentials import hide_value
 from engine.cli.discovery import ClassReference
 from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, Flag, FlagGroups
 from engine.cli.signatures_from_source import REQUIRED, Expression, Signature
@@ -13,8 +14,8 @@ from engine.errors import UsageError
 class Settings(NamedTuple):
     """A parsed command line.
 
-    flags: the value of every flag, plain, as config.yaml keeps it.
-    arguments: the same by what they are arguments of: "run", "dataset", "data", "network", "system", "loss",
+    flags: the value of every flag, plain and without credentials, as config.yaml keeps it.
+    arguments: the values by what they are arguments of: "run", "dataset", "data", "network", "system", "loss",
         "optimizer", "schedule", "callbacks", "loggers", "hardware", each feature, "action" (a command) and "trainer".
     inferred: required arguments of the network, which come from the dataset's attributes where no flag gives them.
     ckpt_path: the file that --ckpt_path means.
@@ -64,7 +65,8 @@ def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, j
     # A Trainer argument that nobody gave is left to the Trainer.
     unset = table.groups["trainer"].parameters.keys() - given.keys()
     arguments["trainer"] = {name: value for name, value in arguments["trainer"].items() if name not in unset}
-    flags = {name: _plain(value) for name, value in values.items() if name not in unset | {"ckpt_path", "trust"}}
+    said = (name for name in values if name not in unset | {"ckpt_path", "trust"})
+    flags = {name: hide_value(name, _plain(values[name])) for name in said}
     dataset_class, network_class = table.classes["dataset"], table.classes["model_name"]
     return Settings(table.action, flags, arguments, dataset_class, network_class, inferred, ckpt_path, job_id)
 

@@ -1,6 +1,7 @@
 """`export`: a checkpoint's network as network.pt2 or network.onnx, which run without this project."""
 
 import importlib.util
+import io
 import json
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from engine import lightning_compat
+from engine.atomic_write import adding, write_atomically
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
@@ -57,16 +59,18 @@ def run(
     program = _export(network, tuple(args), named, shapes)
     for name in dict.fromkeys(format):
         path = run_dir / f"network.{name}"
-        exported = _write_onnx(program, path) if name == "onnx" else _write_pt2(program, path)
-        for items in (1, 2, 5):
-            args, named = _random_inputs(examples, items)
-            with torch.no_grad():
-                if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
-                    raise RuntimeError(f"{path} answers differently from the network in memory")
+        with adding(run_dir) as folder:
+            write = _write_onnx if name == "onnx" else _write_pt2
+            exported = write(program, folder / path.name)
+            for items in (1, 2, 5):
+                args, named = _random_inputs(examples, items)
+                with torch.no_grad():
+                    if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
+                        raise RuntimeError(f"{path.name} answers differently from the network in memory")
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
     labels = {name: plain for name in _LABELS if (plain := plain_value(data.attribute(name))) is not None}
     path = run_dir / "labels.json"
-    path.write_text(json.dumps(labels, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(labels, indent=2, ensure_ascii=False) + "\n")
     print(path)
 
 
@@ -93,7 +97,9 @@ def _random_inputs(examples: dict[Any, torch.Tensor], items: int) -> tuple[list[
 
 
 def _write_pt2(program: Any, path: Path) -> Any:
-    torch.export.save(program, path)
+    archive = io.BytesIO()
+    torch.export.save(program, archive)  # to a full disk it would end the process, by abort()
+    path.write_bytes(archive.getbuffer())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.10 reads them from one
         return torch.export.load(path).module()

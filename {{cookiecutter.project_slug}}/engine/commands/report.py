@@ -1,17 +1,21 @@
 """`report`: runs side by side: a table, curves, files for a spreadsheet and MATLAB."""
 
 import argparse
+import csv
+import io
 import math
 import os
 import re
 import struct
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.atomic_write import replacing
 from engine.checkpointing import run_folder
 from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.cli import config_file
-from engine.errors import UsageError
+from engine.errors import UsageError, printable
 
 
 class Run(NamedTuple):
@@ -46,7 +50,9 @@ def main(argv: list[str]) -> None:
     if len({*names}) < len(names):
         names = [str(folder) for folder in folders]
     try:
-        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+        runs = [run for folder, name in zip(folders, names, strict=True) if (run := read_run(folder, name))]
+        if not runs:
+            raise UsageError("report: none of the runs can be read")
         write(runs, Path(known.out))
     except ModuleNotFoundError as error:
         raise UsageError(f'report needs {error.name} too: pip install -e ".[report]"') from None
@@ -66,11 +72,24 @@ def find_runs(names: list[str], root: Path) -> list[Path]:
     return list(dict.fromkeys(folders)) or every
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """A run, from metrics.csv or, where there is none, from what TensorBoard has: every point of it."""
-    config = folder / "config.yaml"
-    flags = {key: raw.text for key, raw in config_file.read(config, kept=True).items()} if config.is_file() else {}
-    points = _csv_points(folder) if (folder / "metrics.csv").is_file() else _event_points(folder)
+def read_run(folder: Path, name: str) -> Run | None:
+    """A run, from metrics.csv or, where there is none, from what TensorBoard has: every point of it.
+
+    What cannot be read is said and left out: a line of metrics.csv, the flags, or the run, which then is None.
+    """
+    config, flags = folder / "config.yaml", dict[str, str]()
+    try:
+        if config.is_file():
+            flags = {key: raw.text for key, raw in config_file.read(config, kept=True).items()}
+    except UsageError as error:
+        _say(f"the flags of {name} are left out: {error}")
+    try:
+        points = _csv_points(folder) if (folder / "metrics.csv").is_file() else _event_points(folder)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each reader has its own for a broken file
+        _say(f"{folder} is left out: {type(error).__name__}: {' '.join(str(error).split())}")
+        return None
     is_epoch = points["metric"] == "epoch"
     metrics = points[~is_epoch].groupby(["step", "metric"])["value"].last().unstack()
     ends = metrics[[metric for metric in metrics if _of_epoch(metric) and metric[:4] != "test"]].dropna(how="all")
@@ -82,9 +101,23 @@ def read_run(folder: Path, name: str) -> Run:
 def _csv_points(folder: Path) -> Any:
     import pandas
 
-    rows = pandas.read_csv(folder / "metrics.csv", dtype=str)  # as numbers, they would be read less exactly
-    points = rows.dropna(subset="step").melt("step", var_name="metric").dropna()
-    return points.astype({"step": int, "value": float})
+    path, points, wrong = folder / "metrics.csv", list[tuple[int, str, float]](), 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            step = row.pop("step", None) or "none"
+            values = {name: text for name, text in row.items() if text}
+            try:
+                numbers = [(range(2**53)[int(step)], printable(name), float(text)) for name, text in values.items()]
+                points += (point for point in numbers if not math.isnan(point[2]))
+            except (ValueError, TypeError, IndexError):  # also where a line has more cells than the first one
+                wrong += 1
+    if wrong:
+        _say(f"{wrong} lines of {path} are left out: they are broken")
+    return pandas.DataFrame(points, columns=["step", "metric", "value"])
+
+
+def _say(line: str) -> None:
+    print(f"report: {printable(line)}", file=sys.stderr)
 
 
 def _event_points(folder: Path) -> Any:
@@ -130,12 +163,15 @@ def write(runs: list[Run], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         table = summary(runs)
         print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format), flush=True)
-        table.to_csv(folder / "report.csv", index=False)
-        draw(runs, folder / "curves.png")
-        write_sheets(runs, folder / "report.xlsx")
-        write_arrays(runs, folder / "report.mat")
+        writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
+        with replacing(folder / "report.csv") as part:
+            table.to_csv(part, index=False)
+        for name, write_file in writers.items():
+            write_file(runs, file := io.BytesIO())
+            with replacing(folder / name) as part:
+                part.write_bytes(file.getbuffer())
     except OSError as error:
-        raise UsageError(f"--out {folder}: {error.strerror}") from None
+        raise UsageError(f"--out {folder}: {error.strerror or error}") from None
 
 
 def summary(runs: list[Run]) -> Any:
@@ -157,7 +193,15 @@ def summary(runs: list[Run]) -> Any:
         best = {metric: run.metrics[metric].agg(mode) for metric, mode in modes.items() if metric in run.metrics}
         row |= {f"{metric} ({mode})": best.get(metric) for metric, mode in modes.items()}
         rows.append(row | {"epochs": run.epochs, "seconds": round(run.seconds, 1)})
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows).map(_plain_cell).rename(columns=_plain_cell)
+
+
+def _plain_cell(value: Any) -> Any:
+    """A value of a table; of a text, one that no spreadsheet takes for a formula and no terminal for a command."""
+    if not isinstance(value, str):
+        return value
+    is_formula = value[:1] in ("=", "+", "-", "@") and not re.fullmatch(r"[-+][\d.]+(e[-+]?\d+)?", value)
+    return f"'{printable(value)}" if is_formula else printable(value)
 
 
 def _metrics(runs: list[Run]) -> list[str]:
@@ -168,23 +212,27 @@ def curves(runs: list[Run], metric: str) -> Any:
     """A pandas table of a metric: a row a step, a column a run; empty where a run has no value."""
     import pandas
 
-    columns = {run.name: run.metrics[metric].dropna() for run in runs if metric in run.metrics}
-    return pandas.DataFrame(columns, columns=[run.name for run in runs], dtype=float).rename_axis("step").sort_index()
+    columns = {_plain_cell(run.name): run.metrics[metric].dropna() for run in runs if metric in run.metrics}
+    return (
+        pandas.DataFrame(columns, columns=[_plain_cell(run.name) for run in runs], dtype=float)
+        .rename_axis("step")
+        .sort_index()
+    )
 
 
-def write_sheets(runs: list[Run], path: Path) -> None:
-    """A sheet a metric; a sheet's name has at most 31 letters and none of []:*?/\\."""
+def write_sheets(runs: list[Run], file: Any) -> None:
+    """A sheet a metric; a sheet's name has at most 31 letters and none of []:*?/\\'."""
     import openpyxl  # noqa: F401  # pandas would ask for it with other words
     import pandas
 
-    with pandas.ExcelWriter(path, engine="openpyxl") as writer:
+    with pandas.ExcelWriter(file, engine="openpyxl") as writer:
         summary(runs).to_excel(writer, sheet_name="runs", index=False)
         for number, metric in enumerate(_metrics(runs)):
-            name = re.sub(r"[\[\]:*?/\\]", "_", metric)
+            name = re.sub(r"[\[\]:*?/\\']", "_", metric) or "_"
             curves(runs, metric).to_excel(writer, sheet_name=name if len(name) <= 31 else f"{name[:27]}_{number}")
 
 
-def write_arrays(runs: list[Run], path: Path) -> None:
+def write_arrays(runs: list[Run], file: Any) -> None:
     """`runs`, a cell a name, and a struct a metric: `step` (S x 1) and `value` (S x runs), NaN for none."""
     import numpy as np
     from scipy.io import savemat
@@ -194,10 +242,10 @@ def write_arrays(runs: list[Run], path: Path) -> None:
         name = re.sub(r"^(?![A-Za-z])", "m_", re.sub(r"\W", "_", metric))[:63]  # what MATLAB takes for a name
         frame = curves(runs, metric)
         arrays[name] = {"step": frame.index.to_numpy(float), "value": frame.to_numpy(float)}
-    savemat(path, arrays, oned_as="column", long_field_names=True)
+    savemat(file, arrays, oned_as="column", long_field_names=True)
 
 
-def draw(runs: list[Run], path: Path) -> None:
+def draw(runs: list[Run], file: Any) -> None:
     """A panel for each metric that some run has two points of, with the curves of all runs."""
     from matplotlib.figure import Figure
 
@@ -206,9 +254,12 @@ def draw(runs: list[Run], path: Path) -> None:
     rows = max(1, math.ceil(len(frames) / columns))
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     for number, (metric, frame) in enumerate(frames.items(), 1):
-        axes = figure.add_subplot(rows, columns, number, xlabel="step", title=metric)
+        axes = figure.add_subplot(rows, columns, number, xlabel="step")
+        axes.set_title(metric, parse_math=False)
         for name in frame:  # a run without points keeps its colour in every panel
             axes.plot(frame[name].dropna(), label=name)
     if frames:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=120)
+        legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.savefig(file, dpi=120, format="png")

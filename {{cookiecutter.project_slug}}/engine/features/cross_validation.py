@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.atomic_write import read_json, write_atomically
 from engine.checkpointing import run_folder
-from engine.checkpointing.run_folder import write_atomically
 from engine.cli import config_file
 from engine.errors import UsageError
 
@@ -136,7 +136,10 @@ def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
 
     wanted, runs = compared(yaml.safe_load(config_file.dump(settings.flags))), []
     for path in root.glob("version_*/config.yaml"):
-        flags = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # a broken run is none of these
         if flags.get("fold") == fold and compared(flags) == wanted:
             runs.append(path.parent)
     return sorted(runs, key=_version)
@@ -153,7 +156,7 @@ def _finished(settings: Any, root: Path, num_folds: int) -> dict[int, tuple[Path
     for fold in range(1, num_folds + 1):
         for path in (run_dir / "fold.json" for run_dir in _runs_of_fold(settings, root, fold)):
             if path.is_file():
-                finished[fold] = path.parent, json.loads(path.read_text(encoding="utf-8"))["metrics"]
+                finished[fold] = path.parent, read_json(path, {})["metrics"]
     return finished
 
 

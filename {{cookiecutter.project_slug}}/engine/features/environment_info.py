@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.checkpointing.run_folder import write_atomically
+from engine.atomic_write import optional, read_json, write_atomically
+from engine.cli.credentials import hide_argv
 from engine.cli.discovery import ROOT
 
 
@@ -35,20 +36,21 @@ class EnvironmentInfo(Callback):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return
-        entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        entries = read_json(self.path, [])
         versions = {"python": platform.python_version()}
         for name in ("torch", "pytorch-lightning", "torchmetrics", "torchvision", "numpy"):
             with suppress(metadata.PackageNotFoundError):
                 versions[name] = metadata.version(name)
         entry = {
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": hide_argv(sys.argv),
             "commit": _commit(),
             "versions": versions,
             "hardware": _hardware(trainer),
         }
         text = json.dumps([*entries, entry], indent=2, ensure_ascii=False, default=str)
-        write_atomically(self.path, text + "\n")
+        with optional(self.path):
+            write_atomically(self.path, text + "\n")
 
 
 def _commit() -> str | None:

@@ -18,10 +18,11 @@ from engine.lightning_compat import set_process_group_timeout
 def watch(trainer: Trainer, minutes: float) -> Iterator[None]:
     """Watches a run in the body of a `with` statement.
 
-    minutes: after so long without a new batch, a process prints its stack to standard error; of several processes,
-        those that wait for another one time out, and then the stuck one is ended too, with exit status 1.
+    minutes: after so long without a new batch, a process prints its stack to standard error; of several processes, all
+        that make no progress are then ended, with exit status 1.
     """
-    set_process_group_timeout(trainer.strategy, timedelta(minutes=minutes))
+    # Of torch's waits the time in which all processes were stopped cannot be told, so _watch alone counts.
+    set_process_group_timeout(trainer.strategy, timedelta(days=7))
     finished = threading.Event()
     threading.Thread(target=_watch, args=(trainer, minutes, finished), daemon=True).start()
     try:
@@ -32,11 +33,14 @@ def watch(trainer: Trainer, minutes: float) -> Iterator[None]:
 
 def _watch(trainer: Trainer, minutes: float, finished: threading.Event) -> None:
     before, since, reported = _progress(trainer), time.monotonic(), False
-    while not finished.wait(min(5.0, 6 * minutes)):
+    pause, looked = min(5.0, 6 * minutes), time.monotonic()
+    while not finished.wait(pause):
+        stopped = max(0.0, time.monotonic() - looked - 2 * pause)  # by SIGSTOP, say, which is no hang
+        looked, since = time.monotonic(), since + stopped
         idle = (time.monotonic() - since) / minutes / 60
         if (now := _progress(trainer)) != before:
             before, since, reported = now, time.monotonic(), False
-        elif not reported and idle > 0.8:  # before the timeout of the process group ends the run
+        elif not reported and idle > 0.8:
             frame = sys._current_frames().get(threading.main_thread().ident or 0)
             stack = "".join(traceback.format_stack(frame)[-8:])
             start = f"rank {trainer.global_rank}: no progress for {idle * minutes:.1f} minutes"

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from engine.atomic_write import append, optional, replacing, write_atomically
 from engine.cli import config_file
 from engine.errors import UsageError
+from engine.lightning_compat import replace_events_file
 
 
 def check(action: str, *, logger: tuple[str, ...]) -> None:
@@ -44,7 +47,7 @@ class MLFlow(MLFlowLogger):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files, because the alternative is a database
         super().__init__(folder.parent.name, folder.name, uri, run_id=self._resumed_id)
         if rank_zero_only.rank == 0 and not self._resumed_id:  # type: ignore[attr-defined]
-            id_file.write_text(str(self.run_id), encoding="utf-8")
+            write_atomically(id_file, str(self.run_id))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
@@ -60,6 +63,21 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
         self._new = not any(folder.glob("events.*"))
 
+    @property
+    def experiment(self) -> Any:
+        """The SummaryWriter; on a full disk its events wait for room."""
+        new = self._experiment is None
+        writer = super().experiment
+        if new and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            replace_events_file(writer, EventsFile)
+        return writer
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes hparams.yaml."""
+        with optional(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
+            super().save()
+
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
         """Logs the flags."""
@@ -74,6 +92,29 @@ class TensorBoard(TensorBoardLogger):
                 "config", "".join(f"    {line}\n" for line in config_file.dump(params).splitlines())
             )
         self._new = False
+
+
+class EventsFile:
+    """A file that TensorBoard writes to; what finds no room on the disk waits for the next flush."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.closed = path, False
+        self._pending = b""
+
+    def write(self, data: bytes) -> None:
+        """Takes an event, to be written by the next flush."""
+        self._pending += data
+
+    def flush(self) -> None:
+        """Writes the events since the last flush that succeeded."""
+        with optional(self.path):
+            append(self.path, self._pending)
+            self._pending = b""
+
+    def close(self) -> None:
+        """Flushes."""
+        self.flush()
+        self.closed = True
 
 
 @rank_zero_only
@@ -111,7 +152,13 @@ class CSVLogger(Logger):
     def __init__(self, run: Path) -> None:
         super().__init__()
         self.path = run / "metrics.csv"
-        self.rows, self._columns = 0, list[str]()
+        self._written, self._columns = 0, list[str]()
+        self._pending: list[dict[str, Any]] = []
+
+    @property
+    def rows(self) -> int:
+        """The rows so far, with those that have found no room yet."""
+        return self._written + len(self._pending)
 
     @property
     def name(self) -> str:
@@ -129,17 +176,21 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a row."""
-        row = {"step": step, **metrics}
-        if row.keys() - set(self._columns):
-            self._rewrite(dict.fromkeys(("epoch", "step", *sorted(row))))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
-        self.rows += 1
+        """Appends a row; on a full disk it waits for the next one that finds room."""
+        self._pending.append({"step": step, **metrics})
+        with optional(self.path):
+            for row in self._pending:
+                if row.keys() - set(self._columns):
+                    self._rewrite(dict.fromkeys(("epoch", "step", *sorted(row))))
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, self._columns).writerows(self._pending)
+            append(self.path, text.getvalue().encode())
+            self._written += len(self._pending)
+            self._pending.clear()
 
     def rewind(self, rows: int) -> None:
         """Keeps the first `rows` rows only; the resumed run repeats the others."""
-        self.rows = rows
+        self._written = rows
         if self.path.exists():
             self._rewrite({})
 
@@ -147,13 +198,14 @@ class CSVLogger(Logger):
         """Writes the first `self.rows` rows again, with more columns; the file is replaced atomically."""
         old: list[dict[str, str]] = []
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                old, columns = list(reader)[: self.rows], dict.fromkeys(reader.fieldnames or []) | columns
-        part = self.path.with_suffix(".csv.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(columns))
+            try:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    reader = csv.DictReader(file, restkey="")
+                    old, columns = list(reader)[: self._written], dict.fromkeys(reader.fieldnames or []) | columns
+            except (ValueError, csv.Error) as error:
+                raise UsageError(f"{self.path} is broken ({error}): mend it, or delete it") from None
+        with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns), extrasaction="ignore")  # a broken line may have more
             writer.writeheader()
             writer.writerows(old)
-        os.replace(part, self.path)
-        self.rows, self._columns = len(old), list(columns)
+        self._written, self._columns = len(old), list(columns)

@@ -8,6 +8,7 @@ from typing import Any
 from engine.checkpointing import run_folder
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
+from engine.errors import printable
 
 Run = Callable[[Settings], dict[str, float]]
 
@@ -60,7 +61,7 @@ def run_action(settings: Settings, context: dict[str, Any]) -> Any:
 def print_start(settings: Settings, trainer: Any, run_dir: Path, hardware: list[str]) -> None:
     """Prints the first line of a run: action, network, dataset, checkpoint, run folder, device and what is on."""
     if trainer.is_global_zero:
-        source = f", from {settings.ckpt_path}" if settings.ckpt_path else ""
+        source = f", from {printable(str(settings.ckpt_path))}" if settings.ckpt_path else ""
         on = ", ".join([trainer.strategy.root_device.type, *hardware])
         names = settings.arguments["run"]
         what = f"{settings.action} {names['model_name']} on {names['dataset']}"

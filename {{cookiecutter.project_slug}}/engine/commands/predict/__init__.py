@@ -5,8 +5,10 @@ one batch, whatever the length. All processes must see the same run folder.
 """
 
 import heapq
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +17,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from engine.atomic_write import write_atomically, write_errors
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.splits import item_ids
-from engine.errors import UsageError
+from engine.errors import UsageError, printable
 from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.training.answers import Answer, main_output
 
@@ -69,7 +72,9 @@ class PredictionWriter(Callback):
         self.images: ImageWriter | None = None
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # only the first process has made one
+        # Only the first process has made a folder; its number keeps apart two commands at work on one run.
+        folder, self.process = trainer.strategy.broadcast((str(self.folder), os.getpid()))
+        self.folder = Path(folder)
         # What the output means; of a module that does not say, nothing.
         self.answer: Answer = getattr(module, "predicts", Answer("none"))
         self.classifies = self.answer.task == "multiclass"
@@ -96,15 +101,18 @@ class PredictionWriter(Callback):
         self._check_shape(tuple(values.shape[1:]))
         records = np.empty(len(values), self.record)
         records["number"], records["readable"], records["values"] = numbers, readable, values.numpy()
-        self.file.write(records[keep].tobytes())
+        with write_errors(Path(self.file.name)):
+            self.file.write(records[keep].tobytes())
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if hasattr(self, "file"):
-            self.file.close()
             Path(self.file.name).unlink(missing_ok=True)
+            with suppress(OSError):  # what is held back finds no room
+                self.file.close()
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.file.close()
+        with write_errors(Path(self.file.name)):
+            self.file.close()
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
             loader: Any = trainer.predict_dataloaders
@@ -114,7 +122,7 @@ class PredictionWriter(Callback):
                 path.unlink()
 
     def _rank_file(self, rank: int) -> Path:
-        return self.folder / f"{self.name}.{rank}.part"
+        return self.folder / f"{self.name}.{self.process}.{rank}.part"
 
     def _item_numbers(self, trainer: Trainer, batch_idx: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of a batch's items in the dataset (B,), and which of them this rank writes (B,)."""
@@ -161,10 +169,10 @@ class PredictionWriter(Callback):
         else:
             write_array(path, rows(), (count, *shape))
             if ids is not None:
-                names_of_rows = "".join(f"{ids[number]}\n" for number, _ in rows())
-                path.with_suffix(".txt").write_text(names_of_rows, "utf-8", errors="backslashreplace")
+                lines = (f"{printable(ids[number])}\n" for number, _ in rows())  # a name may hold a newline
+                write_atomically(path.with_suffix(".txt"), "".join(lines))
         for number in skipped:
-            print(f"left out: {dataset.why(number)}", file=sys.stderr)
+            print(f"left out: {printable(dataset.why(number))}", file=sys.stderr)
         written = f"{count} {'files' if self.format == 'png' else 'rows'}"
         print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
 

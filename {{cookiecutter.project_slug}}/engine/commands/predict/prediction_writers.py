@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.atomic_write import adding, replacing
 from engine.errors import UsageError
 
 
@@ -20,8 +21,10 @@ def write_table(
 
     classifies: the values are probabilities, of classes called `names`. decode: makes a text of values, or is None.
     """
-    part = path.with_suffix(".csv.part")
-    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:  # a path may be no UTF-8
+    with (
+        replacing(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # a path may be no UTF-8
+    ):
         writer = csv.writer(file)
         head = ["index", *(["id"] if ids else []), *(["class"] if classifies else []), *(["name"] if names else [])]
         values_head = ["text"] if decode else [f"{'p' if classifies else 'y'}{number}" for number in range(width)]
@@ -33,22 +36,20 @@ def write_table(
                 row += [best, *([names[best]] if names else [])]
             cells = [decode(values.astype(int).tolist())] if decode else [f"{value:.6g}" for value in values.tolist()]
             writer.writerow([*row, *cells])
-    part.replace(path)
 
 
 def write_array(path: Path, rows: Iterator[Any], shape: tuple[int, ...]) -> None:
     """Writes the values of `rows`, in their order, as an array of that shape: .npy or .pt."""
-    part = path.with_suffix(".npy.part")
-    array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-    for index, (_, values) in enumerate(rows):
-        array[index] = values
-    array.flush()
-    if path.suffix == ".npy":
-        part.replace(path)
-        return
-    torch.save(torch.from_numpy(array), path.with_suffix(".pt.part"))  # from the mapped file, not through memory
-    path.with_suffix(".pt.part").replace(path)
-    part.unlink()
+    with adding(path.parent) as folder:
+        npy = folder / f"{path.stem}.npy"
+        array = np.lib.format.open_memmap(npy, "w+", np.float32, shape)
+        for index, (_, values) in enumerate(rows):
+            array[index] = values
+        array.flush()
+        if path.suffix == ".pt":
+            with (folder / path.name).open("wb") as file:
+                torch.save(torch.from_numpy(array), file)  # from the mapped file, not through memory
+            npy.unlink()
 
 
 class ImageWriter:
@@ -84,7 +85,8 @@ class ImageWriter:
             image = Image.fromarray(pixels)
             if classifies and pixels.dtype == np.uint8:
                 image.putpalette(_palette())
-            image.save(path)
+            with replacing(path) as part:
+                image.save(part, "png")
 
     def _masks(self, probabilities: Tensor) -> np.ndarray:
         values = np.array(self.mask_values or range(probabilities.shape[1]))

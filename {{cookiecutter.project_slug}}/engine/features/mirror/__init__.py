@@ -12,10 +12,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
+from engine.checkpointing.run_folder import resume_command
 from engine.checkpointing.safe_file_names import unsafe
+from engine.cli.credentials import hide
 from engine.errors import UsageError
 from engine.features.mirror import storage
 
+NOT_KEPT = ("mirror",)  # a stranger's run could send the files of this machine to a place of his
 _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
@@ -53,7 +56,7 @@ class Mirror(Callback):
     """
 
     def __init__(self, run_dir: Path, url: str) -> None:
-        self.run_dir, self.url = run_dir, url
+        self.run_dir, self.url, self.shown = run_dir, url, hide(url)
         self.remote_dir = self.error = ""
         self.fs: Any = None
         self.active, self._count = False, 0
@@ -81,7 +84,7 @@ class Mirror(Callback):
     def _connect(self) -> None:
         self.fs, base = storage.connect(self.url, "mirror")
         if storage.is_local_dir(self.fs, f"{base}/{self.run_dir.name}", self.run_dir):
-            print(f"--mirror {self.url}: {self.run_dir} is in that folder itself and is not copied", file=sys.stderr)
+            print(f"--mirror {self.shown}: {self.run_dir} is in that folder itself and is not copied", file=sys.stderr)
             return
         with storage.one_line_errors(f"--mirror {self.url}"):
             self.remote_dir = storage.claim(self.fs, base, self.run_dir)
@@ -127,8 +130,8 @@ class Mirror(Callback):
     def failure_message(self) -> str:
         """What to print at the end of a run whose upload failed."""
         return (
-            f"--mirror: {self.url} lacks the newest of {self.run_dir} ({self.error}), which is whole here; "
-            f"to upload it:\npython main.py --ckpt_path {self.run_dir}"
+            f"--mirror: {self.shown} lacks the newest of {self.run_dir} ({self.error}), which is whole here; "
+            f"to upload it:\n{resume_command(self.run_dir)}"
         )
 
     def _upload(self, links: dict[str, Path], final: bool = False) -> None:
@@ -144,7 +147,7 @@ class Mirror(Callback):
 
     def _report(self, error: Exception, final: bool = False) -> None:
         if not self.error and not final:  # failure_message follows the final upload
-            line = f"--mirror {self.url}: {storage.one_line(error)}; training continues and will retry"
+            line = f"--mirror {self.shown}: {storage.one_line(error)}; training continues and will retry"
             print(line, file=sys.stderr, flush=True)
         self.error = storage.one_line(error)
 

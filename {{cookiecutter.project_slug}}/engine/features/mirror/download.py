@@ -15,7 +15,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from engine.checkpointing import run_folder
 from engine.checkpointing.safe_file_names import unsafe
-from engine.errors import UsageError
+from engine.cli.credentials import hide
+from engine.errors import UsageError, printable
 from engine.features.mirror.storage import connect, list_names, one_line_errors
 
 _STATE_FILE = "fetched.txt"  # in a run folder: the hash of the remote listing that it was fetched from
@@ -96,7 +97,7 @@ def _fetch_run(fs: Any, run: str, root: Path, url: str) -> Path:
     except FileExistsError:
         run_dir = run_folder.create(root)
     os.rename(part, run_dir)  # replaces the empty folder
-    print(f"fetched {url} to {run_dir}", file=sys.stderr)
+    print(f"fetched {printable(hide(url))} to {run_dir}", file=sys.stderr)
     return run_dir
 
 
@@ -110,9 +111,19 @@ def _download_run(fs: Any, run: str, target: Path) -> None:
 
 
 def _download(fs: Any, path: str, info: Any, target: Path) -> None:
-    """Downloads a file. Raises: FileNotFoundError: it is larger than listed: it was replaced, or is an archive bomb."""
+    """Downloads a file.
+
+    Raises:
+        ValueError: it finds no room on the disk, or is a decompression bomb.
+        FileNotFoundError: it is larger than listed: it was replaced meanwhile.
+    """
+    listed, packed, free = info.get("size"), info.get("compress_size"), shutil.disk_usage(target.parent).free
+    if listed is not None and listed > free:
+        raise ValueError(f"{path} is refused: it has {listed} bytes, and {free} are free in {target.parent}")
+    if listed is not None and packed is not None and listed > 2**27 and listed > 100 * packed:
+        raise ValueError(f"{path} is refused: {packed} bytes would become {listed} (a decompression bomb)")
     fs.get_file(path, str(target))
-    listed, size = info.get("size"), target.stat().st_size
+    size = target.stat().st_size
     if listed is not None and size > listed:
         target.unlink()
         raise FileNotFoundError(f"{path} is refused: {listed} bytes were listed, and {size} came")
@@ -157,5 +168,6 @@ def files_of_run(listing: dict[str, dict[str, Any]], run: str, local: bool) -> d
         else:
             paths[name] = path
     if skipped:
-        print(f"skipped, not files of a run: {', '.join(skipped[:3])} ({len(skipped)} in all)", file=sys.stderr)
+        names = printable(", ".join(skipped[:3]))
+        print(f"skipped, not files of a run: {names} ({len(skipped)} in all)", file=sys.stderr)
     return paths

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.atomic_write import write_atomically
 from engine.checkpointing.safe_file_names import unsafe
-from engine.errors import UsageError
+from engine.cli.credentials import hide
+from engine.errors import UsageError, printable
 
 _OWNER_FILE = "mirror.txt"  # here and there: the address, and a token that only the machine that writes there has
 
@@ -45,8 +47,8 @@ def is_local_dir(fs: Any, path: str, run_dir: Path) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception in one line, without credentials."""
+    return printable(hide(" ".join(str(error).split()))) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -96,7 +98,7 @@ def _write_token(fs: Any, path: str, run_dir: Path, mode: str) -> None:
     if not is_object_store(fs):
         fs.makedirs(path, exist_ok=True)
     fs.pipe_file(f"{path}/{_OWNER_FILE}", token.encode(), mode=mode)
-    (run_dir / _OWNER_FILE).write_text(token, encoding="utf-8")
+    write_atomically(run_dir / _OWNER_FILE, token)
 
 
 def list_names(fs: Any, path: str) -> list[str]:

@@ -97,6 +97,7 @@ class ShardedModelParallel(ModelParallelStrategy):
         """Loads the shards of this rank, from a sharded checkpoint or from an ordinary file."""
         if (path := Path(self.broadcast(checkpoint_path))).is_dir():
             assert self.lightning_module is not None
+            sharded_checkpoint.check_shards(path, self.global_rank, self.world_size)
             checkpoint_io.check_weights_fit(self.lightning_module, sharded_checkpoint.empty_weights(path))
         return super().load_checkpoint(path, weights_only=True)
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from engine.checkpointing.checkpoint_io import refused
+from engine.checkpointing.checkpoint_io import check_sums, refused
 from engine.checkpointing.safe_file_names import unsafe
+from engine.errors import UsageError
 from engine.lightning_compat import load_sharded_checkpoint
 
 # The only classes and functions that a .metadata file may name. torch itself would unpickle any, which can run code.
@@ -65,6 +67,22 @@ def read_metadata(path: Path) -> Metadata:
     return metadata
 
 
+def check_shards(path: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Compares the check sums in the files of a sharded checkpoint; of several processes, each does some of the files.
+
+    Raises: UsageError: one is damaged.
+    """
+    pieces = read_metadata(path).storage_data.values()
+    for name in sorted({piece.relative_path for piece in pieces})[rank::world_size]:
+        with (path / name).open("rb") as file:
+            for piece in (one for one in pieces if one.relative_path == name):
+                file.seek(piece.offset)
+                try:
+                    check_sums(io.BytesIO(file.read(piece.length)))
+                except (UsageError, zipfile.BadZipFile) as error:
+                    raise UsageError(f"{path} is refused: in {name}, {error}") from None
+
+
 def _check_weights_only(data: bytes) -> None:
     torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
@@ -81,7 +99,7 @@ def empty_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def load(path: Path) -> dict[str, Any]:
     """A sharded checkpoint as the one that a single process would have written, on the CPU."""
-    read_metadata(path)
+    check_shards(path)
     checkpoint = load_sharded_checkpoint(path)
     count = sum(key.startswith("optimizer_") for key in checkpoint)
     states = [_key_by_index(checkpoint.pop(f"optimizer_{number}")) for number in range(count)]

@@ -1,6 +1,5 @@
 """Pictures of a run as PNG and in TensorBoard: curves, first batch, confusion matrix, mistakes, sample images."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from engine.atomic_write import optional, replacing
 from engine.features.pictures import plots
 from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, find_images, unpack_batch
@@ -180,13 +180,10 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    try:
-        imsave(path, pixels)
-    except OSError as error:
-        print(f"{path} is not drawn: {error.strerror}", file=sys.stderr)
-        return
+    with optional(path), replacing(path) as part:
+        imsave(part, pixels, format="png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
+        elif isinstance(logger, WandbLogger) and path.exists():
             logger.log_image(path.stem, [str(path)])

@@ -15,13 +15,13 @@ _FIRST = ("loss", "acc", "mae")  # panels; the learning rate is last
 
 def curves(path: Path) -> Any:
     """A figure with a panel per metric of a metrics.csv; None where no metric has two points."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
         for name in row.keys() - {"step", "epoch"}:
             split, _, metric = name.removesuffix("_step").partition("_")
-            with suppress(ValueError):  # an empty cell
+            with suppress(ValueError, TypeError):  # an empty cell, or a broken line
                 point = float(row["step"] or ""), float(row[name] or "")
                 panels.setdefault(metric if split in _COLORS else name, {}).setdefault(name, []).append(point)
     if not any(len(points) > 1 for lines in panels.values() for points in lines.values()):
