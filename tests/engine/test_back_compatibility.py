@@ -62,6 +62,7 @@ def test_a_run_of_0_1_goes_on_to_the_same_end(old_run: Path, capfd: pytest.Captu
         warnings.simplefilter("error")  # Lightning's own warnings too
         assert main.main(["--ckpt_path", "version_0"]) == pytest.approx(ENDED_WITH, rel=1e-5)
     assert capfd.readouterr().err == ""
+    assert "stratify: false\n" in (old_run / "config.yaml").read_text(encoding="utf-8")  # its own splits
     with (old_run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows if row["train_loss_step"]]

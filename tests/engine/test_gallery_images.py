@@ -124,11 +124,14 @@ def test_files_are_predicted_as_the_test_part_is() -> None:
     main.main([*QUICK, *DIGITS, *network("mlp"), "--max_epochs", "1"])
     main.main(["predict", "--ckpt_path", "best"])
     said = {row["id"]: row for row in csv.DictReader((RUN / "predictions.csv").read_text().splitlines())}
-    main.main(["predict", "--ckpt_path", "best", "--images", "digits"])
-    again = {row["id"]: row for row in csv.DictReader((RUN / "predictions_digits.csv").read_text().splitlines())}
+    Path("digits").rename("moved")  # the run has all that is needed
+    main.main(["predict", "--ckpt_path", "best", "--images", "moved"])
+    rows = csv.DictReader((RUN / "predictions_moved.csv").read_text().splitlines())
+    again = {row["id"].replace("moved", "digits"): row for row in rows}
     assert len(again) == 80
     assert len(said) == 8
     for path, row in said.items():
+        assert row["true_name"] == Path(path).parent.name
         assert [float(again[path][key]) for key in row if key[0] == "p"] == pytest.approx(
             [float(row[key]) for key in row if key[0] == "p"], abs=1e-5
         )

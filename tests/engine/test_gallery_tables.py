@@ -162,6 +162,8 @@ def test_a_number_is_told() -> None:
     lines = Path("table.csv").read_text().splitlines()
     names = Path("lightning_logs/version_0/predictions.txt").read_text().split()
     true = np.array([float(lines[int(name) + 1].split(",")[3]) for name in names])
+    main.main(["predict", "--ckpt_path", "last"])
+    assert [float(row["true"]) for row in read_predictions("predictions.csv")] == pytest.approx(true, rel=1e-5)
     assert metrics["test_mae"] == pytest.approx(np.abs(predicted[:, 0] - true).mean(), rel=1e-4)
     np.testing.assert_allclose(np.sort(drawn.pairs.numpy().T), np.sort([true, predicted[:, 0]]), rtol=1e-4)
     assert np.square(predicted[:, 0] - true).mean() == pytest.approx((1 - metrics["test_r2"]) * true.var(), rel=1e-3)

@@ -27,9 +27,11 @@ def test_a_row_for_each_item_with_class_and_probabilities(train) -> None:
     main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])
     rows = table()
     part = DInterface(toys.Named).split("test").indices
-    assert list(rows[0]) == ["index", "id", "class", "name", "p0", "p1", "p2"]
+    assert list(rows[0]) == ["index", "id", "true", "true_name", "class", "name", "p0", "p1", "p2"]
     assert [int(row["index"]) for row in rows] == list(range(9))
     assert [row["id"] for row in rows] == [f"point/{index}" for index in part]
+    assert [int(row["true"]) for row in rows] == [index % 3 for index in part]
+    assert [row["true_name"] for row in rows] == ["abc"[index % 3] for index in part]
     assert [row["name"] for row in rows] == ["abc"[int(row["class"])] for row in rows]
     assert sum(int(row["class"]) == index % 3 for row, index in zip(rows, part, strict=True)) >= 8
     for row in rows:

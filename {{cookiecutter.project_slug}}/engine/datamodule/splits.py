@@ -83,7 +83,7 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
 
     That is the number of "items", and hashes: of the "indices" in the dataset that was split, of the "ids" (of paths,
     what follows `data_dir`), of the "classes" in its `targets`, and the dataset's own attribute "fingerprint". Of other
-    targets, there are up to 32 "values"; without an attribute `targets`, those of up to 8 items, which are fetched.
+    targets, there are up to 32 "values"; without an attribute `targets`, those of up to 4 items, which are fetched.
     """
     if not hasattr(split, "__len__") or isinstance(split, IterableDataset):
         return None
@@ -100,7 +100,7 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
         if targets is None:
             reseed("fingerprint")
-            values = [_scalar_target(data[index]) for index in indices[:: 1 + (len(indices) - 1) // 8]]
+            values = [_scalar_target(data[index]) for index in indices[:: 1 + (len(indices) - 1) // 4]]
             found["values"] = [value for value in values if value is not None and math.isfinite(value)]
         elif (targets := torch.as_tensor(targets)).dim() == 1 and not targets.is_floating_point():
             found["classes"] = _hash(targets[torch.as_tensor(indices)].long().numpy().tobytes())

@@ -37,7 +37,7 @@ def run(
     images: str | None = None,
     rows: str | None = None,
 ) -> None:
-    """Writes a row for each item: its number, its path or id where the dataset has such, class and probabilities.
+    """Writes a row for each item: number, path or id where the dataset has such, true target, class and probabilities.
 
     What is no classification gives its output values, as the dataset's `inverse_transform` makes them where it has one,
     or the texts that its `decode` makes of whole numbers.
@@ -68,7 +68,7 @@ class PredictionWriter(Callback):
         self.folder, self.format, self.data, self.name = folder, format, data, name
         self.num_items = 0
         self.integer = False
-        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", (1,))])
+        self.record = np.dtype([])
         self.images: ImageWriter | None = None
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -98,8 +98,10 @@ class PredictionWriter(Callback):
             chosen = chosen.movedim(self.answer.class_dim or 1, 1) if self.classifies else chosen
             self.images.write(numbers[write].tolist(), chosen, self.classifies)
             values = values.new_empty(len(values), 0)
-        self._check_shape(tuple(values.shape[1:]))
+        true = self._true_values(module, batch, values)  # (B, T)
+        self._check_shape(tuple(values.shape[1:]), true.shape[1:])
         records = np.empty(len(values), self.record)
+        records["true"] = true
         records["number"], records["readable"], records["values"] = numbers, readable, values.numpy()
         with write_errors(Path(self.file.name)):
             self.file.write(records[keep].tobytes())
@@ -139,14 +141,27 @@ class PredictionWriter(Callback):
             keep[:] = False  # of ranks that see the same items, the first writes
         return numbers, keep
 
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
+    def _true_values(self, module: Any, batch: Any, values: Tensor) -> np.ndarray:
+        """The targets of the test split's items (B, T) that a table shows beside `values`; (B, 0) of other inputs."""
+        known = getattr(self.data, "predict_dataset", None) is None and not isinstance(batch, Tensor)
+        target = module.unpack_batch(batch)[1] if known and hasattr(module, "unpack_batch") else None
+        if self.format != "csv" or not isinstance(target, Tensor) or len(target) != len(values):
+            return np.empty((len(values), 0))
+        target = target.reshape(len(values), -1)
+        if target.shape[1] != 1 and (self.classifies or not (self.integer or target.shape == values.shape)):
+            return np.empty((len(values), 0))
+        invert = None if self.classifies else self.data.attribute("inverse_transform")
+        return (target if invert is None else invert(target)).double().cpu().numpy()
+
+    def _check_shape(self, shape: tuple[int, ...], true_shape: tuple[int, ...]) -> None:
         """Raises UsageError: outputs of that shape do not fit into the file."""
         if self.format == "csv" and len(shape) > 1:
             raise UsageError(f"an output of shape {shape} fits no table: --format png, npy or pt")
-        before = self.record["values"].shape
-        if self.file.tell() and before != shape:
+        if self.file.tell() and (before := self.record["values"].shape) != shape:
             raise UsageError(f"outputs of shapes {before} and {shape} fit no array: --format png")
-        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("values", "f4", shape)])
+        self.record = np.dtype(
+            [("number", "i8"), ("readable", "?"), ("true", "f8", true_shape), ("values", "f4", shape)]
+        )
 
     def _merge(self, paths: list[Path], dataset: Any) -> None:
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be
@@ -154,10 +169,9 @@ class PredictionWriter(Callback):
         count = sum(map(len, files)) - len(skipped)
         ids, shape = item_ids(dataset), self.record["values"].shape
 
-        def rows() -> Iterator[tuple[int, np.ndarray]]:
-            for record in heapq.merge(*files, key=lambda record: record["number"]):
-                if record["readable"]:
-                    yield int(record["number"]), record["values"]
+        def records() -> Iterator[Any]:
+            in_order = heapq.merge(*files, key=lambda record: record["number"])
+            return (record for record in in_order if record["readable"])
 
         path = self.folder / f"{self.name}.{self.format}"
         if self.format == "png":  # each is written already
@@ -165,11 +179,11 @@ class PredictionWriter(Callback):
         elif self.format == "csv":
             names = self.data.attribute("classes") if self.classifies else None
             decode = self.data.attribute("decode") if self.integer else None
-            write_table(path, rows(), ids, shape[0], self.classifies, names, decode)
+            write_table(path, records(), ids, self.classifies, names, decode)
         else:
-            write_array(path, rows(), (count, *shape))
+            write_array(path, records(), (count, *shape))
             if ids is not None:
-                lines = (f"{printable(ids[number])}\n" for number, _ in rows())  # a name may hold a newline
+                lines = (f"{printable(ids[record['number']])}\n" for record in records())  # a name may hold a newline
                 write_atomically(path.with_suffix(".txt"), "".join(lines))
         for number in skipped:
             print(f"left out: {printable(dataset.why(number))}", file=sys.stderr)

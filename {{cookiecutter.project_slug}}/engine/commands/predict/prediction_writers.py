@@ -15,36 +15,51 @@ from engine.errors import UsageError
 
 
 def write_table(
-    path: Path, rows: Iterator[Any], ids: list[str] | None, width: int, classifies: bool, names: Any, decode: Any
+    path: Path, records: Iterator[Any], ids: list[str] | None, classifies: bool, names: Any, decode: Any
 ) -> None:
-    """Writes a CSV file with a row for each of `rows`, pairs of an item's number and its values (width,).
+    """Writes a CSV file with a row for each record: of an item the "number", its "values" (W,) and "true" ones (T,).
 
-    classifies: the values are probabilities, of classes called `names`. decode: makes a text of values, or is None.
+    T is 0 where the true values are not known. classifies: the values are probabilities, of classes called `names`, and
+    the true one is a class. decode: makes a text of values, or is None.
     """
     with (
         replacing(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # a path may be no UTF-8
     ):
         writer = csv.writer(file)
-        head = ["index", *(["id"] if ids else []), *(["class"] if classifies else []), *(["name"] if names else [])]
-        values_head = ["text"] if decode else [f"{'p' if classifies else 'y'}{number}" for number in range(width)]
-        writer.writerow([*head, *values_head])
-        for number, values in rows:
-            row = [number, *([ids[number]] if ids else [])]
+        for written, record in enumerate(records):
+            values, true = record["values"], record["true"]
+            row = {"index": int(record["number"])} | ({"id": ids[record["number"]]} if ids else {})
             if classifies:
-                best = int(values.argmax())
-                row += [best, *([names[best]] if names else [])]
-            cells = [decode(values.astype(int).tolist())] if decode else [f"{value:.6g}" for value in values.tolist()]
-            writer.writerow([*row, *cells])
+                row |= _class_cells("true", int(true[0]), names) if len(true) else {}
+                row |= _class_cells("class", int(values.argmax()), names)
+            elif decode and len(true):
+                row["true"] = decode(true.astype(int).tolist())
+            else:
+                heads = ["true"] if len(true) == 1 else [f"true{at}" for at in range(len(true))]
+                row |= {head: f"{value:.6g}" for head, value in zip(heads, true.tolist(), strict=True)}
+            if decode:
+                row["text"] = decode(values.astype(int).tolist())
+            else:
+                row |= {f"{'p' if classifies else 'y'}{at}": f"{value:.6g}" for at, value in enumerate(values.tolist())}
+            if not written:
+                writer.writerow(row)
+            writer.writerow(row.values())
 
 
-def write_array(path: Path, rows: Iterator[Any], shape: tuple[int, ...]) -> None:
-    """Writes the values of `rows`, in their order, as an array of that shape: .npy or .pt."""
+def _class_cells(column: str, number: int, names: Any) -> dict[str, Any]:
+    """The number of a class and, where the classes have names, that one too; a class that does not count has none."""
+    name = {"class": "name"}.get(column, f"{column}_name")
+    return {column: number} | ({name: names[number] if number >= 0 else ""} if names else {})
+
+
+def write_array(path: Path, records: Iterator[Any], shape: tuple[int, ...]) -> None:
+    """Writes the "values" of records, in their order, as an array of that shape: .npy or .pt."""
     with adding(path.parent) as folder:
         npy = folder / f"{path.stem}.npy"
         array = np.lib.format.open_memmap(npy, "w+", np.float32, shape)
-        for index, (_, values) in enumerate(rows):
-            array[index] = values
+        for index, record in enumerate(records):
+            array[index] = record["values"]
         array.flush()
         if path.suffix == ".pt":
             with (folder / path.name).open("wb") as file:
