@@ -47,7 +47,7 @@ def finish() -> None:
 
 
 class Mirror(Callback):
-    """Uploads the run folder in a background thread, one upload at a time; of pending uploads only the newest is done.
+    """Uploads the run folder in a background thread, one upload at a time; checkpoints during an upload start none.
 
     An upload is consistent: hard links keep the checkpoints as they were, all other files (metrics.csv ...) are at
     least as new, and last.ckpt is uploaded last. A failed upload is reported once and retried at the next checkpoint.
@@ -59,10 +59,10 @@ class Mirror(Callback):
         self.run_dir, self.url, self.shown = run_dir, url, hide(url)
         self.remote_dir = self.error = ""
         self.fs: Any = None
-        self.active, self._count = False, 0
+        self.active = False
         self._uploaded: dict[str, tuple[int, ...]] = {}  # relative path -> inode, size and time when it was uploaded
         self._pool = ThreadPoolExecutor(1, "mirror")
-        self._uploads: list[tuple[Future[None], dict[str, Path]]] = []
+        self._upload_in_progress: Future[None] | None = None
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or self.active or getattr(trainer, "fast_dev_run", False):
@@ -101,29 +101,24 @@ class Mirror(Callback):
             trainer.strategy.barrier()  # when one process ends, the launcher ends the first one too, amid its upload
 
     def start_upload(self) -> None:
-        """Uploads the run folder as it is now, in the background; later changes do not matter."""
-        self._count += 1
-        for future, links in self._uploads:
-            if future.cancel():
-                _remove(links)
+        """Uploads the run folder as it is now, in the background, unless the last upload is still in progress."""
+        if self._upload_in_progress and not self._upload_in_progress.done():
+            return
         links = {}
         try:
             for path in sorted(self.run_dir.glob("checkpoints/*.ckpt")):
-                links[f"checkpoints/{path.name}"] = link = path.with_name(f".{self._count}-{path.name}.part")
+                links[f"checkpoints/{path.name}"] = link = path.with_name(f".{path.name}.part")
                 _link_or_copy(path, link)
         except OSError as error:
             _remove(links)
-            return self._report(error)
-        self._uploads = [upload for upload in self._uploads if not upload[0].done()]
-        self._uploads.append((self._pool.submit(self._upload, links), links))
+            self._report(error)
+            return
+        self._upload_in_progress = self._pool.submit(self._upload, links)
 
     def finish(self) -> bool:
-        """Waits for the uploads, uploads the final run folder, and returns whether that succeeded."""
-        for future, links in self._uploads:
-            if not future.cancel():
-                future.result()
-            _remove(links)
-        self._uploads = []
+        """Waits for the upload, uploads the final run folder, and returns whether that succeeded."""
+        if self._upload_in_progress:
+            self._upload_in_progress.result()
         self._upload({}, final=True)
         return not self.error
 
@@ -156,9 +151,10 @@ class Mirror(Callback):
 
         links: the checkpoints to upload under their relative paths; empty for those in the run folder.
         """
-        files = {
-            path.relative_to(self.run_dir).as_posix(): path for path in self.run_dir.rglob("*") if _is_run_file(path)
-        }
+        files = {}
+        for path in self.run_dir.rglob("*"):
+            if path.suffix != ".part" and path.is_file() and not path.is_symlink():
+                files[path.relative_to(self.run_dir).as_posix()] = path
         if links:
             files = {name: path for name, path in files.items() if not name.endswith(".ckpt")} | links
         last = files.pop("checkpoints/last.ckpt", None)
@@ -204,12 +200,9 @@ class MirroringCheckpointIO(DurableCheckpointIO):
         self.mirror.start_upload()
 
 
-def _is_run_file(path: Path) -> bool:
-    return path.suffix != ".part" and path.is_file() and not path.is_symlink()
-
-
 def _link_or_copy(path: Path, link: Path) -> None:
     """Keeps a file under a second name, which stays when the first is replaced."""
+    link.unlink(missing_ok=True)  # of a process that was killed
     try:
         os.link(path, link)
     except OSError:  # a file system without hard links
