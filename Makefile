@@ -6,6 +6,7 @@ PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
 N ?= 105
+CHANGES ?= 210
 # One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
@@ -36,7 +37,7 @@ test-oldest: .venv-oldest/installed
 	touch $@
 
 faults: .venv/installed
-	$(BIN)/python tests/kills.py "$(INNER)" $(N)
+	$(BIN)/python tests/kills.py "$(INNER)" $(N) $(CHANGES)
 	$(BIN)/python tests/faults.py "$(INNER)" 3
 	FUZZ=1 $(BIN)/python -m pytest tests/engine/test_fuzz.py
 

@@ -1,6 +1,9 @@
 """Kills training runs with SIGKILL at random moments, goes on with each, and compares with the run never killed.
 
-    python tests/kills.py PROJECT 100
+    python tests/kills.py PROJECT 100 200
+
+goes on with 100 killed runs, and then with 200 that are cut off and get other flags: these are compared with a plain
+PyTorch loop (engine/plain_loop.py).
 
 Half of the kills wait for a checkpoint that is just being written. A trial is a fork of this process, which has torch
 imported already: what dies is a real process, and what is left on the disk is all that the next one gets.
@@ -113,6 +116,23 @@ def trials(number: int, scratch: Path) -> Counter[str]:
     return counts
 
 
+def changes(number: int, scratch: Path) -> Counter[str]:
+    """Goes on with runs whose flags change, and counts what became of them."""
+    import plain_loop
+
+    os.chdir(scratch)
+    counts, weights = Counter[str](), plain_loop.first_weights()
+    for case in range(number):
+        (scratch / f"change{case}").mkdir()
+        os.chdir(scratch / f"change{case}")
+        found = plain_loop.check(case, weights)
+        if found not in ("same", "refused", "nothing saved"):
+            print(found)
+            found = "DIFFERENT"
+        counts[f"other flags: {found}"] += 1
+    return counts
+
+
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(sys.argv[1]).resolve()), str(Path(__file__).resolve().parent / "engine")]
     import pytorch_lightning  # noqa: F401 (once for all trials)
@@ -120,6 +140,6 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        found = trials(int(sys.argv[2]), Path(scratch))
+        found = trials(int(sys.argv[2]), Path(scratch)) + changes(int(sys.argv[3]), Path(scratch))
     print(", ".join(f"{what} {count}" for what, count in found.items()))
-    sys.exit(bool(found["LOST"] or found["DIFFERENT"]))
+    sys.exit(any(what.endswith(("LOST", "DIFFERENT")) for what in found))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine.atomic_write import WriteError
-from engine.checkpointing import resume, run_folder
+from engine.checkpointing import resume, run_folder, run_lock
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
             parser.stop(str(error))
         except WriteError as error:
             raise SystemExit(f"main.py: error: {error}") from None
+        finally:
+            run_lock.release()
 
 
 def run(
@@ -81,6 +83,7 @@ def run(
     hang_minutes: minutes without a batch after which every process prints its stack; those that wait for one end.
     """
     from pytorch_lightning import seed_everything
+    from pytorch_lightning.callbacks import LambdaCallback
 
     from data import DInterface
     from engine.checkpointing import checkpoint_io
@@ -104,6 +107,8 @@ def run(
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
+    if settings.action == "fit":
+        callbacks.append(LambdaCallback(on_train_start=lambda *_: run_folder.write_config(settings, run_dir)))
     trainer = hardware.make_trainer(
         model,
         data,
@@ -143,13 +148,13 @@ def load_callbacks(
     every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
     every_n_minutes: the same by the clock.
     patience: stop when the monitored metric has not got better for so many validations.
-    bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step.
+    bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step. With
+        patience, a metric that is NaN stops the run too, or counts as no better.
     """
-    from pytorch_lightning.callbacks import EarlyStopping
-
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
     from engine.checkpointing.find_checkpoint import monitor_mode
     from engine.logging.progress import EpochLines, ProgressBar
+    from engine.training.early_stopping import EarlyStopping
     from engine.training.gradient_guard import GradientGuard
     from engine.training.step_seeding import SeedEachStep
 
@@ -163,7 +168,7 @@ def load_callbacks(
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=monitor_mode(monitor), patience=patience))
+        callbacks.append(EarlyStopping(monitor, monitor_mode(monitor), patience, bad_steps))
     return callbacks
 
 

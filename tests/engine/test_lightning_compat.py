@@ -1,5 +1,6 @@
 """Each private or patched name of Lightning, torch and torchmetrics is still there, and still needed."""
 
+import copy
 import ctypes
 import inspect
 import os
@@ -23,9 +24,10 @@ from torchmetrics import SumMetric
 pytestmark = pytest.mark.filterwarnings("ignore:.*srun. command is available")  # where SLURM is installed
 
 
-def trainer(*callbacks: Callback) -> Trainer:
+def trainer(*callbacks: Callback, **ends: int) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", callbacks=[*callbacks], enable_checkpointing=False, max_epochs=1, **quiet)
+    ends = {"max_epochs": 1} | ends
+    return Trainer(accelerator="cpu", callbacks=[*callbacks], enable_checkpointing=False, **ends, **quiet)
 
 
 class Module(LightningModule):
@@ -81,6 +83,39 @@ def test_skip_sigterm_broadcast() -> None:
     compat.skip_sigterm_broadcast(made)
     assert loop._broadcast_sigterm_tensor() is None
     assert "_broadcast_sigterm_tensor" in vars(loop)
+
+
+def test_count_epochs(tmp_path: Path) -> None:
+    """Three epochs of two batches, from the end of the first one on."""
+
+    class Saved(Callback):
+        def on_train_epoch_end(self, made: Trainer, module: LightningModule) -> None:
+            made.save_checkpoint(tmp_path / f"{made.current_epoch}.ckpt")
+
+    loader, steps = DataLoader(torch.zeros(2, 2)), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(Saved(), max_epochs=1, max_steps=100).fit(Module(), loader)
+        for mended in (False, True):
+            made = trainer(max_epochs=3, max_steps=100)
+            if mended:
+                compat.count_epochs(made)
+            made.fit(Module(), loader, ckpt_path=str(tmp_path / "0.ckpt"), weights_only=True)
+            steps.append(made.global_step)
+    assert steps[0] < steps[1] == 6
+
+
+def test_keep_dtype() -> None:
+    from torchmetrics import MeanMetric
+
+    cast, kept = torch.nn.ModuleDict({"mean": MeanMetric()}), torch.nn.ModuleDict({"mean": MeanMetric()})
+    compat.keep_dtype(kept)
+    copied = copy.deepcopy(kept)
+    for one in (cast, kept, copied):
+        torch.nn.ModuleList([one]).to(dtype=torch.bfloat16)
+    assert [one["mean"].mean_value.dtype for one in (cast, kept, copied)] == [torch.bfloat16, *[torch.float32] * 2]
+    assert kept.to("meta")["mean"].mean_value.device.type == "meta"
+    assert copied["mean"].mean_value.device.type == "cpu"
 
 
 def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch) -> None:

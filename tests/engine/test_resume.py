@@ -14,6 +14,7 @@ KINDS = {
     "mid-epoch checkpoints": ["--every_n_train_steps", "2"],
     "accumulation": ["--every_n_train_steps", "1", "--accumulate_grad_batches", "2"],
     "validation within the epoch": ["--every_n_train_steps", "1", "--val_check_interval", "0.5"],
+    "an end by steps": ["--max_steps", "13", "--every_n_train_steps", "2"],
     "plateau": ["--lr_scheduler", "plateau", "--every_n_train_steps", "3"],
     "linear with warm-up": ["--lr_scheduler", "linear", "--warmup_steps", "4", "--every_n_train_steps", "1"],
     "constant and SGD": ["--lr_scheduler", "constant", "--optimizer", "SGD"],

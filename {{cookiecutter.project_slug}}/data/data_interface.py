@@ -91,6 +91,7 @@ class DInterface(SplitDataModule):
             shuffle=trainer is None or not trainer.overfit_batches,  # --overfit_batches: the same items each epoch
             weights=class_balance.balanced_weights(dataset, self.get_target) if self.balanced else None,
             current_epoch=lambda: trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0,
+            accumulate=trainer.accumulate_grad_batches if trainer is not None else 1,
         )
         self._train_loader.load_state_dict(self._resume_from)
         return self._train_loader

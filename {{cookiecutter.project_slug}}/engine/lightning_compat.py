@@ -79,6 +79,15 @@ def skip_sigterm_broadcast(trainer: Any) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
+def count_epochs(trainer: Any) -> None:
+    """Has a run with `max_steps` resume as one without: at the end of an epoch, the next one begins.
+
+    Without it, Lightning ends that epoch a second time: the next one is left out, and its items with it.
+    """
+    assert callable(trainer.fit_loop._iteration_based_training)
+    trainer.fit_loop._iteration_based_training = lambda: False
+
+
 def skip_unused_hooks(trainer: Any, module: Any) -> None:
     """Sets the hooks of a training step that a callback or module does not define to None: these are not called.
 
@@ -128,6 +137,19 @@ def mark_as_updated(metric: Any) -> None:
     Without it, `compute` warns, and returns an old result. Upstream, on reading alone: Lightning-AI/torchmetrics#1363.
     """
     metric._update_count, metric._computed = 1, None
+
+
+def keep_dtype(module: Any) -> None:
+    """Has a module of metrics move to devices with the one it is in, but keep its dtype.
+
+    torchmetrics ignores `half()` and the like, not `to(dtype)`, by which Lightning's bf16-true and 16-true cast a
+    network. Without it, sums over an epoch are in 16 bits: of 60,000 items every count above 256 is wrong.
+    """
+
+    def apply(self: Any, function: Any, recurse: bool = True) -> Any:
+        return type(self)._apply(self, lambda one: one.to(function(one.new_empty(0)).device), recurse)
+
+    module._apply = types.MethodType(apply, module)
 
 
 def all_finite(gradients: list[Any]) -> bool:

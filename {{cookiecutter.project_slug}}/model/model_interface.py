@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 from pytorch_lightning import Callback
@@ -18,6 +17,7 @@ from engine.training import losses, lr_schedulers, metrics, optimizers
 from engine.training.answers import Answer, main_output, task_of
 from engine.training.hardware import to_channels_last
 from engine.training.metric_logging import MetricLoggingModule
+from engine.training.metrics import IGNORE_INDEX
 
 _OWN_STEPS = ("step", "training_step", "predict_step")
 
@@ -44,6 +44,7 @@ class MInterface(MetricLoggingModule):
         class_dim: Literal[1, -1] | None = None,
         class_weights: Literal["balanced"] | None = None,
         metrics: tuple[str, ...] | None = None,
+        metric_thresholds: int | None = None,
         lr: float = 2e-3,
         optimizer: str = "Adam",
         weight_decay: float | None = None,
@@ -61,6 +62,7 @@ class MInterface(MetricLoggingModule):
             class_dim: dimension of the classes in an output; none finds it in the shapes of the first batch.
             class_weights: balanced weighs the loss of a class by one over its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
+            metric_thresholds: bins for auroc and the like, such as 200; none is exact and keeps an epoch's outputs.
             lr: learning rate.
             optimizer: class of torch.optim, or a dotted path.
             weight_decay: pull of the weights towards 0; none is the optimiser's own default.
@@ -70,7 +72,9 @@ class MInterface(MetricLoggingModule):
                 the "target_info" of the data.
         """
         given = component_kwargs or {}
+        ignore_index = given.get("loss", {}).get("ignore_index", IGNORE_INDEX)
         target_info = given.get("target_info", {}) | ({"task": task} if task else {})
+        target_info |= {"ignore_index": ignore_index, "thresholds": metric_thresholds}
         super().__init__(metrics, loss, target_info)
         self.network = network
         forward = network.forward if network is not None else None
@@ -90,7 +94,7 @@ class MInterface(MetricLoggingModule):
         self.has_own_step = any(getattr(type(self), name) is not getattr(MInterface, name) for name in _OWN_STEPS)
         self.asked_task = task
         self.asked_metrics = metrics
-        self.loss_name, self.class_weights = loss, class_weights
+        self.loss_name, self.class_weights, self.ignore_index = loss, class_weights, ignore_index
         self.lr, self.lr_scale = lr, lr_scale
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
@@ -164,13 +168,13 @@ class MInterface(MetricLoggingModule):
         if (loss := losses.total(parts)) is None:
             raise UsageError(f"--loss {self.loss_name} gives {_describe(parts)}: return the mean (), or a dict of such")
         target = fields.target
-        num_items = len(target) if isinstance(target, Tensor) else fields.num_items()
+        weight = self._mean_weight(target) if isinstance(target, Tensor) else fields.num_items()
         if stage != "train":
             self.last_output = None if output is None else output.detach()
-        self.metrics[f"{stage}_loss"].add(loss.detach(), num_items)  # type: ignore[operator]
+        self.metrics[f"{stage}_loss"].add(loss.detach(), weight)  # type: ignore[operator]
         for name, part in parts.items() if isinstance(parts, Mapping) else ():
             if part.dim() == 0:
-                self._part_metric(f"{stage}_{name}").add(part.detach(), num_items)
+                self._part_metric(f"{stage}_{name}").add(part.detach(), weight)
         if output is not None:
             if self.is_multiclass and target.is_floating_point():
                 target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
@@ -179,6 +183,12 @@ class MInterface(MetricLoggingModule):
             predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
             self._metric_buffers[stage].add(predictions, target)
         return loss
+
+    def _mean_weight(self, target: Tensor) -> float | Tensor:
+        """The weight of a batch in the mean of the loss over an epoch."""
+        if not self.is_multiclass:
+            return len(target)
+        return losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
 
     def _compare(self, output: Any, fields: Fields, batch: Any) -> tuple[Any, Tensor | None]:
         """The loss of an output, or its parts by name; and the output aligned with the target, None where it cannot be.
@@ -266,10 +276,16 @@ class MInterface(MetricLoggingModule):
         loss = self.step(self.batch_transform(*batch) if self.batch_transform else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches of an optimizer step
         if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_now({"train_loss_step": loss.item(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+            self.log_now({"train_loss_step": loss.item()} | optimizers.rates(self.trainer.optimizers[0]))
         return loss
 
     cache_signature(training_step)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        if size > 1 and (rest := batches % size) and self.trainer.fit_loop.batch_idx >= batches - rest:
+            loss = loss * (size / rest)  # Lightning divides by `size` where only `rest` batches are left for a step
+        super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if (batch := drop_padding(self.trainer.val_dataloaders, batch, batch_idx)) is not None:
@@ -291,13 +307,15 @@ class MInterface(MetricLoggingModule):
         return {}
 
     def setup(self, stage: str) -> None:
-        if self.class_weights and stage == "fit":
+        if self.class_weights and stage != "predict" and not isinstance(self.loss, losses.ClassWeighted):
             if not self.is_multiclass:
                 loss = f"--loss is {self.loss_name}" if type(self) is MInterface else f"{type(self).__name__} has none"
                 raise UsageError(f"--class_weights goes with a loss over classes, and {loss}")
+            if isinstance(self.loss, nn.Module):
+                raise UsageError(f"--class_weights goes with a loss that is a function; {self.loss_name} is a class")
             counts = self.trainer.datamodule.class_counts()  # type: ignore[attr-defined]
             weight = counts.sum() / (len(counts) * counts.clamp(min=1))
-            self.loss = partial(self.loss, weight=weight.float().to(self.device))
+            self.loss = losses.ClassWeighted(self.loss, weight.float())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

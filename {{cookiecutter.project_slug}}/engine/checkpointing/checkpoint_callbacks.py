@@ -1,5 +1,6 @@
 """The checkpoint callbacks: the best ones, and the last one, from which a run is resumed exactly."""
 
+import glob
 import os
 import time
 from pathlib import Path
@@ -7,14 +8,21 @@ from typing import Any, Literal, NoReturn
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from engine.checkpointing.run_folder import resume_command
+from engine.errors import UsageError
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import mark_validation_as_interrupted
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that keeps the best ones; their folder may be moved between two runs."""
+    """ModelCheckpoint that keeps the best ones, none whose metric is NaN.
+
+    Between two runs their folder may be moved, `save_top_k` changed, and `monitor` too: the best is then found anew.
+    Files of a run that went on elsewhere, or was killed, and that this one does not write again, are removed.
+    """
 
     state_key = "BestCheckpoint"  # Lightning's builds its key anew at every hook
 
@@ -28,6 +36,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=monitor.startswith("train_"),
             enable_version_counter=False,
         )
+        self._unknown = set[str]()
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""
@@ -35,19 +44,75 @@ class BestCheckpoint(ModelCheckpoint):
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         names = {key: os.path.basename(state[key]) for key in paths}
         models = {os.path.basename(path): score for path, score in state["best_k_models"].items()}
-        return {**state, **names, "best_k_models": models, "dirpath": ""}
+        return {**state, **names, "best_k_models": models, "dirpath": "", "mode": self.mode}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best checkpoints so far, by their file names."""
+        """Restores the best checkpoints so far, by their file names, if they are the best by the same metric."""
 
         def moved(path: str) -> str:
             return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
+        if (before := (state_dict["monitor"], state_dict.get("mode", self.mode))) != (self.monitor, self.mode):
+            found = f"the best checkpoint is found anew, by {self.monitor} ({self.mode})"
+            rank_zero_only(print)(f"{found}: until now it was by {before[0]} ({before[1]})", flush=True)
+            return
         paths = {
             name: moved(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")
         }
         models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": str(self.dirpath)})
+        self.current_score = state_dict["current_score"]  # which Lightning leaves out
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        models = sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]))  # rising
+        models = models[::-1] if self.mode == "max" else models
+        while 0 <= self.save_top_k < len(models):
+            self._remove(trainer, models.pop())
+        self.best_k_models = {path: score for path, score in self.best_k_models.items() if path in models}
+        if models and len(models) == self.save_top_k:
+            self.kth_best_model_path, self.kth_value = models[-1], self.best_k_models[models[-1]]
+        pattern = f"best-*-{glob.escape(str(self.monitor))}=*.ckpt"
+        self._unknown = {str(path) for path in Path(str(self.dirpath)).glob(pattern)} - self.best_k_models.keys()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_validation_end(trainer, module)
+        self._remove_unknown(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, module)
+        self._remove_unknown(trainer)
+
+    def _remove_unknown(self, trainer: Trainer) -> None:
+        """Removes what lay there when training began and is not among the best, once there are some."""
+        if self._unknown and self.best_k_models and not trainer.sanity_checking:
+            for path in sorted(self._unknown - self.best_k_models.keys()):
+                self._remove(trainer, path)
+                if trainer.is_global_zero:
+                    print(
+                        f"removed {path}, which is later than the checkpoint that the run has gone on from", flush=True
+                    )
+            self._unknown = set()
+
+    def _remove(self, trainer: Trainer, path: str) -> None:
+        if Path(path).absolute() != Path(str(trainer.ckpt_path)).absolute():
+            trainer.strategy.remove_checkpoint(path)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a value of the metric is among the best; NaN never is."""
+        return current is not None and not current.isnan() and super().check_monitor_top_k(trainer, current)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        done = trainer.fit_loop.batch_idx + 1
+        if done % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            checkpoint["accumulating"] = True  # a validation between batches whose gradients accumulate
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit" and checkpoint.get("accumulating"):
+            raise UsageError(
+                f"{trainer.ckpt_path} was saved between batches whose gradients accumulate, which it does not hold: "
+                "go on with last.ckpt, or begin anew with --init_from"
+            )
 
 
 class LastCheckpoint(Checkpoint):
@@ -55,7 +120,9 @@ class LastCheckpoint(Checkpoint):
 
     It saves only where a resumed run repeats the rest exactly: right after an optimizer step or, where a validation
     follows that step, at the start of the validation, which the resumed run then does first; never between batches
-    whose gradients accumulate. As a `Checkpoint` it runs after all other callbacks.
+    whose gradients accumulate. Where max_steps, max_time or early stopping ends a run within an epoch, that is before
+    what ends the epoch: with a later end, the run goes on as if it had not ended. As a `Checkpoint` it runs after all
+    other callbacks.
 
     run_dir: the run folder. every_n_train_steps, every_n_minutes: when to save besides the end of each epoch.
     """
@@ -66,7 +133,7 @@ class LastCheckpoint(Checkpoint):
         self.run_dir, self.every_n_train_steps, self.every_n_minutes = run_dir, every_n_train_steps, every_n_minutes
         self.path = run_dir / "checkpoints" / "last.ckpt"
         self.signals = SignalListener()
-        self._stepped = self._due = self._validating = self._saving = False
+        self._stepped = self._due = self._validates = self._validating = self._saving = self._stops = False
         self._step, self._saved_at = 0, time.monotonic()
 
     @property
@@ -98,12 +165,20 @@ class LastCheckpoint(Checkpoint):
         every = self.every_n_train_steps
         if every and self._step // every != before // every:
             self._due = True
-        if self._stepped and not _validates_after(trainer, batch_idx):
+        self._stops |= trainer.should_stop
+        trainer.should_stop = self._stops and self._stepped  # not between batches whose gradients accumulate
+        least = trainer.min_epochs or 0, trainer.min_steps or 0
+        ends = trainer.should_stop and trainer.current_epoch >= least[0] and self._step >= least[1]
+        if ends or 0 <= trainer.max_steps <= self._step:
+            self._due = True
+        self._validates = _validates_after(trainer, batch_idx)
+        if self._stepped and not self._validates:
             self._save_if_due(trainer)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
-        if self.signals.defer and self._stepped:  # saved first, as a validation may take long
+        due = self._validates or not trainer.should_stop  # not where Lightning validates only because the run ends
+        if self.signals.defer and self._stepped and due:  # saved first, as a validation may take long
             self._due = self._validating = True
             self._save_if_due(trainer)
         self.signals.ask_soon()
@@ -121,8 +196,9 @@ class LastCheckpoint(Checkpoint):
         self.signals.ask_soon()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._due = True
-        self._save_if_due(trainer)
+        if trainer.is_last_batch:
+            self._due = True
+            self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         due = self._due

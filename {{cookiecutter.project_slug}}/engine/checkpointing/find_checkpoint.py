@@ -88,9 +88,18 @@ def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
 def _best_checkpoints(run: Path) -> list[Path]:
     """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
     files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
-    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name))}
+    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name)) and match[3] != "nan"}
     if not scores:
         return []
     monitor = list(scores.values())[-1][2]
     pick = max if monitor_mode(monitor) == "max" else min
-    return [pick((path for path in scores if scores[path][2] == monitor), key=lambda path: float(scores[path][3]))]
+    values = {path: float(match[3]) for path, match in scores.items() if match[2] == monitor}
+    best = [path for path, value in values.items() if value == pick(values.values())]
+    return [pick(best, key=_score)] if len(best) > 1 else best
+
+
+def _score(path: Path) -> float:
+    """The value of the metric, of which the name of the file has six decimals."""
+    from engine.checkpointing import checkpoint_io  # needs torch
+
+    return float(checkpoint_io.load(path)["callbacks"]["BestCheckpoint"]["current_score"])

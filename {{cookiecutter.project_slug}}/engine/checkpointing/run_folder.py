@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic_write import optional, read_json, write_atomically
+from engine.checkpointing import run_lock
 from engine.cli import config_file, features_and_commands
 from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings
@@ -36,10 +37,20 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
         run = run_of(settings.ckpt_path)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return run or root
+    return open_folder(run, root, _config(settings) if settings.action in ("fit", "tune") else None, settings.job_id)
+
+
+def write_config(settings: Settings, run: Path) -> None:
+    """Writes the flags to config.yaml when training begins: a change that is refused before leaves no trace."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        write_atomically(run / "config.yaml", _config(settings))
+
+
+def _config(settings: Settings) -> str:
     own = settings.arguments.get("action", {})  # flags of the command alone are no settings of the run
-    kept = {name: value for name, value in settings.flags.items() if name not in own}
-    config = config_file.dump(kept) if settings.action in ("fit", "tune") else None
-    return open_folder(run, root, config, settings.job_id)
+    return config_file.dump({name: value for name, value in settings.flags.items() if name not in own})
 
 
 def remove_untrained() -> None:
@@ -88,7 +99,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
 def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = "") -> Path:
     """The run folder to resume, or a new one; checks that it is writable and removes unfinished files of killed saves.
 
-    config: the text of config.yaml, or None to write nothing.
+    config: the text of config.yaml for a new one, or None to write nothing.
     job_id: the name of a file by which a restarted job finds its run, or "".
     """
     import shutil  # not needed for help
@@ -98,11 +109,13 @@ def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = 
         if job_id:
             (run / job_id).touch()
         if config is not None:
+            run_lock.acquire(run, job_id)
             for part in sorted(run.rglob("*.part")):
                 with suppress(FileNotFoundError):  # outside checkpoints/, a new one is that of a command at work
                     if part.parent.name == "checkpoints" or time.time() - part.lstat().st_mtime > 3600:
                         shutil.rmtree(part) if part.is_dir() else part.unlink()
-            write_atomically(run / "config.yaml", config)
+            if not (run / "config.yaml").exists():
+                write_atomically(run / "config.yaml", config)
     except OSError as error:
         raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror or error}") from None
     return run

@@ -78,8 +78,14 @@ def class_counts(dataset: Any, num_classes: int, get_target: GetTarget) -> torch
     """The number of items (of masks: of pixels) in each class, (num_classes,)."""
     if num_classes and not hasattr(unwrap_subset(dataset), "targets"):
         targets = (torch.as_tensor(get_target(dataset[index])).flatten() for index in range(len(dataset)))
-        return torch.stack([one[one >= 0].bincount(minlength=num_classes) for one in targets]).sum(0)
-    return torch.bincount(item_classes(dataset, get_target), minlength=num_classes)
+        return torch.stack([_count(one, num_classes) for one in targets]).sum(0)
+    return _count(item_classes(dataset, get_target), num_classes)
+
+
+def _count(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """How often each class comes (num_classes,), without those that do not count, such as -100 and 255."""
+    counted = (classes >= 0) & (classes < num_classes) if num_classes else classes >= 0
+    return torch.bincount(classes[counted], minlength=num_classes)
 
 
 def item_classes(dataset: Any, get_target: GetTarget) -> torch.Tensor:

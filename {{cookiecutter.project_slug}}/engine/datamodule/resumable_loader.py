@@ -5,6 +5,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class ResumableLoader:
     batch_size: items a batch and rank. The last batch is smaller; it is a single item only where batches are 1 or 2.
     shuffle: a new order each epoch, from (seed, epoch).
     weights: (items,), how often to draw each item, with replacement; overrides `shuffle`.
-    current_epoch: called when an epoch starts, for its number.
+    current_epoch: called when a training epoch starts, for its number; None for other loaders.
+    accumulate: batches of an optimizer step.
     rank, world_size: of the data-parallel processes.
     """
 
@@ -41,7 +43,8 @@ class ResumableLoader:
         seed: int,
         shuffle: bool = False,
         weights: torch.Tensor | None = None,
-        current_epoch: Callable[[], int] = lambda: 0,
+        current_epoch: Callable[[], int] | None = None,
+        accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -49,7 +52,7 @@ class ResumableLoader:
     ) -> None:
         # Not `dataset` and `sampler`: what has these, Lightning takes for a DataLoader that it may rebuild.
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
-        self.global_batch_size, self.current_epoch = batch_size * world_size, current_epoch
+        self.global_batch_size, self.current_epoch, self.accumulate = batch_size * world_size, current_epoch, accumulate
         self.iterable = isinstance(dataset, IterableDataset)
         self._resume_from: dict[str, Any] = {}
         self._states: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)  # after the latest batches
@@ -77,13 +80,16 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is asked for when the first batch is, not when Lightning builds its iterator.
         resume, self._resume_from = self._resume_from, {}
-        epoch = self.current_epoch()
+        epoch = self.current_epoch() if self.current_epoch else 0
         start = resume["batches"] if resume.get("epoch") == epoch else 0
         if start and resume["each"] != self.global_batch_size and start < resume["of"]:
             raise UsageError(
                 f"the run stopped within an epoch of {resume['each']} items a step: go on with that --batch_size and "
                 "number of devices until the epoch's end"
             )
+        if start and resume.get("accumulate", self.accumulate) != self.accumulate:
+            before = f"--accumulate_grad_batches {resume['accumulate']}"
+            raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")
         self._states.append({"epoch": epoch, "batches": start})
         if not self.iterable:
             self.epoch_sampler.epoch, self.epoch_sampler.start = epoch, start
@@ -97,10 +103,22 @@ class ResumableLoader:
             try:
                 batch = next(batches)
             except StopIteration:
+                if self.iterable and self.current_epoch:
+                    self._check_length(number)
                 return
             if number >= start:
                 self._states.append({"epoch": epoch, "batches": number + 1, **self._stream_state()})
                 yield batch
+
+    def _check_length(self, batches: int) -> None:
+        """Raises UsageError: a stream has fewer batches than it says, and Lightning waits in vain for their end."""
+        with suppress(TypeError):  # it does not say
+            if batches < len(self):
+                says = f"{type(self.data).__name__} says that it has {len(self.data)} items"  # type: ignore[arg-type]
+                raise UsageError(
+                    f"{says}, which are {len(self)} batches, and gave {batches}: no validation would ever follow; "
+                    "correct its __len__, or leave it out"
+                )
 
     def _stream_state(self) -> dict[str, Any]:
         if not self.iterable or not hasattr(self.data, "state_dict"):
@@ -110,11 +128,12 @@ class ResumableLoader:
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after that many batches of the epoch, for `load_state_dict`: Lightning fetches a batch ahead.
 
-        It holds "epoch", "batches" done, "each" (items of a global batch), "of" (batches of the epoch) and, of a
-        stream that has one, the state of the "dataset".
+        It holds "epoch", "batches" done, "each" (items of a global batch), "accumulate", "of" (batches of the epoch)
+        and, of a stream that has one, the state of the "dataset".
         """
         state = next((state for state in self._states if state["batches"] == batches), self._states[-1])
-        return {**state, "each": self.global_batch_size, "of": batches + 1 if self.iterable else len(self)}
+        of = batches + 1 if self.iterable else len(self)
+        return {**state, "each": self.global_batch_size, "accumulate": self.accumulate, "of": of}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: DInterface keeps the state. Lightning asks whether a loader has this method."""

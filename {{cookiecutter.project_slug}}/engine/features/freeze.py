@@ -1,5 +1,6 @@
 """`--freeze`, `--unfreeze_epoch`: layers that are not trained, permanently or during the first epochs."""
 
+import fnmatch
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,10 +23,28 @@ def callbacks(
     """
     if unfreeze_epoch is not None and not freeze:
         raise UsageError("--unfreeze_epoch needs --freeze")
-    return [Freeze(freeze, unfreeze_epoch)] if freeze else []
+    return [Freeze(freeze, unfreeze_epoch)] if freeze else [SameParameters()]
 
 
-class Freeze(Callback):
+class SameParameters(Callback):
+    """Refuses a checkpoint whose optimizer has other parameters, because other ones were frozen."""
+
+    def __init__(self, patterns: tuple[str, ...] = (), unfreeze_epoch: int | None = None) -> None:
+        self.patterns, self.unfreeze_epoch = patterns, unfreeze_epoch
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        flags = checkpoint.get("hyper_parameters", {})
+        before = () if flags.get("unfreeze_epoch") is not None else tuple(flags.get("freeze") or ())
+        now = () if self.unfreeze_epoch is not None else tuple(self.patterns)
+        if trainer.state.fn == "fit" and sorted(before) != sorted(now):
+            was = f"the checkpoint was made with {' '.join(before) or '[]'}"
+            raise UsageError(
+                f"--freeze {' '.join(now) or '[]'}: {was}, and the parameters of its optimizer cannot change; "
+                "--init_from begins a new run with its weights"
+            )
+
+
+class Freeze(SameParameters):
     """Freezes parameters, and the running statistics of batch norms among them.
 
     Permanently frozen parameters have requires_grad=False. Until `unfreeze_epoch`, gradients are set to None before
@@ -34,9 +53,7 @@ class Freeze(Callback):
 
     changes_parameters = changes_step = True  # `plan` counts and times with it
 
-    def __init__(self, patterns: tuple[str, ...], unfreeze_epoch: int | None) -> None:
-        self.patterns, self.unfreeze_epoch = patterns, unfreeze_epoch
-        self.names: set[str] = set()  # of the frozen parameters
+    names: set[str] = set()  # of the frozen parameters
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self.names = {name for pattern in self.patterns for name in matching_parameters(module, pattern, "freeze")}
@@ -48,8 +65,17 @@ class Freeze(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         for name, layer in module.named_modules():
-            if isinstance(layer, _BatchNorm) and f"{name}.weight" in self.names:
+            if isinstance(layer, _BatchNorm) and self._freezes(name, layer):
                 layer.train(self._unfrozen(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # left out where a run is resumed within an epoch
+
+    def _freezes(self, name: str, layer: Any) -> bool:
+        if layer.affine:
+            return f"{name}.weight" in self.names
+        short = name.removeprefix("network.")
+        return any(f"{short}.".startswith(f"{one}.") or fnmatch.fnmatchcase(short, one) for one in self.patterns)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         if self.unfreeze_epoch is not None and not self._unfrozen(trainer):

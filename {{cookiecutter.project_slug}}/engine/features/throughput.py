@@ -14,13 +14,13 @@ def callbacks(run_dir: Any, model: Any, data: Any, *, throughput: bool = False) 
 
 
 class Throughput(Callback):
-    """Logs `items_per_second` at the end of each epoch: items of all processes over seconds of training.
-
-    After a resume within an epoch, only the rest of that epoch is measured.
-    """
+    """Logs `items_per_second` at the end of each epoch: items of all processes over seconds of training."""
 
     def __init__(self) -> None:
         self.items, self.seconds, self._start = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.items, self.seconds, self._start = 0, 0.0, time.perf_counter()
@@ -29,11 +29,24 @@ class Throughput(Callback):
         self.items += module.num_items(batch) * data_parallel_rank(trainer).size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self._pause()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        seconds = self.seconds + time.perf_counter() - self._start
-        module.log_now({"items_per_second": self.items / seconds})
+        self._pause()
+        module.log_now({"items_per_second": self.items / self.seconds})
+
+    def _pause(self) -> None:
+        """Adds the seconds since the start."""
+        now = time.perf_counter()
+        self.seconds, self._start = self.seconds + now - self._start, now
+
+    def state_dict(self) -> dict[str, float]:
+        """Items and seconds of the epoch so far."""
+        self._pause()
+        return {"items": self.items, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.items, self.seconds = int(state_dict["items"]), state_dict["seconds"]

@@ -4,6 +4,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
+from pytorch_lightning.utilities import rank_zero_only
 
 from engine.errors import UsageError
 from engine.lightning_compat import averaged_model
@@ -22,7 +23,24 @@ def callbacks(
     """
     if ema_decay is not None and swa_epoch is not None:
         raise UsageError("--swa_epoch and --ema_decay both average the weights: give one of them")
-    return [EMA(decay=ema_decay)] if ema_decay is not None else [SWA(swa_epoch)] if swa_epoch is not None else []
+    return [EMA(decay=ema_decay)] if ema_decay is not None else [SWA(swa_epoch)] if swa_epoch is not None else [Raw()]
+
+
+class Raw(Callback):
+    """Resumes with the trained weights where the run averaged them until now."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit" and "current_model_state" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+            rank_zero_only(print)("goes on with the trained weights, not with their average", flush=True)
+
+
+def _without(other: type[Callback], checkpoint: dict[str, Any], module: LightningModule) -> dict[str, Any]:
+    """The checkpoint; where the run averaged in the other way until now, its trained weights alone."""
+    if other.__name__ not in checkpoint.get("callbacks", {}) or "current_model_state" not in checkpoint:
+        return checkpoint
+    module.load_state_dict(checkpoint["current_model_state"])
+    return {"state_dict": checkpoint["current_model_state"]}
 
 
 class EMA(EMAWeightAveraging):
@@ -30,7 +48,10 @@ class EMA(EMAWeightAveraging):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # the test after training uses the average that is loaded
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            state = _without(SWA, checkpoint, pl_module)
+            super().on_load_checkpoint(trainer, pl_module, state)
+            if "averaging_state" not in state:
+                averaged_model(self).n_averaged.fill_(1)  # the weights of the checkpoint are the first of the average
 
 
 class SWA(WeightAveraging):
@@ -82,5 +103,5 @@ class SWA(WeightAveraging):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == "fit" and "averaging_state" in checkpoint:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.state.fn == "fit" and "averaging_state" in (state := _without(EMA, checkpoint, pl_module)):
+            super().on_load_checkpoint(trainer, pl_module, state)

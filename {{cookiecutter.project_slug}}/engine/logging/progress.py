@@ -37,6 +37,10 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self._start = 0.0
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:  # where on_train_epoch_start is left out
+            self._start = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._line(trainer)
         self._start = time.monotonic()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from engine.errors import UsageError
 from engine.launch import cluster_job, torchrun
 from engine.lightning_compat import (
+    count_epochs,
     keep_freed_memory,
     skip_driver_lookup,
     skip_sigterm_broadcast,
@@ -61,6 +62,8 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", ".*srun. command is available")  # on any machine with SLURM
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # a resumed run
     warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # checkpoints hold the averaged weights
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be")  # without patience, say
+    warnings.filterwarnings("ignore", ".*was not created with WeightAveraging")  # an average that begins there
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # epoch means are logged anyway
 
 
@@ -149,6 +152,7 @@ def make_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     skip_sigterm_broadcast(trainer)
+    count_epochs(trainer)
     skip_unused_hooks(trainer, model)
     return trainer
 

@@ -107,3 +107,32 @@ def training_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             module.training = False
+
+
+class ClassWeighted:
+    """A loss over classes whose items weigh as much as their class."""
+
+    def __init__(self, loss: Callable[..., Any], weight: Tensor) -> None:
+        """weight: of each class (C,)."""
+        self.loss, self.weight = loss, weight
+
+    def __call__(self, output: Tensor, target: Tensor, **further: Any) -> Any:
+        if (self.weight.device, self.weight.dtype) != (output.device, output.dtype):
+            self.weight = self.weight.to(output)
+        return self.loss(output, target, weight=self.weight, **further)
+
+
+def mean_weight(target: Tensor, ignore_index: int, class_weight: Tensor | None) -> float | Tensor:
+    """What torch has divided the mean loss of a batch by: its weight in the mean over all batches.
+
+    target: classes (B, ...), of which those of `ignore_index` do not count; or shares of classes (B, C, ...).
+    class_weight: of each class (C,), where they have weights.
+    """
+    if target.is_floating_point():
+        return len(target)
+    counts = target != ignore_index
+    if class_weight is None:
+        weights = counts.sum()
+    else:
+        weights = class_weight.double()[target.where(counts, 0)].where(counts, 0.0).sum()
+    return weights if weights.is_cuda else weights.item()

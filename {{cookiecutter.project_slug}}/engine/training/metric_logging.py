@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from engine.checkpointing.checkpoint_io import check_weights_fit
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.lightning_compat import mark_as_updated
+from engine.lightning_compat import keep_dtype, mark_as_updated
 from engine.logging import loggers
 from engine.training import metrics
 
@@ -34,6 +34,7 @@ class MetricLoggingModule(LightningModule):
             built = metrics.build(names, loss, target_info)
             self._metric_buffers[stage] = MetricBuffer([metric for name, metric in built.items() if name != "loss"])
             self.metrics.update({f"{stage}_{name}": metric for name, metric in built.items()})
+        keep_dtype(self.metrics)
 
     def set_unit(self, inverse_transform: Callable[[Tensor], Tensor] | None) -> None:
         """Measures what `inverse_transform` makes of outputs and targets: a dataset's scaled numbers, in their unit."""
@@ -117,11 +118,13 @@ class MetricBuffer:
         self.capacity = 1 if any(state.is_floating_point() for state in states) else 16
 
     def add(self, output: Tensor, target: Tensor) -> None:
-        """Adds a batch; a large one, such as of masks, is not held back."""
+        """Adds a batch; a large one, such as of masks, is not held back. What is held back is a copy."""
         if self.inverse_transform is not None:
             output, target = self.inverse_transform(output), self.inverse_transform(target)
         if self.batches and [tensor.shape[1:] for tensor in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
             self.flush()
+        if self.capacity > 1 and output.numel() <= 2**14:
+            output, target = output.clone(), target.clone()  # a network or a collate_fn may use its memory again
         self.batches.append((output, target))
         if len(self.batches) == self.capacity or output.numel() > 2**14:
             self.flush()

@@ -24,39 +24,44 @@ ALIASES = {
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
 }
-_IGNORE_INDEX = -100  # the default of cross_entropy
+IGNORE_INDEX = -100  # the default of cross_entropy
 
 
 class Mean(Metric):
-    """Mean over items. torchmetrics' MeanMetric checks for NaN at each step, or ignores the weights (1.9)."""
+    """Weighted mean, of the losses of batches. torchmetrics' MeanMetric checks for NaN at each step (1.9)."""
 
     total: Tensor
-    items: Tensor
+    items: Tensor  # the sum of the weights
 
     def __init__(self) -> None:
         super().__init__()
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # counts above 16.7 million too
         for name in ("total", "items"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
 
-    def update(self, mean: Tensor, items: int) -> None:
-        """Adds the mean () of a number of items."""
-        self.add(mean, items)
+    def update(self, mean: Tensor, weight: float | Tensor) -> None:
+        """Adds the mean () of a batch, with the weight that it has, such as its number of items."""
+        self.add(mean, weight)
 
-    def add(self, mean: Tensor, items: int) -> None:
+    def add(self, mean: Tensor, weight: float | Tensor) -> None:
         """As `update`, without torchmetrics' wrapper around it, which takes longer than the sum."""
         mark_as_updated(self)
-        self.total.add_(mean, alpha=items)
-        self.items.add_(items)
+        if isinstance(weight, Tensor):
+            self.total.add_(torch.where(weight > 0, mean * weight.to(self.total), 0.0))
+        elif weight:  # else the mean is NaN, as of a batch in which no target counts
+            self.total.add_(mean, alpha=weight)
+        self.items.add_(weight)
 
     def compute(self) -> Tensor:
-        """The mean over all items, ()."""
-        return self.total / self.items
+        """The mean over all batches, ()."""
+        return (self.total / self.items).float()
 
 
 def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any]) -> dict[str, Metric]:
     """Fresh metrics by lower-case name: "loss", and those of `names` or, with None, one that suits the loss.
 
-    target_info: see SplitDataModule.target_info.
+    target_info: see SplitDataModule.target_info; and "ignore_index", a class that does not count, and "thresholds", for
+        AUROC and the like in so many bins, which are otherwise exact and keep every output of an epoch.
 
     Raises:
         UsageError: there is no such metric, or it does not go with the loss and the data.
@@ -73,8 +78,9 @@ def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
     if class_name is None:
         close = nearest(name, [*ALIASES, *classes.values()])
         raise UsageError(f"--metrics {name}: torchmetrics has none of that name{close}")
+    ignore_index = target_info.get("ignore_index", IGNORE_INDEX)
     if class_name == "Accuracy" and task == "multiclass":  # it alone needs no num_classes
-        return MulticlassAccuracy(average="micro", ignore_index=_IGNORE_INDEX, validate_args=False)
+        return MulticlassAccuracy(average="micro", ignore_index=ignore_index, validate_args=False)
     metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
     accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
     if ("task" in accepted) != (task not in ("regression", "none")):
@@ -95,12 +101,9 @@ def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             left_out = task == "multiclass" and issubclass(per_class, torchmetrics.classification.MulticlassStatScores)
             options["average"] = "none" if left_out else "macro"  # the mean is taken when it is logged
         if "ignore_index" in accepted and task == "multiclass":
-            options["ignore_index"] = _IGNORE_INDEX
+            options["ignore_index"] = ignore_index
         if "thresholds" in accepted:
-            options["thresholds"] = 200  # counts in bins, instead of every output of the epoch
+            options["thresholds"] = target_info.get("thresholds")
     if "data_range" in accepted:
         options["data_range"] = 1.0
-    metric = metric_class(**options)
-    if any(isinstance(value, list) for value in metric.metric_state.values()):
-        raise UsageError(f"--metrics {name} keeps every output of an epoch, which a checkpoint does not: take another")
-    return metric
+    return metric_class(**options)

@@ -1,6 +1,7 @@
 """The optimizer by its name in torch.optim, with parameter groups for learning rates and weight decay."""
 
 import fnmatch
+import re
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ def build(
     if weight_decay is not None:
         options["weight_decay"] = weight_decay
     factors = dict.fromkeys((key for key, parameter in module.named_parameters() if parameter.requires_grad), 1.0)
+    patterns: dict[float, list[str]] = {}
     for text in lr_scale:
         pattern, _, number = text.partition("=")
         try:
             scale = float(number)
         except ValueError:
             raise UsageError(f"--lr_scale {text}: write PATTERN=FACTOR, such as 'backbone=0.1'") from None
+        patterns.setdefault(scale, []).append(pattern)
         factors |= {key: scale for key in matching_parameters(module, pattern, "lr_scale") if key in factors}
     named = dict(module.named_parameters())
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -56,12 +59,23 @@ def build(
     optimizer_class = discovery.find("model", name).load() if "." in name else getattr(torch.optim, name)
     return optimizer_class(
         [
-            {"params": parameters, "lr": lr * factor} | ({"weight_decay": 0.0} if no_decay else {})
+            {"params": parameters, "lr": lr * factor, "name": ",".join(patterns.get(factor, []))}
+            | ({"weight_decay": 0.0} if no_decay else {})
             for (factor, no_decay), parameters in groups.items()
         ],
         lr=lr,
         **options,
     )
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each group: "lr", and "lr/PATTERN" of those that --lr_scale names.
+
+    In a pattern, what a logger does not take (MLflow's `*`) is an underscore.
+    """
+    groups = reversed(optimizer.param_groups)
+    rates = {re.sub(r"[^-.:/ \w]", "_", group.get("name", "")): group["lr"] for group in groups}
+    return {f"lr/{name}" if name else "lr": rate for name, rate in rates.items()}
 
 
 def matching_parameters(module: nn.Module, pattern: str, flag: str) -> list[str]:

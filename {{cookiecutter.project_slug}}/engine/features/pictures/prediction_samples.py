@@ -49,7 +49,7 @@ class PredictionSamples:
         if output.dim() == 4:
             if not self.masks and images.shape[2:] == target.shape[1:]:
                 masks = {"input": images, "output": predicted, "target": target.where(valid, -1)}
-                self.masks = {name: mask[:_MAX_IMAGES].detach().cpu() for name, mask in masks.items()}
+                self.masks = {name: mask[:_MAX_IMAGES].detach().cpu().clone() for name, mask in masks.items()}
         elif len(wrong := ((predicted != target) & valid).nonzero().flatten()):
             self._add_mistakes(output[wrong].float(), target[wrong], predicted[wrong], images[wrong])
 
@@ -74,7 +74,8 @@ class PredictionSamples:
         if find_images([output]) is not None:
             rows = {"input": images, "output": output, "target": target}
             if not self.images:
-                self.images = {name: row[:_MAX_IMAGES].detach().cpu() for name, row in rows.items() if row is not None}
+                drawn = {name: row[:_MAX_IMAGES] for name, row in rows.items() if row is not None}
+                self.images = {name: row.detach().cpu().clone() for name, row in drawn.items()}  # it may be reused
         elif output.dim() in (1, 2):
             pairs = torch.stack([target.flatten(), output.flatten()], 1)[:: self._stride]
             self._pairs.append(pairs.detach().float().cpu())

@@ -1,0 +1,59 @@
+"""EarlyStopping: ends a run whose monitored metric does not get better, and says so."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pytorch_lightning import LightningModule, Trainer, callbacks
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's, which says why it stops; a resumed run takes the `patience` that it is given.
+
+    A metric that is NaN stops the run, or, unless `bad_steps` is "stop", counts as one that is no better.
+
+    Raises:
+        FloatingPointError: the metric is NaN, and `bad_steps` is "stop".
+    """
+
+    def __init__(
+        self, monitor: str, mode: Literal["min", "max"], patience: int, bad_steps: Literal["stop", "skip", "ignore"]
+    ) -> None:
+        at_epoch_end = monitor.startswith("train_")
+        super().__init__(
+            monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=at_epoch_end
+        )
+        self.bad_steps = bad_steps
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.wait_count >= self.patience:  # it was over when it was saved
+            trainer.should_stop = True
+            self._say(trainer, f"{self._reason()}; to go on, give a longer --patience")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check(trainer, lambda: super(EarlyStopping, self).on_validation_end(trainer, module))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check(trainer, lambda: super(EarlyStopping, self).on_train_epoch_end(trainer, module))
+
+    def _check(self, trainer: Trainer, check: Callable[[], None]) -> None:
+        before = self.wait_count
+        check()
+        if self.wait_count > before and trainer.callback_metrics[self.monitor].isnan():
+            problem = f"{self.monitor} is NaN after step {trainer.global_step} (epoch {trainer.current_epoch})"
+            if self.bad_steps == "stop":
+                raise FloatingPointError(f"{problem}; with --bad_steps skip it counts as no better")
+            self._say(trainer, f"{problem}, which counts as no better")
+        if self.wait_count > before and self.wait_count >= self.patience:
+            self._say(trainer, self._reason())
+
+    def _reason(self) -> str:
+        best = f"the best {self.monitor} is {float(self.best_score):.6g}"
+        return f"stopped early: {best}, and {self.wait_count} validations since were no better"
+
+    def _say(self, trainer: Trainer, line: str) -> None:
+        if trainer.is_global_zero:
+            print(line, flush=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the count, not the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
