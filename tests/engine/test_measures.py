@@ -12,6 +12,7 @@ import torch
 import toys
 from data import DInterface
 from paths import TOYS
+from plain_loop import CutOff
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -96,6 +97,14 @@ def test_auroc_and_average_precision_are_exact(train) -> None:
     assert (told["val_auroc"], told["val_averageprecision"]) == pytest.approx((auroc, precision), abs=1e-6)
     binned = train(*argv, "--test_fraction", 0.4, "--metric_thresholds", 5)["val_auroc"]
     assert binned != pytest.approx(auroc, abs=1e-3)
+
+
+def test_auroc_of_an_epoch_that_was_cut_off_is_exact() -> None:
+    argv = [*TOYS, "--metrics", "auroc", "--batch_size", "16", "--max_epochs", "2", "--every_n_train_steps", "1"]
+    told = main.main(argv)
+    with pytest.raises(InterruptedError):
+        main.main(argv, [CutOff(8)])
+    assert main.main(["--ckpt_path", "version_1"]) == told
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

@@ -93,10 +93,17 @@ class MetricLoggingModule(LightningModule):
             if name in self.metrics:
                 _restore(self.metrics[name], state, here.rank, here.size)
 
-    def _gathered_state(self, metric: Metric) -> dict[str, Tensor]:
-        """The state tensors of a metric, each (processes, ...); every process has to call it at the same time."""
-        here, gathered = data_parallel_rank(self.trainer), {}
+    def _gathered_state(self, metric: Metric) -> dict[str, Any]:
+        """The states of a metric, of each process; every process has to call it at the same time.
+
+        A tensor becomes (processes, ...), a list of tensors (every output of the epoch, say) a list of such lists.
+        """
+        here, gathered = data_parallel_rank(self.trainer), dict[str, Any]()
         for name, value in metric.metric_state.items():
+            if isinstance(value, list):
+                gathered[name] = lists = [[one.cpu() for one in value]] * here.size
+                if here.size > 1:
+                    torch.distributed.all_gather_object(lists, lists[0], here.group)
             if isinstance(value, Tensor):
                 rows = [torch.empty_like(value) for _ in range(here.size)] if here.size > 1 else [value]
                 if here.size > 1:
@@ -138,10 +145,13 @@ class MetricBuffer:
                 metric.update(output, target)
 
 
-def _restore(metric: Any, state: dict[str, Tensor], rank: int, world_size: int) -> None:
+def _restore(metric: Any, state: dict[str, Any], rank: int, world_size: int) -> None:
     """Restores a gathered state; with another number of processes the first one gets the sum of all."""
     for name, rows in state.items():
-        if len(rows) == world_size:
+        if isinstance(rows, list):
+            own = rows[rank : rank + 1] if len(rows) == world_size else rows if rank == 0 else []
+            setattr(metric, name, [one.to(metric.device) for row in own for one in row])
+        elif len(rows) == world_size:
             setattr(metric, name, rows[rank])
         elif rank == 0:
             setattr(metric, name, rows.sum(0))
