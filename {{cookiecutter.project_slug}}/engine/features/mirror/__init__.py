@@ -202,7 +202,6 @@ class MirroringCheckpointIO(DurableCheckpointIO):
 
 def _link_or_copy(path: Path, link: Path) -> None:
     """Keeps a file under a second name, which stays when the first is replaced."""
-    link.unlink(missing_ok=True)  # of a process that was killed
     try:
         os.link(path, link)
     except OSError:  # a file system without hard links
