@@ -1,6 +1,7 @@
 """Cross-validation and listed seeds: flags in, parts and numbers out."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_killed_it_goes_on_with_that_fold_and_the_rest(train, monkeypatch, tmp_p
     assert seen + 1000 == (16 if steps == 9 else 12)  # fold 1 is not repeated, nor what fold 2 had saved
     assert (LOGS / "version_0" / "metrics.json").stat().st_mtime_ns == first
     assert len(runs()) == len(begun) + (2 if steps == 9 else 1)  # where fold 2 had saved, it goes on in its folder
+
+
+def test_folds_that_are_older_than_a_flag_are_found(train) -> None:
+    whole = train("--num_folds", 2, "--max_epochs", 1, "--no-stratify")
+    config = LOGS / "version_0" / "config.yaml"
+    new = ("stratify:", "new_data:")
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith(new)))
+    shutil.rmtree(LOGS / "version_1")
+    first = (LOGS / "version_0" / "metrics.json").stat().st_mtime_ns
+    assert main.main(["--ckpt_path", "version_0"]) == whole
+    assert (LOGS / "version_0" / "metrics.json").stat().st_mtime_ns == first
+    assert runs() == ["version_0", "version_1"]
 
 
 MISTAKES = {

@@ -140,7 +140,9 @@ def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
             flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError):
             continue  # a broken run is none of these
-        if flags.get("fold") == fold and compared(flags) == wanted:
+        flags = {"stratify": False} | flags  # what a run did that is older than this flag
+        same = all(flags[name] == wanted[name] for name in compared(flags).keys() & wanted.keys())
+        if flags.get("fold") == fold and same:
             runs.append(path.parent)
     return sorted(runs, key=_version)
 
