@@ -136,7 +136,7 @@ def mark_as_updated(metric: Any) -> None:
 
     Without it, `compute` warns, and returns an old result. Upstream, on reading alone: Lightning-AI/torchmetrics#1363.
     """
-    metric._update_count, metric._computed = 1, None
+    vars(metric).update(_update_count=1, _computed=None)  # nn.Module's own way takes ten times as long
 
 
 def keep_dtype(module: Any) -> None:

@@ -130,6 +130,10 @@ def mean_weight(target: Tensor, ignore_index: int, class_weight: Tensor | None) 
     """
     if target.is_floating_point():
         return len(target)
+    if class_weight is None and not target.is_cuda and target.numel():  # quicker where every target counts
+        all_count = int(target.min()) > ignore_index if ignore_index < 0 else int(target.max()) < ignore_index
+        if all_count:
+            return target.numel()
     counts = target != ignore_index
     if class_weight is None:
         weights = counts.sum()
