@@ -173,15 +173,23 @@ def load_callbacks(
 
 
 def load_loggers(
-    run_dir: Path, *, logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
+    run_dir: Path,
+    *,
+    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv"),
+    run_name: str | None = None,
+    tags: tuple[str, ...] = (),
+    notes: str | None = None,
 ) -> list["Logger"]:
     """The loggers, all in one run folder. Edit this list in place.
 
     logger: where the metrics go, any of them together; [] for nowhere.
+    run_name: a name by which --ckpt_path finds the run; no two runs may have the same.
+    tags: words by which runs are picked out in a table.
+    notes: what you want to remember about the run.
     """
     from engine.logging import loggers
 
-    return loggers.load(run_dir, logger)
+    return loggers.load(run_dir, logger, run_name, tags, notes)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     try:
         space = read_space(options.space)
         example = {flag: entry["choices"][0] if "choices" in entry else entry["low"] for flag, entry in space.items()}
-        project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
+        settings = project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
+        if settings.flags["run_name"]:
+            raise UsageError("--run_name: each trial is a run of its own; --tags marks all of them")
         return search(space, fixed, options)
     except SystemExit as exit:
         if isinstance(exit.code, int) and exit.code > 128:  # a signal: the trial's own command is not the sweep's

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from engine.checkpointing.run_folder import versions
+from engine.checkpointing.run_folder import find_named, versions
 from engine.cli import features_and_commands
 from engine.errors import UsageError
 
@@ -16,8 +16,8 @@ _BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
 def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
     """The checkpoint file that `name` means.
 
-    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a folder, a file, or an address
-        such as s3://bucket/runs/version_3, which is fetched.
+    name: `last` and `best` (of the newest run; `report` compares runs), `version_3`, a --run_name, a folder, a file, or
+        an address such as s3://bucket/runs/version_3, which is fetched.
     resume: whether a run folder means its last checkpoint, to resume from, or its best one.
     flag: the flag that names it, for errors.
 
@@ -35,6 +35,10 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
             raise UsageError(f"--{flag} {name} is an address, and no feature in engine/features fetches one")
         name = str(fetches[0](name, root, flag))
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
+    if named := find_named(name, root):
+        if others := [one for one in (path, *named[1:]) if one.exists()]:
+            raise UsageError(f"--{flag} {name} is {named[0]}, and {others[0]} too: say which of them")
+        path = named[0]
     if path.is_file() or _is_sharded(path):
         return path
     if not path.is_dir():
@@ -50,6 +54,12 @@ def monitor_mode(monitor: str) -> Literal["min", "max"]:
     """The `mode` of ModelCheckpoint and EarlyStopping, by the metric's name: "max" for accuracies and the like."""
     more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
     return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
+
+
+def best_checkpoint(run: Path) -> tuple[str, float | None, int | None]:
+    """The monitored metric of the best checkpoint of a run, its value and its epoch, from 0; ("", None, None)."""
+    match = _BEST.fullmatch(files[-1].name) if (files := _best_checkpoints(run)) else None
+    return (match[2], float(match[3]), int(match[1])) if match else ("", None, None)
 
 
 def _mtime(path: Path) -> float:

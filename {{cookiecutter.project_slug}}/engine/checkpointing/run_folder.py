@@ -37,6 +37,8 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
         run = run_of(settings.ckpt_path)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return run or root
+    if settings.action in ("fit", "tune"):
+        check_run_name(settings.flags.get("run_name"), root, run)
     return open_folder(run, root, _config(settings) if settings.action in ("fit", "tune") else None, settings.job_id)
 
 
@@ -150,6 +152,28 @@ def run_of(ckpt_path: Path) -> Path | None:
     if checkpoints.name != "checkpoints" or not (run / "config.yaml").is_file():
         return None
     return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+
+
+def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
+    """Raises UsageError where --run_name has a meaning already, as another run's name say."""
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.+=-]*", name) or re.fullmatch(r"last|best|version_\d+", name):
+        raise UsageError(f"--run_name {name}: letters, digits and _ . + = - only, and not last, best or version_N")
+    if taken := [run for run in find_named(name, root) if not (resumed and run.samefile(resumed))]:
+        raise UsageError(f"--run_name {name} is {taken[0]}: give another, or go on with that by --ckpt_path {name}")
+
+
+def find_named(name: str, root: Path) -> list[Path]:
+    """The run folders of that --run_name that have a checkpoint; a run that failed before does not keep its name."""
+    found = []
+    for run in (root / f"version_{number}" for number in sorted(versions(root))):
+        config = run / "config.yaml"
+        if config.is_file() and f"run_name: {name}" in config.read_text("utf-8", "replace").replace("'", ""):
+            with suppress(UsageError):  # a broken file is named where its run is asked for
+                if config_file.read(config, kept=True)["run_name"].text == name and any(run.glob("checkpoints/*.ckpt")):
+                    found.append(run)
+    return found
 
 
 def versions(root: Path) -> list[int]:

@@ -28,17 +28,30 @@ def acquire(run: Path, job_id: str) -> None:
             _held.add(path)
             return
         except FileExistsError:
-            host, pid, started, job = [*path.read_text(encoding="utf-8").split("\n"), "", "", ""][:4]
-        here, same_job = host == socket.gethostname(), bool(job) and job == job_id
-        lives = pid and (_start_time(int(pid)) == started if here else not same_job)
-        if not lives or pid == str(os.getpid()):
+            same_job = bool(job_id) and _read(path)[3] == job_id
+        where = holder(run)
+        if not where or (same_job and " on " in where):
             path.unlink(missing_ok=True)
         elif same_job and time.monotonic() < deadline:
             time.sleep(0.2)  # the old process of a job that starts again is about to end
         else:
-            where = f"process {pid}" if here else f"process {pid} on {host}"
-            hint = "" if here else f"; if that has died, delete {path}"
+            hint = f"; if that has died, delete {path}" if " on " in where else ""
             raise UsageError(f"{run} is being trained by {where}: wait for its end, or stop it{hint}")
+
+
+def holder(run: Path) -> str:
+    """The other process that trains a run, as `process 12`, or `process 12 on HOST`; "" for none."""
+    host, pid, started, _ = _read(run.with_name(f".{run.name}.lock"))
+    here = host == socket.gethostname()
+    if not pid or (here and (pid == str(os.getpid()) or _start_time(int(pid)) != started)):
+        return ""
+    return f"process {pid}" if here else f"process {pid} on {host}"
+
+
+def _read(path: Path) -> list[str]:
+    """Host, process, its start and the job of a claim; empty texts where there is none."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [*text.split("\n"), "", "", ""][:4]
 
 
 def release() -> None:

@@ -1,32 +1,47 @@
 """`report`: runs side by side: a table, curves, files for a spreadsheet and MATLAB."""
 
 import argparse
+import base64
 import csv
+import html
 import io
 import math
 import os
 import re
+import shutil
 import struct
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.atomic_write import replacing
-from engine.checkpointing import run_folder
+from engine.checkpointing import run_records
 from engine.checkpointing.find_checkpoint import monitor_mode
-from engine.cli import config_file
+from engine.checkpointing.run_records import RunRecord
 from engine.errors import UsageError, printable
+
+_MAX_POINTS = 2000  # of a curve of the page, about
 
 
 class Run(NamedTuple):
-    """What a run folder holds. flags: as text; metrics: a pandas table, a row a step, a column a metric; epochs: ended
-    and measured; seconds: between the first and the last event of each of its TensorBoard files."""
+    """What a run folder holds.
+
+    metrics: a pandas table, a row a step, a column a metric; epoch_of: the epoch of each step; epochs: ended and
+    measured; seconds: between the first and the last event of each of its TensorBoard files.
+    """
 
     name: str
-    flags: dict[str, str]
+    record: RunRecord
     metrics: Any
+    epoch_of: Any
     epochs: int
     seconds: float
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Its flags, as text."""
+        return self.record.flags
 
 
 def main(argv: list[str]) -> None:
@@ -36,53 +51,35 @@ def main(argv: list[str]) -> None:
         UsageError: no such run, an unknown flag, or what it writes with is not installed.
     """
     parser = argparse.ArgumentParser("main.py report", description=__doc__, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="version_N or a run folder (default: all runs)")
+    run_records.add_arguments(parser)
     parser.add_argument("--out", default="report", metavar="FOLDER", help="where the files go (default: report)")
-    parser.add_argument("--default_root_dir", default=".", help="folder in which lightning_logs lies (default: .)")
+    parser.add_argument("--html", action="store_true", help="one page too, with table, curves, pictures and flags")
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(str(error).removeprefix("argument ")) from None
     if rest:
-        raise UsageError(f"report: unknown flag {rest[0]}; there are --out and --default_root_dir")
-    folders = find_runs(known.runs, run_folder.logs_root(known.default_root_dir))
-    names = [folder.resolve().name for folder in folders]
+        raise UsageError(f"report: unknown flag {rest[0]}; see python main.py report --help")
+    records = run_records.find(known, "report")
+    names = [record.folder.resolve().name for record in records]
     if len({*names}) < len(names):
-        names = [str(folder) for folder in folders]
+        names = [str(record.folder) for record in records]
     try:
-        runs = [run for folder, name in zip(folders, names, strict=True) if (run := read_run(folder, name))]
+        runs = [run for record, name in zip(records, names, strict=True) if (run := read_run(record, name))]
         if not runs:
             raise UsageError("report: none of the runs can be read")
-        write(runs, Path(known.out))
+        write(runs, Path(known.out), known.html)
     except ModuleNotFoundError as error:
         raise UsageError(f'report needs {error.name} too: pip install -e ".[report]"') from None
     print(known.out)
 
 
-def find_runs(names: list[str], root: Path) -> list[Path]:
-    """The run folders that names mean (`version_3` or a folder), by default all of `root`, in order of their number."""
-    every = sorted((path for path in root.glob("version_*") if path.is_dir()), key=lambda path: (len(path.name), path))
-    if not names and not every:
-        raise UsageError(f"report: there is no run in {root}/ yet")
-    folders = [root / name if re.fullmatch(r"version_\d+", name) else Path(name) for name in names]
-    for name, path in zip(names, folders, strict=True):
-        if not any(any(path.glob(pattern)) for pattern in ("config.yaml", "metrics.csv", "events.*")):
-            available = ", ".join(path.name for path in every[-5:]) or "no run"
-            raise UsageError(f"report: there is no run {name!r}; {root}/ has {available}")
-    return list(dict.fromkeys(folders)) or every
-
-
-def read_run(folder: Path, name: str) -> Run | None:
+def read_run(record: RunRecord, name: str) -> Run | None:
     """A run, from metrics.csv or, where there is none, from what TensorBoard has: every point of it.
 
-    What cannot be read is said and left out: a line of metrics.csv, the flags, or the run, which then is None.
+    What cannot be read is said and left out: a line of metrics.csv, or the run, which then is None.
     """
-    config, flags = folder / "config.yaml", dict[str, str]()
-    try:
-        if config.is_file():
-            flags = {key: raw.text for key, raw in config_file.read(config, kept=True).items()}
-    except UsageError as error:
-        _say(f"the flags of {name} are left out: {error}")
+    folder = record.folder
     try:
         points = _csv_points(folder) if (folder / "metrics.csv").is_file() else _event_points(folder)
     except ModuleNotFoundError:
@@ -92,10 +89,11 @@ def read_run(folder: Path, name: str) -> Run | None:
         return None
     is_epoch = points["metric"] == "epoch"
     metrics = points[~is_epoch].groupby(["step", "metric"])["value"].last().unstack()
+    epoch_of = points[is_epoch].groupby("step")["value"].first()  # the one that ended there
     ends = metrics[[metric for metric in metrics if _of_epoch(metric) and metric[:4] != "test"]].dropna(how="all")
-    epoch = points[is_epoch].groupby("step")["value"].first().reindex(ends.index).max()  # the one that ended there
+    epoch = epoch_of.reindex(ends.index).max()
     seconds = sum(map(_seconds, folder.glob("events.out.tfevents.*")))
-    return Run(name, flags, metrics, 0 if math.isnan(epoch) else int(epoch) + 1, seconds)
+    return Run(name, record, metrics, epoch_of, 0 if math.isnan(epoch) else int(epoch) + 1, seconds)
 
 
 def _csv_points(folder: Path) -> Any:
@@ -153,7 +151,7 @@ def _of_epoch(metric: str) -> bool:
     return metric.startswith(("train_", "val_", "test_")) and not metric.endswith("_step")
 
 
-def write(runs: list[Run], folder: Path) -> None:
+def write(runs: list[Run], folder: Path, page: bool) -> None:
     """Prints the table and writes all files; a package that is missing stops only the files that need it.
 
     Raises:
@@ -162,8 +160,11 @@ def write(runs: list[Run], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = summary(runs)
-        print(table.to_string(index=False, na_rep="", float_format="{:.4g}".format), flush=True)
+        width = shutil.get_terminal_size().columns
+        shown = table.set_index("run").rename_axis(index=None, columns="run")  # repeated where the columns are wrapped
+        print(shown.to_string(na_rep="", float_format="{:.4g}".format, line_width=width), flush=True)
         writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
+        writers |= {"report.html": write_page} if page else {}
         with replacing(folder / "report.csv") as part:
             table.to_csv(part, index=False)
         for name, write_file in writers.items():
@@ -175,13 +176,12 @@ def write(runs: list[Run], folder: Path) -> None:
 
 
 def summary(runs: list[Run]) -> Any:
-    """A row a run: name, network, dataset, the flags in which the runs differ, the best values, epochs, seconds."""
+    """A row a run: name, network, dataset, the flags in which the runs differ, the values of the chosen checkpoint and
+    its epoch, epochs, seconds."""
     import pandas
 
-    names = dict.fromkeys(name for run in runs for name in run.flags)
-    differ = [name for name in names if len({run.flags.get(name) for run in runs}) > 1]
-    flags = [name for name in differ if name not in ("model_name", "dataset", "ckpt_path")]
-    modes = {metric: monitor_mode(metric) for metric in _metrics(runs) if _of_epoch(metric)}
+    flags = [name for name in _differing(runs) if name not in ("model_name", "dataset")]
+    metrics = [metric for metric in _metrics(runs) if _of_epoch(metric)]
     rows = []
     for run in runs:
         row: dict[str, Any] = {
@@ -190,10 +190,56 @@ def summary(runs: list[Run]) -> Any:
             "dataset": run.flags.get("dataset", ""),
         }
         row |= {name: run.flags.get(name, "") for name in flags}
-        best = {metric: run.metrics[metric].agg(mode) for metric, mode in modes.items() if metric in run.metrics}
-        row |= {f"{metric} ({mode})": best.get(metric) for metric, mode in modes.items()}
+        values = chosen_values(run)
+        row |= {"epoch": values.get("epoch", "")} | {metric: values.get(metric) for metric in metrics}
         rows.append(row | {"epochs": run.epochs, "seconds": round(run.seconds, 1)})
     return pandas.DataFrame(rows).map(_plain_cell).rename(columns=_plain_cell)
+
+
+def chosen_values(run: Run) -> dict[str, float]:
+    """The metrics of the best checkpoint, with its "epoch", from 0, and the latest of the test; without a checkpoint,
+    those of the best validation."""
+    values = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics if metric.startswith("test")}
+    monitor = run.record.monitor or run.flags.get("monitor", "val_loss")
+    if monitor not in run.metrics:
+        return values
+    monitored = run.metrics[monitor].dropna()
+    if run.record.best is not None:
+        monitored = monitored[run.epoch_of.reindex(monitored.index) == run.record.best_epoch]
+        monitored = (monitored - run.record.best).abs()  # the checkpoint's name has fewer digits
+    elif monitor_mode(monitor) == "max":
+        monitored = -monitored
+    if monitored.empty:
+        return values
+    step = monitored.idxmin()
+    epoch = run.epoch_of[step]
+    of_epoch = run.metrics[(run.epoch_of.reindex(run.metrics.index) == epoch)]
+    for metric in (metric for metric in run.metrics if _of_epoch(metric) and metric not in values):
+        rows = of_epoch[metric].dropna() if metric.startswith("train") else run.metrics.loc[[step], metric].dropna()
+        values |= {metric: rows.iloc[-1]} if len(rows) else {}
+    return values | {"epoch": int(epoch)}
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    """The flags in which the runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.flags)
+    return [name for name in names if len({run.flags.get(name) for run in runs}) > 1 and name != "ckpt_path"]
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """What the legend calls each run: its --run_name, or else the flags in which the runs differ, or its folder."""
+    flags = [name for name in _differing(runs) if name not in ("run_name", "tags", "notes")]
+    texts = []
+    for run in runs:
+        name = run.flags.get("run_name", "none")
+        differ = ", ".join(f"{flag} {run.flags[flag]}" for flag in flags if flag in run.flags)
+        texts.append(
+            name if name not in ("none", "null") else textwrap.shorten(differ, 60, placeholder=" ...") or run.name
+        )
+    return [
+        text if texts.count(text) == 1 or text == run.name else f"{text} ({run.name})"
+        for text, run in zip(map(printable, texts), runs, strict=True)
+    ]
 
 
 def _plain_cell(value: Any) -> Any:
@@ -256,10 +302,46 @@ def draw(runs: list[Run], file: Any) -> None:
     for number, (metric, frame) in enumerate(frames.items(), 1):
         axes = figure.add_subplot(rows, columns, number, xlabel="step")
         axes.set_title(metric, parse_math=False)
-        for name in frame:  # a run without points keeps its colour in every panel
-            axes.plot(frame[name].dropna(), label=name)
+        for name, label in zip(frame, labels(runs), strict=True):  # a run without points keeps its colour
+            axes.plot(frame[name].dropna(), label=label)
     if frames:
         legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
         for text in legend.get_texts():
             text.set_parse_math(False)
     figure.savefig(file, dpi=120, format="png")
+
+
+def write_page(runs: list[Run], file: Any) -> None:
+    """One page that needs no other file: the table, curves to point at and switch off, pictures and flags."""
+    from plotly import graph_objects
+
+    parts, names = [summary(runs).to_html(index=False, na_rep="", float_format="{:.4g}".format)], labels(runs)
+    script: Any = True  # the first figure brings plotly's own along
+    for metric in _metrics(runs):
+        frame = curves(runs, metric)
+        figure = graph_objects.Figure(
+            layout={"title": {"text": html.escape(metric)}, "xaxis": {"title": {"text": "step"}}}
+        )
+        for run, name in zip(runs, names, strict=True):
+            points = frame[_plain_cell(run.name)].dropna()
+            points = points[:: 1 + len(points) // _MAX_POINTS]
+            epochs = run.epoch_of.reindex(points.index)
+            hover = f"{metric} %{{y}}<br>step %{{x}}, epoch %{{customdata}}"
+            figure.add_scatter(x=points.index, y=points, customdata=epochs, name=html.escape(name), hovertemplate=hover)
+        figure.update_layout(showlegend=True, height=400)
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=script))
+        script = False
+    for run, name in zip(runs, names, strict=True):
+        flags = "".join(f"{flag}: {text}\n" for flag, text in run.flags.items())
+        parts.append(
+            f"<details><summary>{html.escape(f'{name} ({run.name})')}</summary><pre>{html.escape(flags)}</pre>"
+        )
+        for picture in sorted(run.record.folder.glob("*.png")):
+            data = base64.b64encode(picture.read_bytes()).decode()
+            parts.append(
+                f'<figure><img src="data:image/png;base64,{data}"><figcaption>{picture.stem}</figcaption></figure>'
+            )
+        parts.append("</details>")
+    style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:4px}img{max-width:100%}"
+    head = f'<!doctype html><meta charset="utf-8"><title>report</title><style>{style}</style>'
+    file.write("\n".join([head, *parts]).encode())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ Metrics = dict[str, float]
 # Flags that may differ between the folds of one cross-validation: they do not change what is learned.
 _NOT_COMPARED = (
     "fold all_folds num_workers num_threads data_dir default_root_dir enable_progress_bar hang_minutes logger mirror "
-    "log_every_n_steps accelerator devices keep_memory every_n_train_steps every_n_minutes"
+    "log_every_n_steps accelerator devices keep_memory every_n_train_steps every_n_minutes run_name tags notes"
 ).split()
 
 
@@ -97,7 +98,11 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
     for fold in folds:
         ckpt_path = settings.ckpt_path if fold == first else None
         changed = {"fold": fold, "all_folds": all_folds}
+        name = settings.flags.get("run_name")
+        label = {"run_name": name and f"{re.sub(r'-fold[0-9]+$', '', name)}-fold{fold}"}
         arguments = settings.arguments | {"cross_validation": flags | changed}
+        arguments["loggers"] = settings.arguments["loggers"] | label
+        changed |= label
         metrics = run(settings._replace(flags=settings.flags | changed, arguments=arguments, ckpt_path=ckpt_path))
         if _is_rank_zero():
             run_dir = (run_folder.run_of(ckpt_path) if ckpt_path else None) or _runs_of_fold(settings, root, fold)[-1]

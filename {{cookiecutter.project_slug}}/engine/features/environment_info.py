@@ -1,4 +1,4 @@
-"""environment.json in the run folder: command, git commit, versions and hardware, one entry per start of training.
+"""environment.json in the run folder: command, commit, versions, hardware and end, one entry per start of training.
 
 No flag; without this file nothing is written.
 """
@@ -6,6 +6,7 @@ No flag; without this file nothing is written.
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -28,10 +29,10 @@ def callbacks(run_dir: Path, model: Any, data: Any) -> list[Callback]:
 
 
 class EnvironmentInfo(Callback):
-    """Appends an entry when training starts or resumes."""
+    """Appends an entry when training starts or resumes, and how it ended."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "environment.json"
+        self.path, self.started = run_dir / "environment.json", False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
@@ -48,9 +49,27 @@ class EnvironmentInfo(Callback):
             "versions": versions,
             "hardware": _hardware(trainer),
         }
-        text = json.dumps([*entries, entry], indent=2, ensure_ascii=False, default=str)
+        self._write([*entries, entry])
+        self.started = True
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer, "done")
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        code = exception.code if isinstance(exception, SystemExit) else 0
+        if isinstance(code, int) and code > 128:
+            self._end(trainer, f"stopped by {signal.Signals(code - 128).name}")
+        else:
+            self._end(trainer, f"failed: {type(exception).__name__}: {str(exception).partition(chr(10))[0]}")
+
+    def _end(self, trainer: Trainer, state: str) -> None:
+        """Writes into the latest entry how training ended; where a process is killed, nothing is."""
+        if self.started and trainer.is_global_zero and (entries := read_json(self.path, [])):
+            self._write([*entries[:-1], entries[-1] | {"ended": state}])
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
         with optional(self.path):
-            write_atomically(self.path, text + "\n")
+            write_atomically(self.path, json.dumps(entries, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _commit() -> str | None:

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +17,43 @@ from engine.errors import UsageError
 from engine.lightning_compat import replace_events_file
 
 
-def check(action: str, *, logger: tuple[str, ...]) -> None:
+def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
     """Raises UsageError: the package of a logger is not installed, and the action logs."""
     for name in logger if action == "fit" else ():
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')
 
 
-def load(folder: Path, names: Iterable[str]) -> list[Logger]:
-    """The named loggers of the run in `folder`."""
-    makers = {"tensorboard": TensorBoard, "csv": CSVLogger, "wandb": _wandb, "mlflow": MLFlow}
-    return [make(folder) for name, make in makers.items() if name in names]
+def load(
+    folder: Path, names: Iterable[str], run_name: str | None, tags: tuple[str, ...], notes: str | None
+) -> list[Logger]:
+    """The named loggers of the run in `folder`; TensorBoard shows run_name, tags and notes among the flags."""
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoard(folder),
+        "csv": lambda: CSVLogger(folder),
+        "wandb": lambda: _wandb(folder, name=run_name or folder.name, tags=tags, notes=notes),
+        "mlflow": lambda: MLFlow(folder, run_name or folder.name, dict.fromkeys(tags, ""), notes),
+    }
+    return [make() for name, make in makers.items() if name in names]
 
 
-def _wandb(folder: Path) -> Logger:
+def _wandb(folder: Path, **labels: Any) -> Logger:
     """Weights & Biases; `WANDB_MODE=offline` sends nothing. A resumed run continues its run there."""
     earlier = sorted(folder.glob("wandb/*run-*-*"))  # run-DATE-ID, or offline-run-DATE-ID
     run_id = earlier[-1].name.rpartition("-")[2] if earlier else None
-    return WandbLogger(name=folder.name, save_dir=folder, id=run_id, resume="allow")
+    return WandbLogger(**labels, save_dir=folder, id=run_id, resume="allow")
 
 
 class MLFlow(MLFlowLogger):
     """MLflow, at MLFLOW_TRACKING_URI or else in mlruns/ of the run folder. A resumed run continues its run there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_name: str, tags: dict[str, str], notes: str | None) -> None:
         id_file = folder / "mlflow-run"
         self._resumed_id = id_file.read_text(encoding="utf-8") if id_file.exists() else None
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{(folder / 'mlruns').absolute()}"
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files, because the alternative is a database
-        super().__init__(folder.parent.name, folder.name, uri, run_id=self._resumed_id)
+        tags |= {"mlflow.note.content": notes} if notes else {}
+        super().__init__(folder.parent.name, run_name, uri, tags=tags, run_id=self._resumed_id)
         if rank_zero_only.rank == 0 and not self._resumed_id:  # type: ignore[attr-defined]
             write_atomically(id_file, str(self.run_id))
 

@@ -1,0 +1,145 @@
+"""What run folders say of their runs: flags, state, best checkpoint; and which runs are meant. No torch here."""
+
+import argparse
+import csv
+import operator
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.atomic_write import read_json
+from engine.checkpointing import run_folder, run_lock
+from engine.checkpointing.find_checkpoint import best_checkpoint
+from engine.cli import config_file
+from engine.errors import UsageError, nearest, printable
+
+_COMPARE = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+class RunRecord(NamedTuple):
+    """A run, as its folder tells.
+
+    flags: as text. state: running, done, stopped by SIGTERM, failed: ..., or killed; "" where no start is written down.
+    started: of its latest start, in ISO 8601, or "". monitor, best, best_epoch: the metric by which the best
+    checkpoint was chosen, its value and its epoch as in metrics.csv, from 0; "", None and None where there is none.
+    """
+
+    folder: Path
+    flags: dict[str, str]
+    state: str
+    started: str
+    monitor: str
+    best: float | None
+    best_epoch: int | None
+
+    @property
+    def tags(self) -> set[str]:
+        """Its --tags."""
+        return {tag.strip(" '\"") for tag in self.flags.get("tags", "").strip("[]").split(",")} - {""}
+
+    def epochs(self) -> int:
+        """The number of epochs in metrics.csv that have ended and been measured."""
+        with suppress(FileNotFoundError), (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            rows = (row for row in csv.DictReader(file) if any(row[name] for name in row if _is_of_epoch(name)))
+            return max((int(row["epoch"]) + 1 for row in rows if (row.get("epoch") or "").isdigit()), default=0)
+        return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which runs are meant."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="version_N, a --run_name or a run folder (default: all)")
+    parser.add_argument("--dataset", help="runs on this dataset only")
+    parser.add_argument(
+        "--tags", type=lambda text: text.split(","), default=[], help="runs with all of these tags only"
+    )
+    parser.add_argument("--where", action="append", default=[], metavar="FLAG<VALUE", help='such as "lr<0.01"')
+    parser.add_argument("--default_root_dir", default=".", help="folder in which lightning_logs lies (default: .)")
+
+
+def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
+    """The runs that the arguments mean, in order of their number or as they are named.
+
+    Raises:
+        UsageError: no such run, no such flag, or nothing to compare with.
+    """
+    root = run_folder.logs_root(options.default_root_dir)
+    every = [root / f"version_{number}" for number in sorted(run_folder.versions(root))]
+    if not options.runs and not every:
+        raise UsageError(f"{action}: there is no run in {root}/ yet")
+    folders = []
+    for name in options.runs:
+        named = run_folder.find_named(name, root)
+        folder = root / name if re.fullmatch(r"version_\d+", name) else named[0] if named else Path(name)
+        if not any(any(folder.glob(pattern)) for pattern in ("config.yaml", "metrics.csv", "events.*")):
+            available = ", ".join(path.name for path in every[-5:]) or "no run"
+            raise UsageError(f"{action}: there is no run {name!r}; {root}/ has {available}")
+        folders.append(folder)
+    records = [read(folder) for folder in dict.fromkeys(folders) or every]
+    tests = [_condition(text, records) for text in options.where]
+    wanted = [
+        record
+        for record in records
+        if options.dataset in (None, record.flags.get("dataset"))
+        and record.tags.issuperset(options.tags)
+        and all(test(record) for test in tests)
+    ]
+    if not wanted:
+        raise UsageError(f"{action}: none of the {len(records)} runs is like that")
+    return wanted
+
+
+def read(folder: Path) -> RunRecord:
+    """What a run folder says; a file that cannot be read is named, and left out."""
+    flags, entries = dict[str, str](), list[dict[str, Any]]()
+    try:
+        if (folder / "config.yaml").is_file():
+            flags = {key: raw.text for key, raw in config_file.read(folder / "config.yaml", kept=True).items()}
+        entries = read_json(folder / "environment.json", [])
+    except UsageError as error:
+        print(f"the flags of {folder.name} are left out: {printable(str(error))}", file=sys.stderr)
+    last = entries[-1] if entries else {}
+    holder = run_lock.holder(folder)
+    state = last.get("ended") or (f"running ({holder})" if holder else "killed" if last else "")
+    return RunRecord(folder, flags, state, last.get("started", ""), *best_checkpoint(folder))
+
+
+def _is_of_epoch(metric: str | None) -> bool:
+    """Whether a metric is one of training or validation, over an epoch."""
+    return bool(metric) and re.match("(train|val)[_/]", metric) is not None and not metric.endswith("_step")  # type: ignore[union-attr, arg-type]
+
+
+def _condition(text: str, records: list[RunRecord]) -> Any:
+    """A function of a record: whether `lr<0.01`, say, is true of it; numbers are compared as numbers."""
+    if not (match := re.fullmatch(r"\s*([\w/]+)\s*(<=|>=|!=|=|<|>)=?\s*(.*?)\s*", text)):
+        raise UsageError(f"--where {text}: expected a flag, one of {' '.join(_COMPARE)}, and a value")
+    name, sign, wanted = match.groups()
+    if not any(name in values for values in map(_values, records)):
+        known = {flag for record in records for flag in _values(record)}
+        raise UsageError(f"--where {text}: no run has a flag or metric {name!r}{nearest(name, known)}")
+
+    def test(record: RunRecord) -> bool:
+        value = _values(record).get(name)
+        if value is None:
+            return False
+        try:
+            return bool(_COMPARE[sign](float(value), float(wanted)))
+        except ValueError:
+            if "<" in sign or ">" in sign:
+                return False  # none, or a text
+            return bool(_COMPARE[sign](str(value), wanted))
+
+    return test
+
+
+def _values(record: RunRecord) -> dict[str, Any]:
+    """What `--where` may ask for: the flags, the state, and the monitored metric of the best checkpoint."""
+    return record.flags | {"state": record.state.partition(" ")[0].rstrip(":")} | {record.monitor: record.best}

@@ -1,0 +1,152 @@
+"""`runs`: list the runs, a line each, or remove some: `runs`, `runs remove version_3`, `runs prune --keep 5`."""
+
+import argparse
+import math
+import shutil
+import sys
+import time
+from datetime import datetime
+from typing import Any
+
+from engine.checkpointing import run_lock, run_records
+from engine.checkpointing.find_checkpoint import monitor_mode
+from engine.checkpointing.run_records import RunRecord
+from engine.errors import UsageError
+
+_UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def main(argv: list[str]) -> None:
+    """Lists runs, or removes some after a question; one that is running is never touched. It needs no torch.
+
+    Raises:
+        UsageError: no such run, a wrong flag, a run to remove that is running, or nobody to ask.
+    """
+    action = argv[0] if argv[:1] in (["remove"], ["prune"]) else "list"
+    parser = argparse.ArgumentParser("main.py runs [remove|prune]", allow_abbrev=False, exit_on_error=False)
+    run_records.add_arguments(parser)
+    parser.add_argument("--sort", metavar="COLUMN", help="best first: best; or age, size, epochs, or any flag")
+    if action != "list":
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+    if action == "prune":
+        parser.add_argument(
+            "--keep", type=int, required=True, help="how many to keep: the newest, or the first by --sort"
+        )
+    try:
+        options, rest = parser.parse_known_args(argv if action == "list" else argv[1:])
+    except argparse.ArgumentError as error:
+        raise UsageError(f"runs: {str(error).removeprefix('argument ')}") from None
+    if rest:
+        raise UsageError(f"runs: unknown flag {rest[0]}; see python main.py runs --help")
+    if action == "remove" and not options.runs:
+        raise UsageError("runs remove: say which runs, such as version_3")
+    records = _sort(run_records.find(options, "runs"), options.sort)
+    if action == "prune":
+        if options.keep < 0:
+            raise UsageError(f"--keep {options.keep} should be at least 0")
+        records = _superfluous(records if options.sort else records[::-1], options.keep)
+    if action == "list":
+        _print_table([_row(record) for record in records])
+    elif records:
+        _remove(records, options.yes)
+    else:
+        print("nothing to remove")
+
+
+def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
+    """The same in the order of a column, numbers before texts."""
+    if column is None:
+        return records
+    if column == "best":
+        if len(monitors := {record.monitor for record in records if record.monitor}) > 1:
+            raise UsageError(
+                f"--sort best: the runs were chosen by {' and '.join(sorted(monitors))}: pick some by --where"
+            )
+        sign = -1 if monitors and monitor_mode(monitors.pop()) == "max" else 1
+        return sorted(records, key=lambda record: math.inf if record.best is None else sign * record.best)
+    columns: dict[str, Any] = {"age": _age, "size": _size, "epochs": RunRecord.epochs}
+    if column not in columns and not any(column in record.flags for record in records):
+        raise UsageError(f"--sort {column}: there are best, {', '.join(columns)}, and the flags of the runs")
+
+    def key(record: RunRecord) -> tuple[float, str]:
+        value = columns[column](record) if column in columns else record.flags.get(column, "")
+        try:
+            return float(value), ""
+        except ValueError:
+            return math.inf, value
+
+    return sorted(records, key=key)
+
+
+def _superfluous(records: list[RunRecord], keep: int) -> list[RunRecord]:
+    """Those behind the first `keep`, without the ones that have a name or are running."""
+    stays = [record for record in records[keep:] if record.flags.get("run_name", "none") not in ("none", "null")]
+    stays += [record for record in records[keep:] if record.state.startswith("running") and record not in stays]
+    if stays:
+        print(f"{', '.join(record.folder.name for record in stays)} stay: they have a --run_name, or are running")
+    return [record for record in records[keep:] if record not in stays]
+
+
+def _remove(records: list[RunRecord], yes: bool) -> None:
+    names = ", ".join(str(record.folder) for record in records)
+    if running := [record for record in records if record.state.startswith("running")]:
+        raise UsageError(f"runs: {running[0].folder} is {running[0].state}: nothing is removed")
+    try:
+        if not yes and input(f"remove {names} ({_bytes(sum(map(_size, records)))})? [y/N] ").lower() not in (
+            "y",
+            "yes",
+        ):
+            return print("nothing is removed")
+    except EOFError:
+        raise UsageError("runs: there is nobody to ask whether to remove them: say --yes") from None
+    for record in records:
+        if record.folder.is_symlink():
+            record.folder.unlink()
+            continue
+        run_lock.acquire(record.folder, "")  # so that nobody goes on with it meanwhile
+        try:
+            shutil.rmtree(record.folder)
+        finally:
+            run_lock.release()
+        print(f"removed {record.folder}")
+
+
+def _row(record: RunRecord) -> dict[str, str]:
+    best = "" if record.best is None else f"{record.monitor} {record.best:.4g} (epoch {record.best_epoch})"
+    name = record.flags.get("run_name", "none")
+    return {
+        "run": record.folder.name,
+        "name": "" if name in ("none", "null") else name,
+        "network": record.flags.get("model_name", ""),
+        "dataset": record.flags.get("dataset", ""),
+        "epochs": str(record.epochs()),
+        "best": best,
+        "age": next((f"{_age(record) // unit:.0f} {text}" for unit, text in _UNITS if _age(record) >= unit), "0 s"),
+        "size": _bytes(_size(record)),
+        "state": record.state,
+    }
+
+
+def _age(record: RunRecord) -> float:
+    """Seconds since its latest start, or else since its folder was changed."""
+    changed = record.folder.stat().st_mtime
+    return max(0.0, time.time() - (datetime.fromisoformat(record.started).timestamp() if record.started else changed))
+
+
+def _size(record: RunRecord) -> int:
+    """Bytes of all its files."""
+    return sum(path.lstat().st_size for path in record.folder.rglob("*") if path.is_file())
+
+
+def _bytes(size: float) -> str:
+    unit = next((unit for unit in ("B", "kB", "MB") if size < 1000 ** (1 + ("B", "kB", "MB").index(unit))), "GB")
+    return f"{size / 1000 ** ('B', 'kB', 'MB', 'GB').index(unit):.3g} {unit}"
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    """Prints columns, without those that are empty; on a terminal, a line is cut at its width."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    for row in [dict(zip(columns, columns, strict=True)), *rows]:
+        print("  ".join(row[name].ljust(widths[name]) for name in columns).rstrip()[:width])
