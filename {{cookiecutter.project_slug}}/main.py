@@ -5,7 +5,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from engine.atomic_write import WriteError
 from engine.checkpointing import resume, run_folder, run_lock
@@ -58,13 +58,13 @@ def run(
     init_from: str | None = None,
     init_partial: bool = False,
     trust: bool = False,
-    seed: int = 0,
-    seed_index: int | None = None,
-    max_epochs: int | None = None,
-    log_every_n_steps: int = 20,
+    seed: Annotated[int, ">= 0"] = 0,
+    seed_index: Annotated[int, ">= 1"] | None = None,
+    max_epochs: Annotated[int, ">= -1"] | None = None,
+    log_every_n_steps: Annotated[int, ">= 1"] = 20,
     enable_progress_bar: bool = terminal.is_terminal(),
     default_root_dir: str = ".",
-    hang_minutes: float = 10.0,
+    hang_minutes: Annotated[float, ">= 0.01"] = 10.0,
 ) -> dict[str, float]:
     """Builds everything and runs the action. The arguments behind the `*` are flags.
 
@@ -135,10 +135,10 @@ def load_callbacks(
     bar: bool,
     *,
     monitor: str = "val_loss",
-    save_top_k: int = 1,
-    every_n_train_steps: int | None = None,
-    every_n_minutes: float | None = None,
-    patience: int | None = None,
+    save_top_k: Annotated[int, ">= -1"] = 1,
+    every_n_train_steps: Annotated[int, ">= 1"] | None = None,
+    every_n_minutes: Annotated[float, ">= 0"] | None = None,
+    patience: Annotated[int, ">= 0"] | None = None,
     bad_steps: Literal["stop", "skip", "ignore"] = "stop",
 ) -> list["Callback"]:
     """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.

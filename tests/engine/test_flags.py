@@ -74,7 +74,7 @@ FILES = {
     "model/other_net.py": NETWORK.replace("MyNet", "OtherNet").replace("hidden_dim", "storeys"),
     "model/two_rates.py": NETWORK.replace("MyNet", "TwoRates").replace("rate: float = 0.1", "rate: float = 0.2"),
     "model/needs_code.py": NETWORK.replace("MyNet", "NeedsCode").replace(
-        "act: type[nn.Module] = nn.ReLU,", "*, act: Mode,"
+        "act: type[nn.Module] = nn.ReLU,", "*, act: type[nn.Module],"
     ),
     "model/broken.py": "class Broken(:\n",
     "model/misnamed.py": "class Somebody:\n    pass\n",
@@ -129,6 +129,7 @@ VALUES = [
     ("--untyped 2", "untyped", 2.0),
     ("--guess 2", "guess", 2),
     ("--guess two", "guess", "two"),
+    ("--mode FAST", "mode", "FAST"),
     ("--devices 2", "devices", 2),
     ("--devices 0,1", "devices", [0, 1]),
     ("--devices auto", "devices", "auto"),
@@ -183,7 +184,6 @@ MISTAKES = [
         "--rate (float) must be given, for its defaults differ: TwoRates has 0.2, MyData has 0.1",
     ),
     ("--act x", "--act of MyNet is of a type that a command line cannot give"),
-    ("--mode FAST", "--mode of MyNet is of a type that a command line cannot give"),
     ("--model_name needs_code", "NeedsCode needs act, which a command line cannot give: give it a default"),
     ("--callbacks x", "unknown flag --callbacks"),
     ("5", "'5' is no flag"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
@@ -37,12 +37,12 @@ class DInterface(SplitDataModule):
         dataset_arguments: dict[str, Any] | None = None,
         splitter: Splitter | None = None,
         *,
-        seed: int = 0,
-        batch_size: int = 64,
-        num_workers: int | None = None,
+        seed: Annotated[int, ">= 0"] = 0,
+        batch_size: Annotated[int, ">= 1"] = 64,
+        num_workers: Annotated[int, ">= 0"] | None = None,
         data_dir: str = "datasets",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        val_fraction: Annotated[float, ">= 0", "< 1"] = 0.1,
+        test_fraction: Annotated[float, ">= 0", "< 1"] = 0.1,
         stratify: bool = True,
         balanced: bool = False,
     ) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pytorch_lightning import Callback
 from torch import Tensor, nn
@@ -44,10 +44,10 @@ class MInterface(MetricLoggingModule):
         class_dim: Literal[1, -1] | None = None,
         class_weights: Literal["balanced"] | None = None,
         metrics: tuple[str, ...] | None = None,
-        metric_thresholds: int | None = None,
-        lr: float = 2e-3,
+        metric_thresholds: Annotated[int, ">= 2"] | None = None,
+        lr: Annotated[float, ">= 0"] = 2e-3,
         optimizer: str = "Adam",
-        weight_decay: float | None = None,
+        weight_decay: Annotated[float, ">= 0"] | None = None,
         no_decay_norm_bias: bool = False,
         lr_scale: tuple[str, ...] = (),
         component_kwargs: dict[str, dict[str, Any]] | None = None,

@@ -1,7 +1,6 @@
 """What a checkpoint, or the restart of a cluster job, adds to a command line: its file and the flags of its run."""
 
 from pathlib import Path
-from typing import Any
 
 from engine.checkpointing import run_folder, trusted_imports
 from engine.checkpointing.find_checkpoint import find_checkpoint
@@ -35,7 +34,9 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
         flags.pop("trust", None)  # only who is at the command line says so
         if given.get("trust", "").lower() not in ("true", "yes", "on", "1"):
             trusted_imports.check({key: raw for key, raw in flags.items() if key not in given}, path)
-    if init_from and init_from.lower() not in ("none", "null"):
+    if init_from and init_from.lower() in ("none", "null"):
+        init_from = None
+    if init_from:
         if path and not restarted:
             raise UsageError("--init_from begins a new run and --ckpt_path goes on with one: give one of them")
         init_from = str(find_checkpoint(init_from, root, resume=False, flag="init_from"))
@@ -48,11 +49,4 @@ def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:
         return config_file.read(run / "config.yaml", kept=True)
     from engine.checkpointing import checkpoint_io  # a checkpoint that was moved can only be asked with torch
 
-    flags = checkpoint_io.flags_of(ckpt_path)
-    return {key: RawValue(_as_text(value), f"{ckpt_path}: ") for key, value in flags.items()}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_as_text, value)) + "]"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return {key: RawValue(value, f"{ckpt_path}: ") for key, value in checkpoint_io.flags_of(ckpt_path).items()}

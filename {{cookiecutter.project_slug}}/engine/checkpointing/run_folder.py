@@ -52,7 +52,8 @@ def write_config(settings: Settings, run: Path) -> None:
 
 def _config(settings: Settings) -> str:
     own = settings.arguments.get("action", {})  # flags of the command alone are no settings of the run
-    return config_file.dump({name: value for name, value in settings.flags.items() if name not in own})
+    kept = {name: value for name, value in settings.flags.items() if name not in own}
+    return config_file.dump(kept, settings.defaults)
 
 
 def remove_untrained() -> None:

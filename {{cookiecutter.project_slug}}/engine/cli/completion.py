@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine.cli import discovery, features_and_commands, flag_groups, type_conversion
+from engine.cli import annotations, discovery, features_and_commands, flag_groups
 from engine.cli.discovery import FOLDERS
 
 
@@ -23,6 +23,6 @@ def run() -> None:
     parser.add_argument("action", nargs="?", choices=list(features_and_commands.actions()))
     parser.add_argument("--config")
     for flag in flag_groups.collect("", names, classes).flags.values():
-        choices = known.get(flag.name) or [str(one) for one in type_conversion.choices(flag.annotation)]
+        choices = known.get(flag.name) or annotations.choices(flag.annotation)
         parser.add_argument(f"--{flag.name}", choices=choices or None)
     argcomplete.autocomplete(parser)

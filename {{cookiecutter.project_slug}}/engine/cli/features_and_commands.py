@@ -7,6 +7,7 @@ Deleting one removes its flags, or the command. No torch here.
 
 import ast
 import importlib
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,18 @@ def actions() -> dict[str, str]:
     return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in lines.items()}
 
 
+def command_flags(name: str) -> list[str]:
+    """The flags of a command's `run`; none of one that reads its words itself."""
+    needs_words = commands()[name] == ["argv"]
+    spec = find_definition(source("commands", name), "main" if needs_words else "run")[0].args
+    return [one.arg for one in spec.kwonlyargs]
+
+
+def split_flags() -> set[str]:
+    """The flags in the SPLIT_FLAGS of features: they say which item is in which split."""
+    return _listed("SPLIT_FLAGS")
+
+
 def load_command(name: str) -> Callable[..., Any]:
     """The function of a command."""
     module = importlib.import_module(f"engine.commands.{name}")
@@ -87,9 +100,13 @@ def hooks(function: str) -> dict[str, Callable[..., Any]]:
 
 def not_kept() -> set[str]:
     """The flags in the NOT_KEPT of features: a resumed run does not take them from its config.yaml."""
-    nodes = [node for name in features() for node in ast.parse(_text(source("features", name))).body]
-    lists = [node for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NOT_KEPT"]
-    return {flag for node in lists for flag in ast.literal_eval(node.value)}
+    return _listed("NOT_KEPT")
+
+
+def _listed(constant: str) -> set[str]:
+    """What the lines `CONSTANT = ("FLAG", ...)` of all features name."""
+    lines = (re.search(rf"^{constant} = (\(.*\))", _text(path), re.MULTILINE) for path in _modules("features").values())
+    return {flag for line in lines if line for flag in ast.literal_eval(line[1])}
 
 
 def source(folder: str, name: str) -> Path:

@@ -1,23 +1,45 @@
 """The flags of a command line: whose arguments they are (main.py, data, network, optimiser, Trainer ...), in groups."""
 
-import ast
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.cli import discovery, signatures_from_import, signatures_of_torch, type_conversion
+from engine.cli import annotations, discovery, signatures_from_import, signatures_of_torch
+from engine.cli.annotations import Annotation
 from engine.cli.discovery import FOLDERS, ROOT, ClassReference
-from engine.cli.features_and_commands import commands, features, source
-from engine.cli.signatures_from_source import REQUIRED, Parameter, Signature, find_definition, from_source
+from engine.cli.features_and_commands import command_flags, commands, features, source
+from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, find_definition, from_source
 from engine.errors import UsageError, nearest
 
 TORCH_GROUPS = ("loss", "optimizer")  # flags of MInterface whose values bring flags of their own
 # They decide which item is in which split: changed, a checkpoint would be tested on what it was trained on.
-SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "stratify", "num_folds", "fold"}
+SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "stratify"}
 # The Trainer's arguments that main.py fills, and those that forbid what it fills.
 _TRAINER_NOT_FLAGS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
 _TRAINER_NOT_FLAGS |= {"enable_checkpointing", "enable_model_summary", "barebones"}
 _DATASET_NOT_FLAGS = {"split", "train", "download", "root"}  # filled by DInterface
+# Groups whose flags an argument of a network or a dataset may share, as far as they are about the training itself.
+_SHARED = ("dataset", "data", "network", "system", "schedule", *TORCH_GROUPS)
+_SHARED_OF_RUN = {"seed", "max_epochs", "log_every_n_steps"}
+_WORDS = ("config", "print_config", "help", "help_all")
+# What a flag is called elsewhere -> here.
+_OTHER_NAMES = {
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "max_epoch"), "max_epochs"),
+    **dict.fromkeys(("learning_rate", "base_lr"), "lr"),
+    **dict.fromkeys(("gpus", "gpu", "num_gpus", "num_devices", "num_processes"), "devices"),
+    **dict.fromkeys(("device", "cuda"), "accelerator"),
+    **dict.fromkeys(("model", "network", "net", "arch"), "model_name"),
+    **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint", "checkpoint", "ckpt"), "ckpt_path"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "half"), "precision"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("workers", "num_worker"), "num_workers"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("scheduler", "lr_schedule", "sched"), "lr_scheduler"),
+    **dict.fromkeys(("root", "data_root", "data_path"), "data_dir"),
+    **dict.fromkeys(("bs", "batch"), "batch_size"),
+    **dict.fromkeys(("criterion", "loss_fn"), "loss"),
+}
 
 
 class Flag(NamedTuple):
@@ -27,17 +49,18 @@ class Flag(NamedTuple):
     parameters: list[Parameter]
 
     @property
-    def annotation(self) -> ast.expr | None:
+    def annotation(self) -> Annotation:
         """The type, from the first argument that has one."""
-        found = next((one.annotation for one in self.parameters if one.annotation is not None), None)
-        if found is not None and "None" in self.defaults and not type_conversion.accepts(found, "None"):
-            return ast.BinOp(found, ast.BitOr(), ast.Constant(None))  # `width: int = None`
+        found = next((one.annotation for one in self.parameters if one.annotation), ())
+        if found and "None" in self.defaults and not annotations.accepts(found, "None"):
+            return (*found, annotations.NONE)  # `width: int = None`
         return found
 
     @property
     def defaults(self) -> dict[str, Parameter]:
         """The different defaults, as text."""
-        return {repr(one.default): one for one in reversed(self.parameters) if one.default is not REQUIRED}
+        given = [one for one in reversed(self.parameters) if one.default is not REQUIRED]
+        return {one.default.text if isinstance(one.default, Expression) else repr(one.default): one for one in given}
 
     @property
     def default(self) -> Any:
@@ -70,6 +93,10 @@ class FlagGroups(NamedTuple):
         """Whether it is a flag, or some `**kwargs` takes it."""
         return name in self.flags or any(group.accepts_any for group in self.groups.values())
 
+    def owners(self, name: str) -> list[str]:
+        """The groups of which it is an argument."""
+        return [key for key, group in self.groups.items() if name in group.parameters]
+
     def unknown_flag(self, name: str) -> UsageError:
         """The error for a flag that nobody has, or not here: whose it is, or which one may be meant."""
         for group in self.groups.values():
@@ -80,19 +107,27 @@ class FlagGroups(NamedTuple):
             others = [one for one in discovery.names(folder) if one != self.names[key] and _has(folder, one, name)]
             if others:
                 return UsageError(f"--{name} is a flag of {', '.join(others)}, and --{key} is {self.names[key]}")
-        if name == "root":
-            return UsageError("--root is filled from --data_dir")
+        if _OTHER_NAMES.get(name) in self.flags:
+            return UsageError(f"unknown flag --{name}; it is called --{_OTHER_NAMES[name]} here")
         known = [*self.flags, "help", "help_all", "config", "print_config"]
         return UsageError(f"unknown flag --{name}{nearest(name, known)}")
 
 
-def collect(action: str, names: dict[str, str], classes: dict[str, ClassReference]) -> FlagGroups:
-    """The flags of an action with a network, a dataset, a loss and an optimiser."""
+def collect(
+    action: str, names: dict[str, str], classes: dict[str, ClassReference], used: Collection[str] = ()
+) -> FlagGroups:
+    """The flags of an action with a network, a dataset, a loss and an optimiser.
+
+    used: those that are given: where the source does not tell the type of one, its class is imported.
+
+    Raises:
+        UsageError: an argument of the network or of the dataset has the name of a flag that means something else.
+    """
     groups: dict[str, Signature] = {"run": _read(ROOT / "main.py", "run")}
     groups["data"] = data = _read(ROOT / "data/data_interface.py", "DInterface")
     groups["system"] = _read(ROOT / "model/model_interface.py", "MInterface").without({"component_kwargs"})
     if "dataset" in classes:
-        dataset = _signature(classes["dataset"])
+        dataset = _signature(classes["dataset"], used)
         filled = {"data_dir"} & dataset.parameters.keys()  # DInterface only hands it on: the dataset's default counts
         if "split" in dataset.parameters:
             filled |= SPLIT_FLAGS - {"seed"}  # the dataset has its own splits
@@ -100,7 +135,7 @@ def collect(action: str, names: dict[str, str], classes: dict[str, ClassReferenc
             filled |= {"test_fraction"}
         groups |= {"dataset": dataset.without(_DATASET_NOT_FLAGS), "data": data.without(filled)}
     if "model_name" in classes:
-        groups["network"] = _signature(classes["model_name"])
+        groups["network"] = _with_types_of(groups["system"], _signature(classes["model_name"], used))
         groups["system"] = groups["system"].without(groups["network"].overrides or ())
     groups |= {
         "schedule": _read(ROOT / "engine/training/lr_schedulers.py", "factor"),
@@ -118,6 +153,7 @@ def collect(action: str, names: dict[str, str], classes: dict[str, ClassReferenc
             groups[kind] = _prefix_clashes(kind, signatures_of_torch.signature(kind, name), groups)
     order = ["run", "dataset", "data", "network", "system", *TORCH_GROUPS]
     groups = {key: groups[key] for key in dict.fromkeys([*order, *groups]) if key in groups}
+    _refuse_clashes(groups)
     return FlagGroups(action, names, classes, groups, flags_of(groups))
 
 
@@ -131,9 +167,25 @@ def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:
     flags: dict[str, Flag] = {}
     for group in groups.values():
         for one in group.parameters.values():
-            if type_conversion.expressible(one.annotation):
+            if annotations.expressible(one.annotation):
                 flags.setdefault(one.name, Flag(one.name, [])).parameters.append(one)
     return flags
+
+
+def _refuse_clashes(groups: dict[str, Signature]) -> None:
+    """Raises UsageError: an argument of the network or the dataset is called like a flag that means something else."""
+    taken = dict.fromkeys(_WORDS, "main.py") | {
+        name: f"the command {command}" for command in commands() for name in command_flags(command)
+    }
+    for key, group in groups.items():
+        if key not in (*_SHARED, "action"):
+            owner = f"engine/features/{key}" if key in features() else "the Trainer" if key == "trainer" else "main.py"
+            taken |= dict.fromkeys(group.parameters.keys() - (_SHARED_OF_RUN if key == "run" else set()), owner)
+    for key in ("network", "dataset"):
+        for name in groups[key].parameters if key in groups else ():
+            if name in taken:
+                what = f"the argument {name} of {groups[key].owner} has the name of a flag of {taken[name]}"
+                raise UsageError(f"--{name}: {what}: rename the argument")
 
 
 def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature]) -> Signature:
@@ -153,9 +205,24 @@ def _read(path: Path, name: str) -> Signature:
     return signature
 
 
-def _signature(reference: ClassReference) -> Signature:
-    source = from_source(reference.node, reference.tree) if reference.tree else None
-    return source or signatures_from_import.from_object(reference.load(), reference.name)
+def _signature(reference: ClassReference, used: Collection[str]) -> Signature:
+    """The arguments of a class: from its source, as far as that tells them, or else from the class itself."""
+    signature = from_source(reference.node, reference.tree) if reference.tree else None
+    types = [one for name in used if signature and name in signature.parameters
+             for one in annotations.inner(signature.parameters[name].annotation)]  # fmt: skip
+    if signature is None or any(one.kind == "?" for one in types):
+        return signatures_from_import.from_object(reference.load(), reference.name)
+    return signature
+
+
+def _with_types_of(system: Signature, network: Signature) -> Signature:
+    """The arguments of a subclass of MInterface, with the types that MInterface gives to those of the same name."""
+    typed = {
+        name: one._replace(annotation=system.parameters[name].annotation)
+        for name, one in network.parameters.items()
+        if name in system.parameters and network.overrides and not one.annotation
+    }
+    return network._replace(parameters=network.parameters | typed)
 
 
 def _has(folder: str, other: str, name: str) -> bool:

@@ -4,7 +4,7 @@ import re
 import shutil
 import textwrap
 
-from engine.cli import discovery, features_and_commands, flag_groups, type_conversion
+from engine.cli import annotations, discovery, features_and_commands, flag_groups
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import Flag, FlagGroups
 from engine.cli.signatures_from_source import REQUIRED, Expression
@@ -83,8 +83,8 @@ def _flag_help(flag: Flag, from_data: dict[str, object]) -> str:
     elif isinstance(default, Expression):
         note = f"default {default.text}"
     else:
-        note = f"default {str(default).lower() if default is None or isinstance(default, bool) else default}"
-    return f"{text} ({type_conversion.describe(flag.annotation)}; {note})".lstrip()
+        note = f"default {annotations.as_text(default)}"
+    return f"{text} ({annotations.describe(flag.annotation)}; {note})".lstrip()
 
 
 def _row(left: str, right: str) -> None:

@@ -4,16 +4,18 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import config_file, discovery, features_and_commands, flag_groups, type_conversion, value_ranges
+from engine.cli import annotations, config_file, discovery, features_and_commands, flag_groups, value_ranges
 from engine.cli.config_file import RawValue
 from engine.cli.credentials import HIDDEN, hide, hide_value
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import TORCH_GROUPS, FlagGroups
-from engine.cli.settings import Settings, complete, refuse_changes
+from engine.cli.settings import Settings, ask_for_defaults, complete, refuse_changes
 from engine.cli.split_argv import Argument, split, texts_of
+from engine.cli.type_conversion import OutOfRange, PlainText, convert
 from engine.errors import UsageError, nearest, printable
 
 _HELP = {"-h", "--help", "--help_all"}
@@ -78,7 +80,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     given: dict[str, RawValue] = {}
     for _, path in texts_of(("config",), arguments):
         given |= config_file.read(Path(path))
-    given |= {key: RawValue(text) for key, text in texts_of(_CLASS_FLAGS, arguments)}
+    given |= {key: RawValue(PlainText(text)) for key, text in texts_of(_CLASS_FLAGS, arguments)}
     texts = {key: raw.text for key, raw in given.items()} | dict(texts_of(_RESUME_FLAGS, arguments))
     restored = restore(action, argv, texts)
 
@@ -90,35 +92,42 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     if not help_words:
         _check_names(action, arguments, names, restored)
     classes = {key: discovery.find(folder, names[key]) for key, folder in FOLDERS.items() if key in names}
-    table = flag_groups.collect(action, names, classes)
+    used = {*restored.flags, *given, *(name for name, _ in arguments)}
+    table = flag_groups.collect(action, names, classes, used)
     if help_words:
         _show_help(action, table, everything="--help_all" in argv)
 
     # Texts -> values.
+    kept = restored.flags
+    if "dataset" in kept and names["dataset"] != kept["dataset"].text and not _is_gone("dataset", kept["dataset"].text):
+        kept = {key: raw for key, raw in kept.items() if key in table.flags.keys() - table.groups["dataset"].parameters}
+    if kept and "stratify" in table.flags:  # a run from before this flag was there
+        kept = {"stratify": RawValue(False)} | kept
+    kept, arguments = _without_gone_flags(kept, arguments, table)
     given |= _texts(arguments, table)
     if restored.init_from:
         given["init_from"] = RawValue(restored.init_from)
-    kept = _given_by_the_run(restored.flags, given, action)
-    if kept and "stratify" in table.flags:  # a run from before this flag was there
-        kept = {"stratify": RawValue("false")} | kept
-    if "dataset" in kept and names["dataset"] != kept["dataset"].text:  # the other dataset's arguments do not apply
-        kept = {key: raw for key, raw in kept.items() if key in table.flags.keys() - table.groups["dataset"].parameters}
-    for key, raw in (kept | given).items():
+    kept = _given_by_the_run(kept, given, action)
+    for key, raw in given.items():
         if not table.known(key):
             raise UsageError(f"{raw.where}{table.unknown_flag(key)}")
     _fill_seed(given, table, seeds)
-    before = {key: _value(key, raw, table) for key, raw in kept.items()}
     now = {key: _value(key, raw, table) for key, raw in given.items()}
+    before: dict[str, Any] = {}
+    for key, raw in kept.items():
+        with suppress(UsageError) if key in now else nullcontext():  # a run's --l1 -1, which an earlier version took
+            before[key] = _value(key, raw, table)
 
     # Values -> Settings.
     refuse_changes(table, before, now)
     if action != "fit":  # where and how long it was trained does not bind what comes after
         before = {key: value for key, value in before.items() if key not in table.groups["trainer"].parameters}
-    settings = complete(table, before | now, restored.ckpt_path, restored.job_id)
+    defaults = {key for key in before if kept[key].is_default and before[key] == now.get(key, before[key])}
+    settings = complete(table, before | now, defaults, restored.ckpt_path, restored.job_id)
     if any(name == "print_config" for name, _ in arguments):
         print(config_file.dump(settings.flags), end="")
         raise SystemExit(0)
-    return settings
+    return ask_for_defaults(settings, table)
 
 
 def _given_by_the_run(kept: dict[str, RawValue], given: dict[str, RawValue], action: str) -> dict[str, RawValue]:
@@ -165,8 +174,15 @@ def _show_help(action: str, table: FlagGroups | None, everything: bool) -> NoRet
 
 def _check_names(action: str, arguments: list[Argument], names: dict[str, str], restored: Restored) -> None:
     """Raises UsageError where network, dataset or checkpoint are missing, or are not those of the checkpoint."""
-    for key in FOLDERS if action == "fit" else ("model_name",):
-        if key in restored.flags and names[key] != (before := restored.flags[key].text):
+    for key in FOLDERS.keys() & restored.flags.keys():
+        before, folder = restored.flags[key].text, FOLDERS[key]
+        gone, bound = _is_gone(key, before), key == "model_name" or action == "fit"
+        if gone and names[key] == before:
+            there = ", ".join(discovery.names(folder))
+            raise UsageError(f"{folder}/ has no {before!r} any more: say by --{key} what it is now. It has: {there}")
+        if gone:
+            print(f"{folder}/ has no {before!r} any more: {names[key]} is taken for it", file=sys.stderr)
+        elif bound and names[key] != before:
             raise UsageError(f"--{key} {names[key]}: the checkpoint was made with {before}, which cannot change")
     if not (restored.asked or action == "fit" or takes_no_checkpoint(action)):
         raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
@@ -174,6 +190,35 @@ def _check_names(action: str, arguments: list[Argument], names: dict[str, str], 
         known = "; ".join(f"{FOLDERS[key]}/ has: {', '.join(discovery.names(FOLDERS[key]))}" for key in missing)
         near = [f"--{name}{nearest(name, missing)}" for name, _ in arguments if nearest(name, missing)]
         raise UsageError(f"--{' and --'.join(missing)} missing. {' '.join([*near, known])}. See --help")
+
+
+def _is_gone(key: str, name: str) -> bool:
+    """Whether a network or dataset that a run kept was renamed or deleted since."""
+    import importlib.util
+
+    if "." in name:
+        return importlib.util.find_spec(name.partition(".")[0]) is None
+    return name not in discovery.names(FOLDERS[key])
+
+
+def _without_gone_flags(
+    kept: dict[str, RawValue], arguments: list[Argument], table: FlagGroups
+) -> tuple[dict[str, RawValue], list[Argument]]:
+    """A run's flags without those that the project lost since, and the command line without a `--no-NAME` of them.
+
+    Raises:
+        UsageError: one of them was given to the run, and no `--no-NAME` now.
+    """
+    gone = {key: raw for key, raw in kept.items() if not table.known(key)}
+    for key, raw in gone.items():
+        if any(name == f"no-{key}" for name, _ in arguments):
+            continue
+        if not (raw.is_default or raw.value in (None, False, 0, "", [], {})):
+            hint = f"bring back what has it, or add --no-{key} to go on without it"
+            raise UsageError(f"{raw.where}{key} {raw.text}: the project has no such flag any more: {hint}")
+        print(f"{raw.where}{key} is left out: the project has no such flag any more", file=sys.stderr)
+    rest = [one for one in arguments if one.name.removeprefix("no-") not in gone or not one.name.startswith("no-")]
+    return {key: raw for key, raw in kept.items() if key not in gone}, rest
 
 
 def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
@@ -185,33 +230,42 @@ def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
         elif name not in table.flags and (positive := name.removeprefix("no-")) in table.flags and not words:
             name, words, is_list, is_bool = positive, ["false"], False, True
         else:
-            annotation = table.flags[name].annotation if name in table.flags else None
-            is_list = type_conversion.accepts(annotation, "list")
-            is_bool = type_conversion.accepts(annotation, "bool") or name not in table.flags
+            annotation = table.flags[name].annotation if name in table.flags else ()
+            is_list = annotations.accepts(annotation, "list", "tuple")
+            is_bool = annotations.accepts(annotation, "bool") or name not in table.flags
         if name and not table.known(name):
             raise table.unknown_flag(name)  # `--hiden_dims 3 4`: not the 4 is wrong
         if not words and (is_list or not is_bool):
             raise UsageError(f"--{name}: expected {'at least ' if is_list else ''}one argument")
+        if words and words[0][:1] in ("[", "(") and words[-1][-1:] in ("]", ")"):
+            words = [" ".join(words)]  # `[1, 2]` without quotes around it
         if len(words) > 1 and not is_list:
             hint = f"; did you mean --{words[1]}?" if words[1] in table.flags else ""
             raise UsageError(f"{words[1]!r} is no flag{hint}")
         if name:
-            raws[name] = RawValue("[" + ", ".join(words) + "]" if len(words) > 1 else "".join(words) or "true")
+            several = [PlainText(word) for word in words]
+            raws[name] = RawValue(several if len(words) > 1 else PlainText(words[0] if words else "true"))
     return raws
 
 
 def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
-    """A flag's value. Raises UsageError: the text is none of its type, or out of its range."""
-    annotation = table.flags[name].annotation if name in table.flags else None
+    """A flag's value. Raises UsageError: what is given is none of its type, or out of its range."""
+    flag = table.flags.get(name)
+    annotation, default = (flag.annotation, flag.default) if flag else ((), None)
+    if not isinstance(raw.value, PlainText) and repr(raw.value) == repr(annotations.plain(default)):
+        return default
     label = f"{raw.where}{name}" if raw.where else f"--{name}"
     try:
-        value = type_conversion.convert(raw.text, annotation)
+        value = convert(raw.value, annotation)
     except ValueError:
-        near = nearest(raw.text, map(str, type_conversion.choices(annotation)))
-        kind = type_conversion.describe(annotation)
+        if raw.text == annotations.as_text(default):
+            return default  # whatever its annotation says: `width: int = 0.5`
+        near, kind = nearest(raw.text, annotations.choices(annotation)), annotations.describe(annotation)
         raise UsageError(f"{label} {hide_value(name, raw.text)!r} is not {kind}{near}") from None
-    if error := value_ranges.range_error(name, value):
-        raise UsageError(f"{label} {hide_value(name, raw.text)} {error}")
+    except OutOfRange as error:
+        raise UsageError(f"{label} {raw.text} {error}") from None
+    if wrong := value_ranges.range_error(name, value, table.owners(name)):
+        raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
     return value
 
 
@@ -221,11 +275,11 @@ def _fill_seed(given: dict[str, RawValue], table: FlagGroups, seeds: tuple[int, 
         return
     index, seed = given["seed_index"], given.get("seed")
     number = _value("seed_index", index, table)
-    given["seed_index"] = index._replace(text="none")
+    given["seed_index"] = index._replace(value=None)
     if number is None or (seed and index.where and not seed.where):
         return
     if seed and bool(seed.where) == bool(index.where):
         raise UsageError("--seed and --seed_index both say the seed: give one of them")
     if number > len(seeds):
         raise UsageError(f"--seed_index {number}: main.py lists {len(seeds)} seeds (SEEDS)")
-    given["seed"] = RawValue(str(seeds[number - 1]), index.where)
+    given["seed"] = RawValue(seeds[number - 1], index.where)

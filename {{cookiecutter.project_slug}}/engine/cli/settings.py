@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.cli import type_conversion
+from engine.cli import annotations, features_and_commands
 from engine.cli.credentials import hide_value
 from engine.cli.discovery import ClassReference
 from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, Flag, FlagGroups
-from engine.cli.signatures_from_source import REQUIRED, Expression, Signature
+from engine.cli.signatures_from_source import REQUIRED, Expression, Signature, is_plain
 from engine.errors import UsageError
 
 
@@ -19,6 +19,7 @@ class Settings(NamedTuple):
         "optimizer", "schedule", "callbacks", "loggers", "hardware", each feature, "action" (a command) and "trainer".
     inferred: required arguments of the network, which come from the dataset's attributes where no flag gives them.
     ckpt_path: the file that --ckpt_path means.
+    defaults: the flags that nobody gave, neither now nor when the run began.
     job_id: the name of a file by which a job of SLURM or torchrun, started again, finds its run.
     """
 
@@ -30,10 +31,17 @@ class Settings(NamedTuple):
     inferred: list[str]
     ckpt_path: Path | None
     job_id: str = ""
+    defaults: frozenset[str] = frozenset()
 
 
-def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, job_id: str) -> Settings:
+def complete(
+    table: FlagGroups, given: dict[str, Any], defaults: set[str], ckpt_path: Path | None, job_id: str
+) -> Settings:
     """The settings: given values and defaults, each handed to all arguments of its name.
+
+    Network, loss, optimiser and MInterface get what was given and what they require: Python fills in the rest.
+
+    defaults: those of `given` that only a run kept, which had them by default.
 
     Raises:
         UsageError: a value is missing, or differs from the dataset's attribute.
@@ -50,7 +58,8 @@ def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, j
         elif name not in given and flag.default is not REQUIRED:
             values[name] = flag.default
         from_batch = loss is not None and len(flag.parameters) == 1 and name in loss.parameters
-        if name not in values and not (from_data or from_batch):
+        unknown = any(one.default is REQUIRED for one in flag.parameters) and isinstance(values.get(name), Expression)
+        if (name not in values or unknown) and not (from_data or from_batch):
             missing.append(_missing(flag))
     if missing:
         raise UsageError("; ".join(missing))
@@ -60,25 +69,46 @@ def complete(table: FlagGroups, given: dict[str, Any], ckpt_path: Path | None, j
     values = {name: value for name, value in values.items() if not isinstance(value, Expression)}
     arguments: dict[str, dict[str, Any]] = {kind: {} for kind in TORCH_GROUPS}
     for key, group in table.groups.items():
-        taken = (name for name in values if name in group.parameters or (group.accepts_any and name not in table.flags))
+        taken = [name for name in values if name in group.parameters or (group.accepts_any and name not in table.flags)]
+        if key in ("network", "system", *TORCH_GROUPS):
+            taken = [name for name in taken if name in given or group.parameters[name].default is REQUIRED]
         arguments[key] = {name.removeprefix(f"{key}_") if key in TORCH_GROUPS else name: values[name] for name in taken}
     # A Trainer argument that nobody gave is left to the Trainer.
     unset = table.groups["trainer"].parameters.keys() - given.keys()
     arguments["trainer"] = {name: value for name, value in arguments["trainer"].items() if name not in unset}
     said = (name for name in values if name not in unset | {"ckpt_path", "trust"})
-    flags = {name: hide_value(name, _plain(values[name])) for name in said}
+    flags = {name: hide_value(name, annotations.plain(values[name])) for name in said}
     dataset_class, network_class = table.classes["dataset"], table.classes["model_name"]
-    return Settings(table.action, flags, arguments, dataset_class, network_class, inferred, ckpt_path, job_id)
+    default_names = frozenset(defaults | (flags.keys() - given.keys()))
+    return Settings(
+        table.action, flags, arguments, dataset_class, network_class, inferred, ckpt_path, job_id, default_names
+    )
+
+
+def ask_for_defaults(settings: Settings, table: FlagGroups) -> Settings:
+    """The same with the defaults that only the code of network and dataset can work out, for config.yaml to keep."""
+    import inspect  # a run follows, which imports the classes anyway
+
+    found: dict[str, Any] = {}
+    for key, reference in (("network", settings.network), ("dataset", settings.dataset)):
+        names = [one.name for one in table.groups[key].parameters.values() if isinstance(one.default, Expression)]
+        if names := [name for name in names if name in table.flags and name not in settings.flags]:
+            actual = inspect.signature(reference.load()).parameters
+            found |= {name: annotations.plain(actual[name].default) for name in names if name in actual}
+    found = {name: hide_value(name, value) for name, value in found.items() if is_plain(value)}
+    return settings._replace(flags=settings.flags | found, defaults=settings.defaults | found.keys())
 
 
 def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UsageError where a flag differs from the checkpoint's and what it sets cannot change any more."""
+    if not before:
+        return
     groups, fit = table.groups, table.action == "fit"
     fixed = dict.fromkeys(groups["network"].parameters, "its network")
     for key in ("system", "schedule", *TORCH_GROUPS) if fit else ():
         fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
     if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):
-        fixed |= dict.fromkeys(SPLIT_FLAGS, "the splits of its data")
+        fixed |= dict.fromkeys(SPLIT_FLAGS | features_and_commands.split_flags(), "the splits of its data")
         if (SPLIT_FLAGS - {"seed"}) & groups["data"].parameters.keys():  # not the dataset's own splits
             fixed |= dict.fromkeys(groups["dataset"].parameters.keys() - {"data_dir"}, "the splits of its data")
     for name, what in fixed.items():
@@ -95,14 +125,7 @@ def _may_have(dataset: Signature, name: str) -> bool:
 
 
 def _missing(flag: Flag) -> str:
-    kind, first = type_conversion.describe(flag.annotation), flag.parameters[0]
+    kind, first = annotations.describe(flag.annotation), flag.parameters[0]
     if differing := flag.differing_defaults:
         return f"--{flag.name} ({kind}) must be given, for its defaults differ: {differing}"
     return f"{first.owner} needs --{flag.name} ({kind})" + (f": {first.help}" if first.help else "")
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, text, lists and dicts only: what YAML and a checkpoint can hold without code."""
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value

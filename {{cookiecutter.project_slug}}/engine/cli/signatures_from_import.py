@@ -1,14 +1,19 @@
 """The arguments of a class or function that must be imported to know them: by inspect, through its `**kwargs`."""
 
 import ast
+from collections.abc import Collection
+from functools import reduce
 from typing import Any
 
-from engine.cli import type_conversion
-from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, annotation_of
+from engine.cli import annotations
+from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, is_plain, is_super, keys_of
 
 
 def from_object(target: Any, owner: str = "") -> Signature:
-    """A signature by inspection; `**kwargs` are followed into the calls that they are handed to."""
+    """A signature by inspection; `**kwargs` are followed into the calls that they are handed to.
+
+    What stands behind `**kwargs` has no default here: the functions on the way may have one of their own.
+    """
     import inspect  # what defines `target` is imported already: the cost no longer shows
 
     owner = owner or target.__name__
@@ -17,13 +22,10 @@ def from_object(target: Any, owner: str = "") -> Signature:
     parameters = {}
     for name, parameter in found.items():
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        if default is not REQUIRED and not _is_plain(default):
+        if not (default is REQUIRED or isinstance(default, Expression) or is_plain(default)):
             default = Expression(repr(default))
-        hint = "" if parameter.annotation is parameter.empty else parameter.annotation
-        if not isinstance(hint, str):
-            hint = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
-        annotation = type_conversion.parse(hint) or annotation_of(default)
-        parameters[name] = Parameter(name, annotation, default, docs, owner)
+        annotation = () if parameter.annotation is parameter.empty else annotations.from_hint(parameter.annotation)
+        parameters[name] = Parameter(name, annotation or annotations.of_default(default), default, docs, owner)
     # All that a subclass of MInterface hands on to it is among the parameters already.
     base = next((one for one in getattr(target, "__mro__", ()) if one.__name__ == "MInterface"), None)
     overrides = set(inspect.signature(base).parameters) if base else None
@@ -36,7 +38,7 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
     if function in visited or function is object.__init__ or function.__qualname__ == "Module.__init__":
         return {}, False
     try:
-        spec = inspect.signature(function).parameters
+        spec = _signature(function, inspect).parameters
     except (ValueError, TypeError):
         return {}, True  # built in, without a signature
     parameters = {name: one for name, one in spec.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
@@ -45,37 +47,67 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
     kwargs = next((name for name, one in spec.items() if one.kind is one.VAR_KEYWORD), None)
     if kwargs is None:
         return parameters, False
-    accepts_any = True
-    for callee, num_bound, keywords in _calls_with(kwargs, function, target, inspect):
-        inner, accepts_any = _parameters(callee, inspect, visited | {function})
-        parameters |= {
-            name: one for name, one in [*inner.items()][num_bound:] if name not in parameters and name not in keywords
-        }
+    tree = _syntax(function, inspect)
+    asked = keys_of(tree, kwargs)[0]
+    callees = _calls_with(kwargs, tree, function, target)
+    inner = [
+        _behind(callee, num_bound, keywords, asked.keys(), inspect, visited | {function})
+        for callee, num_bound, keywords in callees
+    ]
+    accepts_any = not inner or any(any_more for _, any_more in inner)
+    for name, one in [(name, one) for found, _ in inner for name, one in found.items()]:
+        required = one.default is one.empty and name not in asked and all(name in found for found, _ in inner)
+        if not (required or isinstance(one.default, Expression)):
+            one = one.replace(default=Expression(asked.get(name, repr(one.default))))
+        parameters.setdefault(name, one)
+    for name, default in asked.items():
+        one = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=Expression(default))
+        parameters.setdefault(name, one)
     return parameters, accepts_any
 
 
-def _calls_with(kwargs: str, function: Any, target: Any, inspect: Any) -> Any:
-    """Each call in `function` that hands on `**kwargs`: (callee, number of positional arguments, keywords given)."""
+def _signature(function: Any, inspect: Any) -> Any:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):  # a name for type checkers alone
+        return inspect.signature(function)
+
+
+def _syntax(function: Any, inspect: Any) -> ast.AST:
     import textwrap
 
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return
+        return ast.Module([], [])
+
+
+def _behind(
+    callee: Any, num_bound: int, keywords: set[str], asked: Collection[str], inspect: Any, visited: set[Any]
+) -> tuple[dict[str, Any], bool]:
+    """The parameters of a callee that are left for `**kwargs`: nothing fills them but what is asked of `**kwargs`."""
+    if not callable(callee):
+        return {}, True
+    found, accepts_any = _parameters(callee, inspect, visited)
+    bound = {*[*found][:num_bound], *keywords} - {*asked}
+    return {name: one for name, one in found.items() if name not in bound}, accepts_any
+
+
+def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
+    """Each call that hands on `**kwargs`: (callee or None, number of positional arguments, keywords given)."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
         if keywords.get(None) != kwargs:
             continue
-        if ast.unparse(call.func) == "super().__init__":
+        callee = None
+        if is_super(call.func):
             home = next((one for one in target.__mro__ if one.__dict__.get("__init__") is function), target)
             callee = target.__mro__[target.__mro__.index(home) + 1]
-        else:
-            callee = function.__globals__.get(ast.unparse(call.func))
-        if callable(callee):
-            yield callee, len(call.args), keywords
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, dict))
+        elif isinstance(call.func, (ast.Name, ast.Attribute)):
+            first, *rest = ast.unparse(call.func).split(".")
+            try:
+                callee = reduce(getattr, rest, function.__globals__.get(first))
+            except AttributeError:
+                callee = None  # a method, say
+        num_bound = sum(not isinstance(one, ast.Starred) for one in call.args)
+        yield callee, num_bound, {word for word in keywords if word}

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.cli import type_conversion
+from engine.cli import annotations
+from engine.cli.annotations import Annotation
 from engine.errors import UsageError
 
 REQUIRED = type("Required", (), {"__repr__": lambda self: "required"})()
@@ -23,7 +24,7 @@ _HEAD = re.compile(
 
 
 class Expression(NamedTuple):
-    """A default that only the code itself can evaluate, as it is written there."""
+    """A default that only the code itself can work out, as it is written there: Python fills it in, not a flag."""
 
     text: str
 
@@ -32,7 +33,7 @@ class Parameter(NamedTuple):
     """One argument of `owner`. default: a plain value, REQUIRED or an Expression. docs: where its help stands."""
 
     name: str
-    annotation: ast.expr | None
+    annotation: Annotation
     default: Any
     docs: str
     owner: str
@@ -94,10 +95,10 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
     """
     function, docs, bases = node, ast.get_docstring(node, clean=False) or "", set[str]()
     if isinstance(node, ast.ClassDef):
-        if node.decorator_list:
-            return None
         bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
         functions = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+        if node.decorator_list or node.keywords or len(functions) > 1:
+            return None
         if not functions:
             overrides = set[str]() if "MInterface" in bases else None
             signature = Signature(node.name, {}, _attributes(node), overrides=overrides)
@@ -105,28 +106,54 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         function = functions[0]
         docs += "\n" + (ast.get_docstring(function, clean=False) or "")
     spec, is_system = function.args, bases == {"MInterface"}
-    if spec.vararg or (spec.kwarg and not is_system):
+    if spec.vararg or (spec.kwarg and not is_system) or (function.decorator_list and not keyword_only):
         return None  # the `**kwargs` of a subclass of MInterface are MInterface's, which stand elsewhere already
     positional = spec.posonlyargs + spec.args
     defaults = [None] * (len(positional) - len(spec.defaults)) + spec.defaults
     pairs = [] if keyword_only else list(zip(positional, defaults, strict=True))[1:]
     pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
-    names = _names_of(tree)
+    names = _names_of(tree) if any(isinstance(one, (ast.Assign, ast.AnnAssign)) for one in tree.body) else {}
     parameters = {}
     for argument, expression in pairs:
         default = REQUIRED if expression is None else _literal(names.get(getattr(expression, "id", ""), expression))
-        if isinstance(default, Expression):
-            default = Expression(ast.unparse(expression))
-        annotation = _resolve(argument.annotation, names) or annotation_of(default)
+        if isinstance(default, Expression) or (isinstance(expression, ast.Name) and isinstance(default, (list, dict))):
+            default = Expression(ast.unparse(expression))  # a list that has a name may be another one by now
+        annotation = annotations.from_syntax(argument.annotation, names) or annotations.of_default(default)
         parameters[argument.arg] = Parameter(argument.arg, annotation, default, docs, node.name)
     known = not keyword_only and bases <= _BASES_WITHOUT_ARGUMENTS
-    overrides = parameters.keys() | _super_keywords(function) if is_system else None
+    if not is_system:
+        return Signature(node.name, parameters, _attributes(node) if known else None)
+    asked, filled = keys_of(function, spec.kwarg.arg) if spec.kwarg else ({}, set[str]())
+    for name, default in asked.items():
+        parameters.setdefault(name, Parameter(name, (), Expression(default), docs, node.name))
+    overrides = parameters.keys() | filled | _super_keywords(function)
     return Signature(node.name, parameters, _attributes(node) if known else None, overrides=overrides)
 
 
-def annotation_of(default: Any) -> ast.expr | None:
-    """The annotation of an untyped argument with a plain default: the type of the default."""
-    return ast.Name(type(default).__name__) if isinstance(default, (bool, int, float, str, list, dict)) else None
+def keys_of(function: ast.AST, kwargs: str) -> tuple[dict[str, str], set[str]]:
+    """What a function does with its `**kwargs` itself.
+
+    Returns:
+        The keys that it asks for, by `pop`, `get`, `setdefault` or `[...]`, with their defaults as text; those it sets.
+    """
+    asked: dict[str, str] = {}
+    filled: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).partition(".")[0] == kwargs:
+            filled |= {word.arg for word in node.keywords if word.arg}  # kwargs.update(lr=0.1)
+            keys, default = node.args[:1], node.args[1:2]
+        elif isinstance(node, ast.Call) and node.args and getattr(node.args[0], "id", "") == kwargs:
+            keys, default = node.args[1:2], node.args[2:3]  # torchvision's _ovewrite_named_param(kwargs, "groups", 32)
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == kwargs:
+            keys, default = [node.slice], []
+        else:
+            continue
+        for key in (one.value for one in keys if isinstance(one, ast.Constant) and isinstance(one.value, str)):
+            if isinstance(getattr(node, "ctx", None), ast.Store):
+                filled.add(key)
+            else:
+                asked[key] = ast.unparse(default[0]) if default else "worked out"
+    return asked, filled
 
 
 @cache
@@ -177,41 +204,48 @@ def _assignments(node: ast.Assign | ast.AnnAssign) -> list[tuple[ast.expr, ast.e
 
 
 def _super_keywords(function: ast.FunctionDef) -> set[str]:
-    """Keywords that `super().__init__(...)` is given by name."""
+    """Keywords that the base's constructor is given by name."""
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-    supers = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
-    return {word.arg for call in supers for word in call.keywords if word.arg}
+    return {word.arg for call in calls if is_super(call.func) for word in call.keywords if word.arg}
+
+
+def is_super(function: ast.expr) -> bool:
+    """Whether it is `super().__init__` or `super(Net, self).__init__`."""
+    return isinstance(function, ast.Attribute) and function.attr == "__init__" and (
+        isinstance(function.value, ast.Call) and getattr(function.value.func, "id", "") == "super")  # fmt: skip
 
 
 def _names_of(tree: ast.Module) -> dict[str, ast.expr]:
-    """What a file's own names stand for; a class of it (an Enum, a dataclass) is a `type`, which only code can give."""
+    """What a file's own names stand for, of those that nothing else in the file sets again."""
+    stored = []
+    for one in ast.walk(tree):
+        if isinstance(one, ast.alias):
+            stored.append(one.asname or one.name)
+        elif isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
+            stored.append(one.id)
     names: dict[str, ast.expr] = {}
     for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            names[node.name] = ast.Name("type")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            names[node.targets[0].id] = node.value
+        target = (
+            node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", getattr(node, "name", None))
+        )
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and isinstance(value, ast.expr) and stored.count(target.id) == 1:
+            names[target.id] = value
     return names
-
-
-def _resolve(annotation: ast.expr | None, names: dict[str, ast.expr]) -> ast.expr | None:
-    """An annotation with the file's own names filled in."""
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = type_conversion.parse(annotation.value)
-    return _Fill(names).visit(annotation) if annotation is not None and names else annotation
-
-
-class _Fill(ast.NodeTransformer):
-    def __init__(self, names: dict[str, ast.expr]) -> None:
-        self.names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.names.get(node.id, node)
 
 
 def _literal(node: ast.expr) -> Any:
     """The plain value of an expression, or the Expression."""
     try:
-        return ast.literal_eval(node)
-    except ValueError:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):  # `{[]: 1}` cannot even be built
         return Expression(ast.unparse(node))
+    return value if is_plain(value) else Expression(ast.unparse(node))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether YAML and a checkpoint can hold it as it is."""
+    if isinstance(value, dict):
+        return all(map(is_plain, [*value, *value.values()]))
+    return all(map(is_plain, value)) if isinstance(value, (list, tuple, set)) else (
+        value is None or type(value) in (bool, int, float, str))  # fmt: skip

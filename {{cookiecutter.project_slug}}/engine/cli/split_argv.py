@@ -1,5 +1,6 @@
 """The words of a command line -> the text of each flag. Types are not known here yet."""
 
+import re
 from typing import NamedTuple
 
 from engine.errors import UsageError
@@ -23,7 +24,7 @@ def split(argv: list[str]) -> list[Argument]:
         if word.startswith("--"):
             name, equals, text = word[2:].partition("=")
             arguments.append(Argument(name, [text] if equals else []))
-        elif word[:1] == "-" and word[1:2] not in "0123456789.":  # `-1e-3` is a value, and so is a lone `-`
+        elif re.match(r"-[^\W\d]", word) and word.lower() not in ("-inf", "-nan"):  # `-1e-3` and `-` are values
             raise UsageError(f"{word!r}: a flag begins with two dashes")
         elif not arguments:
             raise UsageError(f"{word!r} is no flag")

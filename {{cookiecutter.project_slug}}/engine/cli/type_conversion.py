@@ -1,188 +1,205 @@
-"""The text of a flag -> a value of the annotated type. Annotations are syntax trees: nothing is imported."""
+"""The text of a flag, or a value of YAML or of a checkpoint -> a value of the annotated type."""
 
-import ast
+import operator
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from engine.cli.annotations import Annotation, Type, as_text, describe, plain
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_NONE = {"none": None, "null": None}
-# The kind of a type by its name; any other is "?", which only code can give.
-_KINDS = {
-    **{kind: kind for kind in ("Literal", "None", "bool", "int", "float", "str")},
-    **dict.fromkeys(("list", "List", "Sequence", "Iterable", "Collection", "tuple", "Tuple"), "list"),
-    **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), "dict"),
-    **dict.fromkeys(("Path", "PurePath", "PathLike", "_PATH"), "Path"),
-}
+_NONE = {"none": None, "null": None, "~": None}
+_COLLECTIONS = {"tuple": tuple, "Tuple": tuple, "set": set, "Set": set, "frozenset": frozenset, "FrozenSet": frozenset}
 # The most specific type is tried first, whatever the order in the union: `--devices 2` is an int, `0,1` a list.
-_RANK = ("Literal", "None", "bool", "int", "float", "list", "dict", "Path", "str", "?")
-_INEXPRESSIBLE = {"Callable", "Module", "Tensor", "Dataset", "type", "Type", "Generator", "Transform"}
+_RANK = ("choice", "None", "bool", "int", "float", "list", "tuple", "dict", "Path", "str", "?", "code", "...")
+_GUESSED = tuple(Type(kind, "") for kind in ("None", "bool", "int", "float", "?"))  # without an annotation
+_COMPARISONS = {
+    ">=": (operator.ge, "at least"),
+    ">": (operator.gt, "more than"),
+    "<=": (operator.le, "at most"),
+    "<": (operator.lt, "less than"),
+}
 
 
-class _Type(NamedTuple):
-    """One member of a union: its kind (of `_RANK`), its name, and what stands in its brackets."""
-
-    kind: str
-    name: str
-    arguments: list[ast.expr]
+class PlainText(str):
+    """A word of a command line, or a scalar that stands in YAML without quotes: the type of its flag is still open."""
 
 
-_GUESSED = [_Type(kind, "", []) for kind in ("None", "bool", "int", "float", "?")]  # without an annotation
+class OutOfRange(Exception):
+    """A number of the right type which the range of its flag excludes."""
 
 
-def parse(text: str) -> ast.expr | None:
-    """The syntax tree of an annotation; None where it is empty or no expression."""
-    try:
-        return ast.parse(text, mode="eval").body if text else None
-    except SyntaxError:
-        return None
+def convert(value: Any, annotation: Annotation) -> Any:
+    """A value of the annotated type; without an annotation, the plainest one that it can mean.
 
-
-def convert(text: str, annotation: ast.expr | None) -> Any:
-    """`text` as a value of the annotated type; without an annotation, the plainest value that it can mean.
+    value: PlainText, or what has a type already: a quoted text, a number, None, or a list or dict of all these.
 
     Raises:
-        ValueError: the text is no such value.
+        ValueError: it is no such value.
+        OutOfRange: it is one, and excluded by `Annotated[..., ">= 0"]`.
     """
-    types = _members(annotation) or _GUESSED
-    alone = sum(one.kind != "None" for one in types) == 1
+    types = annotation or _GUESSED
+    kinds = {one.kind for one in types} - {"None"}
     for one in sorted(types, key=lambda one: _RANK.index(one.kind)):
         try:
-            return _convert(text, one, alone)
-        except (ValueError, KeyError):
+            found = _of_text(value, one, kinds) if isinstance(value, PlainText) else _of_typed(value, one)
+        except (ValueError, KeyError, RecursionError):
             continue
-    raise ValueError(f"{text!r} is not {describe(annotation)}")
+        check_range(found, one.ranges)
+        return found
+    if isinstance(value, (str, int, float)) and not isinstance(value, PlainText):  # `lr: "1e-3"`
+        return convert(PlainText(as_text(value)), annotation)
+    raise ValueError(f"{as_text(value)!r} is not {describe(annotation)}")
 
 
-def expressible(annotation: ast.expr | None) -> bool:
-    """Whether a command line can express at least one value of the type, None aside."""
-    types = [one for one in _members(annotation) if one.kind != "None"]
-    return not types or any(one.name not in _INEXPRESSIBLE for one in types)
+def check_range(value: Any, ranges: tuple[str, ...]) -> None:
+    """Raises OutOfRange: a number fails a comparison such as ">= 0"; what has a range should be finite too."""
+    for text in ranges if isinstance(value, (int, float)) and not isinstance(value, bool) else ():
+        sign, _, limit = text.partition(" ")
+        compare, words = _COMPARISONS[sign]
+        if not compare(value, float(limit)):  # NaN is not either
+            raise OutOfRange(f"should be {words} {limit}")
+        if value == float("inf"):
+            raise OutOfRange("should be finite")
 
 
-def accepts(annotation: ast.expr | None, kind: str) -> bool:
-    """Whether one member of the union is of `kind`: "bool", "list", "Literal", "None" ..."""
-    return any(one.kind == kind for one in _members(annotation))
+def _of_typed(value: Any, one: Type) -> Any:
+    """A value that has a type already, as one of this type. Raises ValueError or KeyError: it is of another type."""
+    kind = one.kind
+    if kind == "choice":
+        return {(type(plain(each)), plain(each)): each for each in one.arguments}[type(value), value]
+    if kind == "?":
+        inner = [Type(kind, kind) for kind in ("list", "dict")] if isinstance(value, (list, dict)) else []
+        return convert(value, tuple(inner)) if inner else value
+    if kind in ("list", "tuple") and isinstance(value, (list, tuple)):
+        return _of_items(value, one)
+    if kind == "dict" and isinstance(value, dict):
+        key_type, value_type = one.arguments if len(one.arguments) == 2 else ((), ())
+        return {convert(key, key_type): convert(item, value_type) for key, item in value.items()}
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if kind == "Path" and isinstance(value, str):
+        return Path(value).expanduser()
+    if kind == {"NoneType": "None"}.get(type(value).__name__, type(value).__name__):
+        return value
+    raise ValueError(value)
 
 
-def choices(annotation: ast.expr | None) -> list[Any]:
-    """The values that a Literal in the annotation lists."""
-    return [value for one in _members(annotation) if one.kind == "Literal" for value in _literals(one)]
-
-
-def describe(annotation: ast.expr | None) -> str:
-    """A type for help and errors: `int`, `float or none`, `one of sum, mean`, `int,int,...`."""
-    texts = dict.fromkeys(map(_describe, _members(annotation)))
-    if len(texts.keys() - {"none"}) > 1:
-        texts.pop("value", None)  # a type that only code can give
-    return " or ".join(texts) or "any value"
-
-
-def _members(annotation: ast.expr | None) -> list[_Type]:
-    """The members of a union, Optional or `X | Y`; of any other type itself; [] for no annotation."""
-    if annotation is None:
-        return []
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return _members(parse(annotation.value))
-    if isinstance(annotation, ast.BinOp):
-        return _members(annotation.left) + _members(annotation.right)
-    arguments: list[ast.expr] = []
-    if isinstance(annotation, ast.Subscript):
-        inner, annotation = annotation.slice, annotation.value
-        arguments = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    none = "None" if getattr(annotation, "value", "") is None else "?"
-    name = str(getattr(annotation, "attr", getattr(annotation, "id", none)))  # `typing.Optional`, `Optional`
-    if name in ("Optional", "Union", "Annotated", "Final"):
-        types = [one for argument in arguments[: 1 if name == "Annotated" else None] for one in _members(argument)]
-        return [*types, _Type("None", "None", [])] if name == "Optional" else types
-    return [_Type(_KINDS.get(name, "?"), name, arguments)]
-
-
-def _describe(one: _Type) -> str:
-    if one.kind == "Literal":
-        return "one of " + ", ".join(map(str, _literals(one)))
-    if one.kind == "list":
-        items, any_length = _items(one)
-        texts = [describe(item) for item in items]
-        if any_length and texts[0].startswith("one of "):
-            return texts[0].replace("one of", "any of", 1)
-        return f"{texts[0]},{texts[0]},..." if any_length else ",".join(texts)
-    return {"None": "none", "bool": "true/false", "dict": "{key: value}", "Path": "path", "?": "value"}.get(
-        one.kind, one.kind
-    )
-
-
-def _convert(text: str, one: _Type, alone: bool) -> Any:
-    """`text` as a value of one type. alone: it is the only one, None aside, so that `1` can mean true and `2` a list.
+def _of_text(text: str, one: Type, kinds: set[str]) -> Any:
+    """Text as a value of one type. kinds: those of the union, None aside; alone, `1` can mean true and `2` a list.
 
     Raises:
         ValueError, KeyError: the text is no such value.
     """
-    kind, word = one.kind, text.strip().lower()
+    kind, word, alone = one.kind, text.strip().lower(), len(kinds) < 2
     if kind == "None":
         return _NONE[word]
-    if kind == "Literal":
-        return {str(value): value for value in _literals(one)}[text]
+    if kind == "choice":
+        return _choose(text, one.arguments)
     if kind == "bool":
         return (_BOOLS | ({"1": True, "0": False} if alone else {}))[word]
+    if kind in ("int", "float") and "str" in kinds and re.match(r"[+-]?0\d", word):
+        raise ValueError(text)  # the 001 of `int | str` is a name
     if kind == "int":
         return int(text)
     if kind == "float":
         return float(re.sub(r"\.(?=inf|nan)", "", word))  # YAML writes .inf
-    if kind == "list":
-        return _convert_list(text.strip(), one, alone)
+    if kind in ("list", "tuple"):
+        text = text.strip()
+        items = _split(text)
+        if bracketed := len(items) == 1 and text[:1] + text[-1:] in ("[]", "()"):
+            items = _split(text[1:-1])
+        if not (bracketed or alone or "," in text):
+            raise ValueError(text)  # in `list[int] | int` a bare 2 is no list
+        return _of_items(items, one)
     if kind == "dict":
-        if not isinstance(value := _yaml(text), dict):
-            raise ValueError(text)
-        return value
+        return _of_typed(_read_yaml(text), one)
     if kind == "Path":
         return Path(text).expanduser()
-    if kind == "?" and one.name:  # of a type that only code can give: a text or a number may do too
-        return convert(text, None)
-    return _yaml(text) if kind == "?" and text[:1] in ("[", "{") else text
+    if kind == "str":
+        return str(text)
+    if kind == "?" and one.name:  # what it is, only code can tell: a number or a text may do too
+        return convert(text, ())
+    if kind == "?":
+        if text[:1] + text[-1:] == "()":
+            return convert(text, (Type("list", "tuple"),))
+        return convert(_read_yaml(text), ()) if text[:1] in ("[", "{") else str(text)
+    raise ValueError(text)
 
 
-def _convert_list(text: str, one: _Type, alone: bool) -> Any:
-    bracketed = text[:1] + text[-1:] in ("[]", "()")
-    if not (bracketed or alone or "," in text):
-        raise ValueError(text)  # in `list[int] | int` a bare 2 is no list
-    texts = _split(text[1:-1] if bracketed else text)
-    items, any_length = _items(one)
-    if any_length:
-        items *= len(texts)
-    values = [convert(part, item) for part, item in zip(texts, items, strict=True)]
-    return tuple(values) if one.name in ("tuple", "Tuple") else values
+def _choose(text: str, values: tuple[Any, ...]) -> Any:
+    """The one of a Literal's values, or of an Enum's members, that a text means: `gelu`, `1e-3`, `true`, `none`."""
+    for value in values:
+        if found := getattr(type(value), "__members__", {}).get(text):  # an alias of an Enum's member too
+            return found
+        if text in (as_text(value), str(value), str(getattr(value, "value", value))):
+            return value
+    for value in values:
+        kind = {"NoneType": "None"}.get(type(value).__name__, type(value).__name__)
+        try:
+            if kind != "str" and _of_text(text, Type(kind, kind), {"choice", kind}) == value:
+                return value
+        except (ValueError, KeyError):
+            continue
+    raise ValueError(text)
+
+
+def _of_items(items: Any, one: Type) -> Any:
+    types = one.arguments if one.kind == "tuple" else (one.arguments or ((),)) * len(items)
+    values = [convert(item, annotation) for item, annotation in zip(items, types, strict=True)]
+    return _COLLECTIONS.get(one.name, list)(values)
 
 
 def _split(text: str) -> list[str]:
-    """The texts between the commas that stand in no inner bracket; a trailing comma is allowed: `--devices 0,`."""
-    texts, depth = [""], 0
+    """The items between the commas that stand in no quotes and no inner bracket; what is quoted is a text.
+
+    A trailing comma is allowed: `--devices 0,`.
+    """
+    parts, depth, quote = [""], 0, ""
     for letter in text:
-        depth += (letter in "[({") - (letter in "])}")
-        if letter == "," and not depth:
-            texts.append("")
+        if quote or (letter in "'\"" and not parts[-1].strip()):
+            quote = letter if not quote else "" if letter == quote else quote
         else:
-            texts[-1] += letter
-    texts = [part.strip().strip("'\"") for part in texts]
-    return texts[:-1] if texts[-1] == "" else texts
+            depth += (letter in "[({") - (letter in "])}")
+        if letter == "," and not quote and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    parts = [part.strip() for part in parts]
+    if parts[-1] == "":
+        parts.pop()
+    return [part[1:-1] if re.fullmatch(r"'.*'|\".*\"", part, re.DOTALL) else PlainText(part) for part in parts]
 
 
-def _items(one: _Type) -> tuple[list[ast.expr | None], bool]:
-    """The types of a list's items, and whether one type stands for any number of them."""
-    items: list[ast.expr | None] = [*one.arguments] or [None]
-    if getattr(items[-1], "value", None) is Ellipsis:
-        return items[:1], True
-    return items, not one.arguments or one.name not in ("tuple", "Tuple")
+def from_yaml_node(node: Any, typed: bool) -> Any:
+    """What stands in YAML. typed: unquoted scalars have YAML's own types; otherwise they are PlainText.
+
+    Raises:
+        ValueError: a key is a list or a dict.
+    """
+    import yaml  # only what holds YAML pays for it
+
+    if node is None:
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        return [from_yaml_node(item, typed) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *defaults`
+        if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+            raise ValueError("a key should be a text or a number")
+        return {from_yaml_node(key, typed): from_yaml_node(value, typed) for key, value in node.value}
+    if node.style is not None:  # quoted
+        return node.value
+    if typed:
+        is_plain = node.tag.rpartition(":")[2] in ("null", "bool", "int", "float")
+        return yaml.SafeLoader("").construct_object(node) if is_plain else node.value
+    return PlainText(node.value) if node.value else None
 
 
-def _literals(one: _Type) -> list[Any]:
-    return [ast.literal_eval(value) for value in one.arguments]
-
-
-def _yaml(text: str) -> Any:
-    import yaml  # only a dict or a nested list pays for it
+def _read_yaml(text: str) -> Any:
+    import yaml
 
     try:
-        return yaml.safe_load(text)
+        return from_yaml_node(yaml.compose(text, Loader=yaml.SafeLoader), typed=False)
     except yaml.YAMLError:
         raise ValueError(text) from None

@@ -7,7 +7,8 @@ folder, model the LightningModule, data the LightningDataModule; each keyword ar
     fetch(url, root, flag) -> Path: downloads a run, or a file, at an address with "://";
     load_checkpoint_folder(path) -> dict: reads a checkpoint that is a folder;
     finish(): runs last, after the action.
-Its constant NOT_KEPT lists flags that a resumed run does not take from its config.yaml: a person gives them again.
+Its constant NOT_KEPT lists flags that a resumed run does not take from its config.yaml: a person gives them again. Its
+constant SPLIT_FLAGS lists those that say which item is in which split: a resumed run cannot change them.
 A callback's class attributes `changes_parameters` and `changes_step` tell the command `plan` to include it in its
 count of trainable parameters and in its timing of a step. No feature imports another one.
 """

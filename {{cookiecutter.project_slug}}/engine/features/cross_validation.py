@@ -6,7 +6,7 @@ import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from engine.atomic_write import read_json, write_atomically
 from engine.checkpointing import run_folder
@@ -14,6 +14,7 @@ from engine.cli import config_file
 from engine.errors import UsageError
 
 Metrics = dict[str, float]
+SPLIT_FLAGS = ("num_folds", "fold")
 # Flags that may differ between the folds of one cross-validation: they do not change what is learned.
 _NOT_COMPARED = (
     "fold all_folds num_workers num_threads data_dir default_root_dir enable_progress_bar hang_minutes logger mirror "
@@ -26,8 +27,8 @@ def callbacks(
     model: Any,
     data: Any,
     *,
-    num_folds: int | None = None,
-    fold: int | None = None,
+    num_folds: Annotated[int, ">= 2"] | None = None,
+    fold: Annotated[int, ">= 1"] | None = None,
     all_folds: bool = False,
 ) -> list[Any]:
     """Flags only; `splitter` and `fit` use them.

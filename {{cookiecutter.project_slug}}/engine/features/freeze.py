@@ -1,7 +1,7 @@
 """`--freeze`, `--unfreeze_epoch`: layers that are not trained, permanently or during the first epochs."""
 
 import fnmatch
-from typing import Any
+from typing import Annotated, Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -13,7 +13,12 @@ _BatchNorm = batch_norm_class()
 
 
 def callbacks(
-    run_dir: Any, model: Any, data: Any, *, freeze: tuple[str, ...] = (), unfreeze_epoch: int | None = None
+    run_dir: Any,
+    model: Any,
+    data: Any,
+    *,
+    freeze: tuple[str, ...] = (),
+    unfreeze_epoch: Annotated[int, ">= 0"] | None = None,
 ) -> list[Callback]:
     """Flags.
 

@@ -1,11 +1,11 @@
 """`--l1`: an L1 penalty on the weights, which drives many of them to 0 (Tibshirani, "The lasso", 1996)."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, l1: float = 0.0) -> list[Callback]:
+def callbacks(run_dir: Any, model: Any, data: Any, *, l1: Annotated[float, ">= 0"] = 0.0) -> list[Callback]:
     """l1: factor of the sum of absolute weights that is added to the loss (not to the logged one)."""
     return [L1Penalty(l1)] if l1 else []
 

@@ -4,7 +4,7 @@ Sources: Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019. Training accur
 the greater share.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -12,7 +12,12 @@ from engine.errors import UsageError
 
 
 def callbacks(
-    run_dir: Any, model: Any, data: Any, *, mixup: float | None = None, cutmix: float | None = None
+    run_dir: Any,
+    model: Any,
+    data: Any,
+    *,
+    mixup: Annotated[float, "> 0"] | None = None,
+    cutmix: Annotated[float, "> 0"] | None = None,
 ) -> list[Callback]:
     """Flags.
 

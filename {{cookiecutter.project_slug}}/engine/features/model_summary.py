@@ -1,6 +1,6 @@
 """A line at the start of training: parameters, size, FLOPs of the network. `--summary_depth`: a table of layers."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -9,7 +9,13 @@ from torch import nn
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, summary_depth: int | None = None) -> list[Callback]:
+def callbacks(
+    run_dir: Any,
+    model: Any,
+    data: Any,
+    *,
+    summary_depth: Annotated[int, ">= -1"] | None = None,
+) -> list[Callback]:
     """summary_depth: also print a table of the layers, nested this deep; -1 for all."""
     return [Summary(data, summary_depth)]
 

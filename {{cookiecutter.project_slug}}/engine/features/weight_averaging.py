@@ -1,6 +1,6 @@
 """`--ema_decay` and `--swa_epoch`: EMA or SWA weights are validated, saved and tested in place of the trained ones."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, WeightAveraging
@@ -11,7 +11,12 @@ from engine.lightning_compat import averaged_model
 
 
 def callbacks(
-    run_dir: Any, model: Any, data: Any, *, ema_decay: float | None = None, swa_epoch: int | None = None
+    run_dir: Any,
+    model: Any,
+    data: Any,
+    *,
+    ema_decay: Annotated[float, ">= 0", "< 1"] | None = None,
+    swa_epoch: Annotated[int, ">= 1"] | None = None,
 ) -> list[Callback]:
     """Flags.
 

@@ -5,7 +5,7 @@ import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -72,7 +72,7 @@ def configure(
     data: Any,
     strategy: Any = None,
     *,
-    num_threads: int | None = None,
+    num_threads: Annotated[int, ">= 1"] | None = None,
     channels_last: bool = True,
     keep_memory: bool = True,
     matmul_precision: Literal["highest", "high", "medium"] = "high",

@@ -1,7 +1,7 @@
 """Learning-rate schedules: a factor of `lr` that follows from the share of training done; and reduce-on-plateau."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -32,15 +32,15 @@ def factor(
         "exponential",
         "plateau",
     ] = "cosine",
-    warmup_steps: int = 0,
-    warmup_epochs: float = 0.0,
+    warmup_steps: Annotated[int, ">= 0"] = 0,
+    warmup_epochs: Annotated[float, ">= 0"] = 0.0,
     lr_interval: Literal["step", "epoch"] = "step",
-    lr_gamma: float = 0.1,
-    lr_every: float = 10.0,
-    lr_milestones: tuple[float, ...] = (),
-    lr_power: float = 1.0,
-    lr_restart_factor: float = 1.0,
-    lr_end: float = 0.0,
+    lr_gamma: Annotated[float, "> 0"] = 0.1,
+    lr_every: Annotated[float, "> 0"] = 10.0,
+    lr_milestones: tuple[Annotated[float, ">= 0"], ...] = (),
+    lr_power: Annotated[float, ">= 0"] = 1.0,
+    lr_restart_factor: Annotated[float, ">= 1"] = 1.0,
+    lr_end: Annotated[float, ">= 0", "<= 1"] = 0.0,
 ) -> float:
     """The factor of `lr`, in 0..1, at an optimizer step.
 
@@ -88,11 +88,18 @@ def factor(
     if lr_scheduler == "exponential":
         return lr_gamma ** (epochs / lr_every)
     if lr_scheduler == "cosine_restarts":
-        length, since = lr_every, epochs - warmed
-        while since + 1e-9 >= length:
-            since, length = since - length, length * lr_restart_factor
-        return _half_cosine(max(0.0, since) / length)
+        return _half_cosine(_restarted(max(0.0, epochs - warmed), lr_every, lr_restart_factor))
     return 1.0
+
+
+def _restarted(epochs: float, length: float, factor: float) -> float:
+    """The share that is done, in 0..1, of the cycle that `epochs` falls in; each is `factor` >= 1 times as long."""
+    lengths = (epochs + 1e-9) / length
+    if factor == 1:
+        return max(0.0, epochs / length - math.floor(lengths))
+    number = math.floor(math.log1p(lengths * (factor - 1)) / math.log(factor))
+    begun = length * (factor**number - 1) / (factor - 1)
+    return min(1.0, max(0.0, epochs - begun) / (length * factor**number))
 
 
 DEFAULTS: dict[str, Any] = factor.__kwdefaults__ or {}

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from matplotlib.ticker import EngFormatter
 from pytorch_lightning import Callback, seed_everything
@@ -27,9 +27,9 @@ def run(
     build_model: Callable[..., Any],
     *,
     device_memory: str | None = None,
-    device_tflops: float | None = None,
-    link_gbps: float | None = None,
-    measure_steps: int = 10,
+    device_tflops: Annotated[float, "> 0"] | None = None,
+    link_gbps: Annotated[float, "> 0"] | None = None,
+    measure_steps: Annotated[int, ">= 0"] = 10,
 ) -> dict[str, float]:
     """Prints the costs for --devices, --num_nodes, --strategy, --precision and --batch_size; writes no files.
 

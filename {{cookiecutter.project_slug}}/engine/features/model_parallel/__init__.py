@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
@@ -27,7 +27,9 @@ from engine.features.model_parallel import sharded_checkpoint
 from engine.lightning_compat import set_data_parallel_size
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, tensor_parallel_size: int = 1) -> list[Callback]:
+def callbacks(
+    run_dir: Any, model: Any, data: Any, *, tensor_parallel_size: Annotated[int, ">= 1"] = 1
+) -> list[Callback]:
     """tensor_parallel_size: devices that share each layer, as the network's parallelize(mesh) says; these see the same
     batch (--strategy model_parallel)."""
     StrategyRegistry.register(
