@@ -21,9 +21,9 @@ engine/checkpointing/__init__.py engine/checkpointing/checkpoint_callbacks.py en
 engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py engine/checkpointing/resume.py
 engine/checkpointing/run_folder.py engine/checkpointing/run_lock.py engine/checkpointing/run_records.py
 engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py engine/cli/__init__.py
-engine/cli/completion.py engine/cli/config_file.py engine/cli/credentials.py engine/cli/discovery.py
-engine/cli/features_and_commands.py engine/cli/flag_groups.py engine/cli/help.py engine/cli/parser.py
-engine/cli/settings.py engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py
+engine/cli/annotations.py engine/cli/completion.py engine/cli/config_file.py engine/cli/credentials.py
+engine/cli/discovery.py engine/cli/features_and_commands.py engine/cli/flag_groups.py engine/cli/help.py
+engine/cli/parser.py engine/cli/settings.py engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py
 engine/cli/signatures_of_torch.py engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py
 engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py engine/commands/plan/__init__.py
 engine/commands/plan/costs.py engine/commands/plan/memory.py engine/commands/predict/__init__.py

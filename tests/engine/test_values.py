@@ -144,7 +144,7 @@ class Base(nn.Module):
         return self.layer(points)
 '''
 NETWORKS = {
-    "keeps": '''
+    "keeps": """
 class Keeps(Base):
     def __init__(
         self,
@@ -167,16 +167,16 @@ class Keeps(Base):
         assert (act, names, quotes, brackets) == ("none", ("nine, the last",), ("'s",), ["(", ")"])
         assert (empties, code, dollar, flagged) == (["a", ""], "001", "${x}", True)
         assert (axis, eps, wrong, nested) == (None, 1e-5, 0.5, {"a, b": [1e-5]})
-''',
-    "imported": '''
+""",
+    "imported": """
 class Imported(Base):
     def __init__(self, num_features: int, num_classes: int, act: Act = Act.RELU, kind: Kind = "relu",
                  size: Width = 3, folder: Path = Path("a") / "b", twice: int = 2 * 3):
         super().__init__(num_features, num_classes)
         self.got = (act, kind, size, folder, twice)
         assert act is Act.GELU
-''',
-    "worked_out": '''
+""",
+    "worked_out": """
 HIDDEN = 32
 try:
     import no_such_package
@@ -188,24 +188,24 @@ class WorkedOut(Base):
     def __init__(self, num_features: int, num_classes: int, hidden: int = HIDDEN):
         super().__init__(num_features, num_classes)
         self.got = {"hidden": hidden}
-''',
-    "sets_default": '''
+""",
+    "sets_default": """
 class SetsDefault(Base):
     def __init__(self, **kwargs):
         kwargs.setdefault("width", 16)
         super().__init__(**kwargs)
-''',
-    "hands_on": '''
+""",
+    "hands_on": """
 class HandsOn(Base):
     def __init__(self, *args, **kwargs):
         super(HandsOn, self).__init__(*args, **kwargs)
-''',
-    "by_base": '''
+""",
+    "by_base": """
 class ByBase(Base):
     def __init__(self, depth: int = 1, **kwargs):
         Base.__init__(self, **kwargs)
-''',
-    "one_of_two": '''
+""",
+    "one_of_two": """
 class Small(Base):
     def __init__(self, num_features: int, num_classes: int, width: int = 2):
         super().__init__(num_features, num_classes, width)
@@ -231,8 +231,8 @@ class OneOfTwo(Base):
     def __init__(self, num_features: int, num_classes: int, untyped=1, shape=(64, 32), scale=0.5, kind=None):
         super().__init__(num_features, num_classes)
         self.got = (untyped, shape, scale, kind)
-''',
-    "system": '''
+""",
+    "system": """
 from model import MInterface
 
 
@@ -242,14 +242,14 @@ class System(MInterface):
         width = kwargs.pop("width", 3)
         super(System, self).__init__(network=nn.Linear(num_features, num_classes), loss="cross_entropy", **kwargs)
         self.got = (self.lr, width)
-''',
+""",
 }
 for _name in ("config", "model_name", "rows", "images", "format", "freeze", "strategy", "patience", "print_config"):
-    NETWORKS[f"clash_{_name}"] = f'''
+    NETWORKS[f"clash_{_name}"] = f"""
 class Clash{_name.title()}(Base):
     def __init__(self, num_features: int, num_classes: int, {_name}: str = "n"):
         super().__init__(num_features, num_classes)
-'''
+"""
 
 
 @pytest.fixture
@@ -418,8 +418,8 @@ def test_yaml_that_a_person_writes(project: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: &a [*a]\n", "a.yaml:1: a: "),
-        ("? [1, 2]\n: 3\n", "a.yaml:1: a flag should stand here"),
+        ("a: &a [*a]\n", "a.yaml:1: this is too much for a flag"),
+        ("? [1, 2]\n: 3\n", "a.yaml:1: a line should begin with the name of a flag"),
         ("kind: {[1]: 2}\n", "a.yaml:1: kind: "),
         ("<<: 3\n", "a.yaml"),
         ("kind: " + "[" * 5000 + "\n", "a.yaml"),
@@ -502,7 +502,9 @@ def test_a_network_that_is_called_otherwise_now(project: Path, mistake: Callable
     path.unlink()
     sys.modules.pop("model.hands_on")
     for checkpoint in ("last", "alone.ckpt"):
-        assert "no 'hands_on' any more: say by --model_name what it is now" in mistake("test", "--ckpt_path", checkpoint)
+        assert "no 'hands_on' any more: say by --model_name what it is now" in mistake(
+            "test", "--ckpt_path", checkpoint
+        )
         main.main(["test", "--ckpt_path", checkpoint, "--model_name", "renamed"])
     main.main(["--ckpt_path", "last", "--model_name", "renamed", "--max_steps", "2"])
     assert "model_name: renamed" in (RUN / "config.yaml").read_text()

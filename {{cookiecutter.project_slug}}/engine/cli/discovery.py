@@ -43,7 +43,7 @@ def find(folder: str, name: str) -> ClassReference:
         stem = simplify(name.rpartition("/")[2].removesuffix(".py"))
         if same := [one for one in known if simplify(one) == stem]:
             raise UsageError(f"{folder}/ has no {name!r}; did you mean {same[0]!r}?")
-        if "." in name:
+        if "." in name and all(part.isidentifier() for part in name.split(".")):
             return _find_dotted(name)
         raise UsageError(
             f"{folder}/ has no {name!r}{nearest(name, known) or '.'} It has: {', '.join(known) or 'nothing yet'}. "
