@@ -119,6 +119,7 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
             callback.setup(model.trainer, model, "fit")
     for metric in model.metrics.values():  # they read values, and need little memory
         metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
+    model._mean_weight = len  # on a CPU it reads the values of the targets
     return model.train()
 
 
