@@ -10,5 +10,7 @@ folder, model the LightningModule, data the LightningDataModule; each keyword ar
 Its constant NOT_KEPT lists flags that a resumed run does not take from its config.yaml: a person gives them again. Its
 constant SPLIT_FLAGS lists those that say which item is in which split: a resumed run cannot change them.
 A callback's class attributes `changes_parameters` and `changes_step` tell the command `plan` to include it in its
-count of trainable parameters and in its timing of a step. No feature imports another one.
+count of trainable parameters and in its timing of a step. A run that is resumed within an epoch calls on_train_start,
+but not on_train_epoch_start: what that sets has to be set there too, or kept by `state_dict`. No feature imports
+another one.
 """
