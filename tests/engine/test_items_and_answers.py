@@ -432,3 +432,65 @@ class Judge(Net):
 def test_a_network_that_takes_the_target_returns_its_own_loss() -> None:
     plain, _ = fit("Net", "Named", "--max_epochs", 2)
     assert fit("Judge", "Named", "--max_epochs", 2)[0] == plain
+
+
+class TwoTargets(Still):
+    """A class and a number of each point."""
+
+    def __getitem__(self, index: int) -> Any:
+        point, target = super().__getitem__(index)
+        return {"points": point, "target": {"kind": target, "mass": self.masses[index]}}
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.kind, self.mass = nn.Linear(2, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, points: Tensor) -> Any:
+        hidden = self.body(points).relu()
+        return {"kind": self.kind(hidden), "mass": self.mass(hidden)}
+
+
+@pytest.mark.parametrize(("flags", "weight"), [([], 1.0), (["--heads", "kind=cross_entropy", "mass=l1_loss*0.1"], 0.1)])
+def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: float, capsys) -> None:
+    metrics, first = fit("TwoHeads", "TwoTargets", "--max_epochs", 3, "--test_fraction", 0.5, *flags)
+    data = TwoTargets()
+    part = DInterface(TwoTargets, val_fraction=0.0, test_fraction=0.5)
+    points, kinds, masses = data.points, torch.tensor(data.targets), data.masses
+    net = TwoHeads()
+    net.load_state_dict({name.removeprefix("network."): value for name, value in first.items()})
+    adam = torch.optim.Adam(net.parameters(), lr=2e-3)
+    regress = functional.l1_loss if flags else functional.mse_loss
+    train, test = (part.split(name).indices for name in ("train", "test"))
+
+    def losses(rows: Any) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(list(rows))
+        out = net(points[rows])
+        return functional.cross_entropy(out["kind"], kinds[rows]), regress(out["mass"].squeeze(1), masses[rows])
+
+    for _ in range(3):
+        left, right = losses(train)
+        adam.zero_grad()
+        (left + weight * right).backward()
+        adam.step()
+    assert metrics["train_loss"] == pytest.approx((left + weight * right).item(), rel=1e-5)
+    assert metrics["train_mass_loss"] == pytest.approx(right.item(), rel=1e-5)
+    left, right = losses(test)
+    assert metrics["test_kind_loss"] == pytest.approx(left.item(), rel=1e-5)
+    assert metrics["test_loss"] == pytest.approx((left + weight * right).item(), rel=1e-5)
+    rows = torch.as_tensor(list(test))
+    right_ones = net(points[rows])["kind"].argmax(1) == kinds[rows]
+    assert metrics["test_kind_acc"] == pytest.approx(right_ones.double().mean().item())
+    assert ("heads kind=cross_entropy mass=mse_loss" in capsys.readouterr().out) is (not flags)
+    main.main(["predict", "--ckpt_path", "last", "--head", "kind"])
+    table = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    assert [int(row["class"]) for row in table] == net(points[rows])["kind"].argmax(1).tolist()
+    capsys.readouterr()
+    assert "--head says which output to write: kind, mass" in refused(capsys, "predict", "--ckpt_path", "last")
+
+
+def test_heads_go_on_exactly_after_a_stop_within_an_epoch() -> None:
+    flags = ["--batch_size", 7, "--max_epochs", 2]
+    whole, _ = fit("TwoHeads", "TwoTargets", *flags)
+    assert stop_and_resume("TwoHeads", "TwoTargets", 6, *flags) == whole

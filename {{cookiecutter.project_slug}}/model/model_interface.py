@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
@@ -13,10 +14,11 @@ from engine.datamodule.item_fields import Fields, ItemFields
 from engine.datamodule.resumable_loader import drop_padding
 from engine.errors import UsageError
 from engine.lightning_compat import cache_signature
-from engine.training import losses, lr_schedulers, metrics, optimizers
-from engine.training.answers import Answer, main_output, task_of
+from engine.training import losses, lr_schedulers, optimizers
+from engine.training import metrics as metric_classes
+from engine.training.answers import Answer, build_heads, main_output, task_of
 from engine.training.hardware import to_channels_last
-from engine.training.metric_logging import MetricLoggingModule
+from engine.training.metric_logging import STAGES, MetricLoggingModule
 from engine.training.metrics import IGNORE_INDEX
 
 _OWN_STEPS = ("step", "training_step", "predict_step")
@@ -42,6 +44,7 @@ class MInterface(MetricLoggingModule):
         loss: str = "cross_entropy",
         task: Literal["multiclass", "binary", "multilabel", "regression", "none"] | None = None,
         class_dim: Literal[1, -1] | None = None,
+        heads: tuple[str, ...] = (),
         class_weights: Literal["balanced"] | None = None,
         metrics: tuple[str, ...] | None = None,
         metric_thresholds: Annotated[int, ">= 2"] | None = None,
@@ -60,6 +63,8 @@ class MInterface(MetricLoggingModule):
             task: what an output means: logits of classes, of yes or no, or of several such questions; numbers; or none
                 of these. None follows from the loss, and of a loss of your own from the targets.
             class_dim: dimension of the classes in an output; none finds it in the shapes of the first batch.
+            heads: HEAD=LOSS or HEAD=LOSS*WEIGHT for each output of a network whose outputs and targets are dicts; none
+                takes cross_entropy for whole numbers and mse_loss for others.
             class_weights: balanced weighs the loss of a class by one over its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
             metric_thresholds: bins for auroc and the like, such as 200; none is exact and keeps an epoch's outputs.
@@ -75,11 +80,24 @@ class MInterface(MetricLoggingModule):
         ignore_index = given.get("loss", {}).get("ignore_index", IGNORE_INDEX)
         target_info = given.get("target_info", {}) | ({"task": task} if task else {})
         target_info |= {"ignore_index": ignore_index, "thresholds": metric_thresholds}
-        super().__init__(metrics, loss, target_info)
+        built = build_heads(heads, loss, target_info, class_dim)
+        super().__init__(() if built else metrics, loss, target_info)
+        self.heads, self.head_metrics = built, dict[tuple[str, str], list[Any]]()
+        self.head_losses = nn.ModuleList(one.loss for one in built.values() if isinstance(one.loss, nn.Module))
+        for name, head in built.items():
+            info = {key: target_info[key] for key in ("ignore_index", "thresholds")}
+            info |= target_info.get("heads", {}).get(name, {})
+            for stage in STAGES:
+                found = metric_classes.build(metrics, head.loss_name, info)
+                self.metrics.update({f"{stage}_{name}_{key}": metric for key, metric in found.items()})
+                self.head_metrics[stage, name] = [found[key] for key in found if key != "loss"]
         self.network = network
         forward = network.forward if network is not None else None
         self.item_fields = ItemFields(forward if type(self).forward is MInterface.forward else self.forward)
         self.notes: list[str] = []  # what is guessed of the data, for the start line
+        if built and not heads:
+            self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
+        self._is_repeated, self._last_batch = False, -1
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
         self.loss = losses.build(loss, given.get("loss", {}))
@@ -138,7 +156,7 @@ class MInterface(MetricLoggingModule):
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
         data.item_fields = model.item_fields
         if (sample := data.sample()) is not None and not model.has_own_step:
-            model.notes = [note for note in [model.item_fields.split(sample).note] if note]
+            model.notes += [note for note in [model.item_fields.split(sample).note] if note]
         model.save_hyperparameters(settings.flags)
         if not model.is_multiclass:
             model.set_unit(data.attribute("inverse_transform"))
@@ -164,16 +182,21 @@ class MInterface(MetricLoggingModule):
         fields = self.batch_fields(batch)
         args, kwargs = self.arguments(batch)
         output = self(*args, **kwargs | fields.to_forward)
-        parts, output = self._compare(output, fields, batch)
+        if self.heads:
+            parts, output = self._compare_heads(output, fields.target, stage), None
+        else:
+            parts, output = self._compare(output, fields, batch)
         if (loss := losses.total(parts)) is None:
             raise UsageError(f"--loss {self.loss_name} gives {_describe(parts)}: return the mean (), or a dict of such")
         target = fields.target
+        if stage == "train" and self._is_repeated:
+            return loss
         weight = self._mean_weight(target) if isinstance(target, Tensor) else fields.num_items()
         if stage != "train":
             self.last_output = None if output is None else output.detach()
         self.metrics[f"{stage}_loss"].add(loss.detach(), weight)  # type: ignore[operator]
         for name, part in parts.items() if isinstance(parts, Mapping) else ():
-            if part.dim() == 0:
+            if name != "loss" and part.dim() == 0:
                 self._part_metric(f"{stage}_{name}").add(part.detach(), weight)
         if output is not None:
             if self.is_multiclass and target.is_floating_point():
@@ -226,6 +249,23 @@ class MInterface(MetricLoggingModule):
             return parts, None
         return parts, aligned
 
+    def _compare_heads(self, output: Any, target: Any, stage: str) -> dict[str, Tensor]:
+        """The loss of each head, and their weighted sum as `loss`; updates the metrics of the heads."""
+        if missing := [name for name in self.heads if not (isinstance(output, Mapping) and name in output)]:
+            gives = ", ".join(output) if isinstance(output, Mapping) else _describe(output)
+            raise UsageError(f"--heads: the network gives no {missing[0]!r}, but {gives}")
+        parts: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            aligned = head.answer.align(output[name], target[name])
+            parts[f"{name}_loss"] = head.loss(aligned, target[name])
+            shown = (
+                head.answer.probabilities(aligned.detach()) if head.answer.task != "multiclass" else aligned.detach()
+            )
+            for metric in self.head_metrics[stage, name]:
+                metric.update(shown, target[name])
+        weighted = [head.weight * parts[f"{name}_loss"] for name, head in self.heads.items()]
+        return parts | {"loss": torch.stack(weighted).sum()}
+
     def _loss_arguments(self, batch: Any) -> dict[str, Any]:
         """What a loss of one's own takes of a batch beside output and target."""
         entries = batch if isinstance(batch, Mapping) else {}
@@ -247,7 +287,7 @@ class MInterface(MetricLoggingModule):
     def _part_metric(self, name: str) -> Any:
         """The mean of a part of the loss, made when it first comes."""
         if name not in self.metrics:
-            self.metrics[name] = metrics.Mean().to(self.device)
+            self.metrics[name] = metric_classes.Mean().to(self.device)
         return self.metrics[name]
 
     def batch_fields(self, batch: Any) -> Fields:
@@ -273,9 +313,11 @@ class MInterface(MetricLoggingModule):
         return self.batch_fields(batch).num_items()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        total = self.trainer.fit_loop.total_batch_idx
+        self._is_repeated, self._last_batch = total == self._last_batch, total  # LBFGS evaluates a batch several times
         loss = self.step(self.batch_transform(*batch) if self.batch_transform else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches of an optimizer step
-        if first and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if first and not self._is_repeated and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_now({"train_loss_step": loss.item()} | optimizers.rates(self.trainer.optimizers[0]))
         return loss
 
@@ -322,6 +364,8 @@ class MInterface(MetricLoggingModule):
         checkpoint["answer"] = {"task": self.answer.task, "class_dim": self.answer.class_dim}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
+        self.trainer.precision_plugin.convert_module(self)
         answer = checkpoint.get("answer", {})
         self.answer.class_dim = self.answer.class_dim or answer.get("class_dim")
         if answer.get("task") == "none":

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +54,15 @@ def run(
     batch = data.sample()  # none of a stream
     args, named = model.arguments(next(iter(data.test_dataloader())) if batch is None else batch)
     examples = dict(enumerate(args)) | named
+    if others := [
+        type(one).__name__ for one in examples.values() if not isinstance(one, torch.Tensor) or not one.dim()
+    ]:
+        raise UsageError(f"export takes networks whose inputs are tensors; {type(network).__name__} gets {others[0]}")
     args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
+    with torch.no_grad():
+        once, twice = (_tensors(network(*args, **named)) for _ in range(2))
+    if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(once, twice, strict=True)):
+        raise UsageError(f"{type(network).__name__} draws random numbers; export its parts by hand")
     dim = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
     program = _export(network, tuple(args), named, shapes)
@@ -65,7 +74,8 @@ def run(
             for items in (1, 2, 5):
                 args, named = _random_inputs(examples, items)
                 with torch.no_grad():
-                    if not torch.allclose(exported(*args, **named), network(*args, **named), rtol=1e-3, atol=1e-4):
+                    pairs = zip(_tensors(exported(*args, **named)), _tensors(network(*args, **named)), strict=True)
+                    if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in pairs):
                         raise RuntimeError(f"{path.name} answers differently from the network in memory")
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
     labels = {name: plain for name in _LABELS if (plain := plain_value(data.attribute(name))) is not None}
@@ -81,6 +91,14 @@ def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, An
             return torch.export.export(network, args, named, dynamic_shapes=shapes)
         except lightning_compat.export_error():  # `len(x)` fixes the batch, unless torch reads the source
             return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output that may be a dict or tuple of them."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output
+    return [tensor for value in values if value is not None for tensor in _tensors(value)]
 
 
 def _random_inputs(examples: dict[Any, torch.Tensor], items: int) -> tuple[list[Any], dict[str, Any]]:
@@ -112,14 +130,15 @@ def _write_onnx(program: Any, path: Path) -> Any:
     big = sum(weight.nbytes for weight in program.state_dict.values()) > 1.9e9
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "_check_is_size will be removed")  # torch's own call, for nn.LSTM and nn.GRU
-        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["output"])
+        names = ["output"] if len(program.graph_signature.user_outputs) == 1 else None
+        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
+    inputs = [value.name for value in session.get_inputs()]
 
-    def network(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        inputs = dict(zip(names, args, strict=False)) | kwargs
-        return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0])
+    def network(*args: torch.Tensor, **kwargs: torch.Tensor) -> list[torch.Tensor]:
+        given = dict(zip(inputs, args, strict=False)) | kwargs
+        return [*map(torch.from_numpy, session.run(None, {name: tensor.numpy() for name, tensor in given.items()}))]
 
     return network

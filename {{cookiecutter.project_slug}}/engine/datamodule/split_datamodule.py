@@ -72,7 +72,7 @@ class SplitDataModule(LightningDataModule):
                 class_balance.check_targets(dataset)
                 if other not in built:
                     self._report_absent_classes(other)
-                if trained and (number := num_classes(dataset) or 0) > trained:
+                if isinstance(trained, int) and (number := num_classes(dataset) or 0) > trained:
                     counts = f"has {number} classes, and the train split {trained}: the others are never learnt"
                     raise UsageError(f"the {other} split of {self.dataset_class.__name__} {counts}")
         dataset = self._splits[name]
@@ -93,6 +93,7 @@ class SplitDataModule(LightningDataModule):
     def target_info(self) -> dict[str, Any]:
         """What losses and metrics need to know of the target: "num_classes", "shape" of one, "is_integer".
 
+        Of a dict of targets, "heads" holds these of each; the dataset's num_classes may be a dict too.
         Without a sample, or with a target that is no tensor, only num_classes is there.
         """
         if self.restored:
@@ -100,7 +101,9 @@ class SplitDataModule(LightningDataModule):
         info = {"num_classes": self.attribute("num_classes")}
         sample = self.sample()
         target = None if sample is None else self.get_target(sample)
-        if isinstance(target, torch.Tensor):
+        if isinstance(target, dict):
+            info["heads"] = {name: _tensor_info(one, info["num_classes"], name) for name, one in target.items()}
+        elif isinstance(target, torch.Tensor):
             info |= {"shape": tuple(target.shape[1:]), "is_integer": not target.is_floating_point()}
         return info
 
@@ -222,3 +225,9 @@ def _to_tensor() -> Any:
     from torchvision.transforms import v2
 
     return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def _tensor_info(target: Any, num_classes: Any, name: str) -> dict[str, Any]:
+    number = num_classes.get(name) if isinstance(num_classes, dict) else None
+    is_integer = isinstance(target, torch.Tensor) and not target.is_floating_point()
+    return {"num_classes": number, "shape": tuple(getattr(target, "shape", ()))[1:], "is_integer": is_integer}

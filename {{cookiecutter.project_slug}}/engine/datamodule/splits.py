@@ -127,7 +127,7 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
 def _scalar_target(item: Any) -> float | None:
     """The target of an item, where it is one number."""
     target = ItemFields().split(item).target
-    target = torch.as_tensor([] if target is None else target)
+    target = torch.as_tensor([] if target is None or isinstance(target, dict) else target)
     return float(target) if target.numel() == 1 else None
 
 

@@ -1,11 +1,12 @@
 """What the output of a network means: classes and along which dimension, yes or no, numbers, or none of these."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from engine.errors import UsageError
+from engine.training import losses
 from engine.training.losses import functional_name
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "none"]
@@ -83,6 +84,54 @@ class Answer:
             return output.float().softmax(self.class_dim or 1)
         is_question = self.task in ("binary", "multilabel") and self.are_logits
         return output.sigmoid() if is_question else output
+
+
+class Head(NamedTuple):
+    """One of several outputs of a network: its loss by name, the loss function, its weight and what it means."""
+
+    loss_name: str
+    loss: Callable[..., Any]
+    weight: float
+    answer: Answer
+
+
+def build_heads(
+    texts: tuple[str, ...], loss: str, target_info: dict[str, Any], class_dim: int | None
+) -> dict[str, Head]:
+    """The heads of a network whose outputs and targets are dicts, by name; {} where the targets are none.
+
+    texts: HEAD=LOSS or HEAD=LOSS*WEIGHT. Without any, a head takes `loss` where it goes with the target's dtype, and
+    else cross_entropy for whole numbers and mse_loss for others.
+
+    Raises:
+        UsageError: a text is no such pair, or the targets have no such head.
+    """
+    infos: dict[str, dict[str, Any]] = target_info.get("heads", {})
+    if not texts and "." not in loss:
+        texts = tuple(f"{name}={_loss_for(loss, info)}" for name, info in infos.items())
+    heads = {}
+    for text in texts:
+        name, _, loss_name = text.partition("=")
+        loss_name, _, weight = loss_name.partition("*")
+        if infos and name not in infos:
+            raise UsageError(f"--heads {text}: the targets have {', '.join(infos)}")
+        try:
+            number = float(weight or 1)
+            function = losses.build(loss_name, {})
+        except (ValueError, AttributeError):
+            raise UsageError(
+                f"--heads {text}: write HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
+            ) from None
+        answer = Answer(task_of(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
+        heads[name] = Head(loss_name, function, number, answer)
+    return heads
+
+
+def _loss_for(loss: str, info: dict[str, Any]) -> str:
+    is_integer = bool(info.get("is_integer"))
+    if (task_of(loss, info) == "multiclass") == is_integer:
+        return loss
+    return "cross_entropy" if is_integer else "mse_loss"
 
 
 def _find_class_dim(output: Tensor, target: Tensor) -> int:

@@ -36,6 +36,7 @@ def run(
     format: Literal["csv", "npy", "pt", "png"] = "csv",
     images: str | None = None,
     rows: str | None = None,
+    head: str | None = None,
 ) -> None:
     """Writes a row for each item: number, path or id where the dataset has such, true target, class and probabilities.
 
@@ -49,6 +50,7 @@ def run(
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
         images: predict each image file below this folder, or this one file, instead of the test split.
         rows: predict each row of this file instead of the test split, with a target or without.
+        head: which output to write, of a network that gives a dict of several.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
@@ -57,15 +59,15 @@ def run(
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
     name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
-    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name))  # type: ignore[attr-defined]
+    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name, head))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
 class PredictionWriter(Callback):
     """Writes the predictions of each rank, and at the end one file in the order of the items."""
 
-    def __init__(self, folder: Path, format: str, data: Any, name: str) -> None:
-        self.folder, self.format, self.data, self.name = folder, format, data, name
+    def __init__(self, folder: Path, format: str, data: Any, name: str, head: str | None) -> None:
+        self.folder, self.format, self.data, self.name, self.head = folder, format, data, name, head
         self.num_items = 0
         self.integer = False
         self.record = np.dtype([])
@@ -77,13 +79,17 @@ class PredictionWriter(Callback):
         self.folder = Path(folder)
         # What the output means; of a module that does not say, nothing.
         self.answer: Answer = getattr(module, "predicts", Answer("none"))
+        if heads := getattr(module, "heads", {}):
+            if self.head not in heads:
+                raise UsageError(f"--head says which output to write: {', '.join(heads)}")
+            self.answer = heads[self.head].answer
         self.classifies = self.answer.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        values = self.answer.probabilities(_main_tensor(outputs, module))  # (B, ...)
+        values = self.answer.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
         if not self.classifies and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
         self.integer, values = not values.is_floating_point(), values.float().cpu()
@@ -191,12 +197,10 @@ class PredictionWriter(Callback):
         print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
 
 
-def _main_tensor(outputs: Any, module: Any) -> Tensor:
+def _main_tensor(outputs: Any, head: str | None) -> Tensor:
     """What answers in the output of a batch, (B, ...)."""
-    answer = main_output(outputs)
+    answer = outputs[head] if head and isinstance(outputs, dict) else main_output(outputs)
     if not isinstance(answer, Tensor) or not answer.dim():
-        kind = (
-            f"{type(outputs).__name__} of {', '.join(outputs)}" if isinstance(outputs, dict) else type(outputs).__name__
-        )
-        raise UsageError(f"predict writes a tensor, and {type(module).__name__} gives a {kind}: write a predict_step")
+        kind = type(outputs).__name__ + (f" of {', '.join(outputs)}" if isinstance(outputs, dict) else "")
+        raise UsageError(f"predict writes a tensor, and the network gives a {kind}: a predict_step may return one")
     return answer.detach().reshape(len(answer), -1) if answer.dim() < 2 else answer.detach()
