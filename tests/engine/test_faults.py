@@ -299,10 +299,10 @@ def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_and_says_where(shell) -> None:
-    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "0.4")
+    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "1")
     assert done.returncode == 1
     said = re.search(
-        r"rank 1: no progress for 0.\d minutes \(--hang_minutes 0.4\); stack:\n(.*?)\n\n",
+        r"rank 1: no progress for 0.\d minutes \(--hang_minutes 1\); stack:\n(.*?)\n\n",
         done.stderr + "\n\n",
         re.DOTALL,
     )

@@ -97,6 +97,32 @@ def test_a_trial_that_a_signal_ended_is_the_next_one(monkeypatch: pytest.MonkeyP
     assert study().trials[0].params == study().trials[1].params
 
 
+def test_a_trial_that_another_process_took_for_dead_is_left_to_it(monkeypatch, capsys) -> None:
+    failed = []
+
+    def fail(self: toys.Net) -> None:
+        running = [trial for trial in study().trials if trial.state.name == "RUNNING"]
+        if not failed and running:  # as another process does after two heartbeats without a sign of life
+            failed.extend(running)
+            database().set_trial_state_values(running[0]._trial_id, optuna.trial.TrialState.FAIL)
+
+    monkeypatch.setattr(toys.Net, "each_forward", fail)
+    sweep.main(["space.yaml", "--trials", "1", *FIXED])
+    assert [trial.state.name for trial in study().trials] == ["FAIL", "COMPLETE"]
+    assert "stood still for so long that its trial is repeated" in capsys.readouterr().out
+
+
+def test_a_signal_says_how_the_sweep_goes_on(monkeypatch, capsys) -> None:
+    def stop(self: toys.Net) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(toys.Net, "each_forward", stop)
+    argv = ["space.yaml", "--trials", "1", "--study", "a study", *FIXED]
+    with pytest.raises(SystemExit, match="143"):
+        sweep.main(argv)
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1]) == ["python", "sweep.py", *argv]
+
+
 def test_hopeless_trials_end_early() -> None:
     Path("space.yaml").write_text("seed: [0]\nlr: [0.05, 0.0]\n")
     begun = optuna.create_study(study_name="space", storage=database())

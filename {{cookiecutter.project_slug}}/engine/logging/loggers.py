@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from engine.atomic_write import append, optional, replacing, write_atomically
+from engine.atomic_write import append, optional, replacing, write_atomically, write_errors
 from engine.cli import config_file
 from engine.errors import UsageError
 from engine.lightning_compat import replace_events_file
@@ -74,11 +74,23 @@ class TensorBoard(TensorBoardLogger):
     @property
     def experiment(self) -> Any:
         """The SummaryWriter; on a full disk its events wait for room."""
-        new = self._experiment is None
+        new = self._experiment is None and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if new:  # its first words cannot wait
+            room = Path(self.log_dir) / "events.part"
+            with write_errors(room.with_name("events")):
+                append(room, bytes(2**14))
+                room.unlink()
         writer = super().experiment
-        if new and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if new:
             replace_events_file(writer, EventsFile)
         return writer
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is held back. Lightning's closes the file, and the test after training would begin another."""
+        if self._experiment is not None:
+            self.experiment.flush()
+        self.save()
 
     @rank_zero_only
     def save(self) -> None:
