@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_tells_its_flags_once(train) -> None:
     main.main(["--ckpt_path", "last", "--max_epochs", "2"])
     events = EventAccumulator(str(RUN)).Reload()
     assert len(events.Tensors("config/text_summary")) == 1
-    assert len(list(RUN.glob("events.*"))) == 4  # nothing in a folder below, and a file each for training and test
+    assert len(list(RUN.glob("events.*"))) == 2  # nothing in a folder below
     assert not [path for path in RUN.iterdir() if path.is_dir() and path.name != "checkpoints"]
 
 

@@ -35,12 +35,15 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
             raise UsageError(f"--{flag} {name} is an address, and no feature in engine/features fetches one")
         name = str(fetches[0](name, root, flag))
     path = root / name if re.fullmatch(r"version_\d+", name) else Path(name)
-    if named := find_named(name, root):
-        if others := [one for one in (path, *named[1:]) if one.exists()]:
-            raise UsageError(f"--{flag} {name} is {named[0]}, and {others[0]} too: say which of them")
-        path = named[0]
-    if path.is_file() or _is_sharded(path):
-        return path
+    try:
+        if named := find_named(name, root):
+            if others := [one for one in (path, *named[1:]) if one.exists()]:
+                raise UsageError(f"--{flag} {name} is {named[0]}, and {others[0]} too: say which of them")
+            path = named[0]
+        if path.is_file() or _is_sharded(path):
+            return path
+    except OSError as error:  # a name that is too long, say
+        raise UsageError(f"--{flag} {name[:80]}: {error.strerror}") from None
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(versions(root))[-5:]) or "no run"
         raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")

@@ -18,7 +18,7 @@ def job_id(argv: list[str]) -> str:
 
     It is the same when the job is started again. argv: of this run; the script of a job may start several.
     """
-    command = f"{zlib.crc32(chr(0).join(argv).encode()):08x}"
+    command = f"{zlib.crc32(chr(0).join(argv).encode(errors='surrogatepass')):08x}"
     if number := slurm_job_id():
         return f"slurm-{number}-{command}"
     if (job := os.environ.get("TORCHELASTIC_RUN_ID")) is None:
