@@ -494,3 +494,14 @@ def test_heads_go_on_exactly_after_a_stop_within_an_epoch() -> None:
     flags = ["--batch_size", 7, "--max_epochs", 2]
     whole, _ = fit("TwoHeads", "TwoTargets", *flags)
     assert stop_and_resume("TwoHeads", "TwoTargets", 6, *flags) == whole
+
+
+def test_the_norm_of_the_gradient_is_logged_before_it_is_clipped() -> None:
+    flags = ["--max_epochs", 1, "--log_grad_norm", "--gradient_clip_val", 0.01, "--log_every_n_steps", 1]
+    _, first = fit("Net", "Still", *flags)
+    data, net = Still(), Net()
+    net.load_state_dict({name.removeprefix("network."): value for name, value in first.items()})
+    functional.cross_entropy(net(data.points), torch.tensor(data.targets)).backward()
+    expected = sum(float(one.grad.double().square().sum()) for one in net.parameters()) ** 0.5
+    rows = csv.DictReader((RUN / "metrics.csv").read_text().splitlines())
+    assert [float(row["grad_norm"]) for row in rows if row["grad_norm"]] == pytest.approx([expected], rel=1e-4)
