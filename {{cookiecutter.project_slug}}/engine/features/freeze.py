@@ -24,7 +24,7 @@ def callbacks(
 
     Args:
         freeze: submodules of the network (backbone) or patterns of parameter names (*.bias) that are not trained.
-        unfreeze_epoch: epoch, from 0, from which on the frozen parameters are trained.
+        unfreeze_epoch: the frozen parameters are trained after this epoch (the first is 1).
     """
     if unfreeze_epoch is not None and not freeze:
         raise UsageError("--unfreeze_epoch needs --freeze")
