@@ -208,7 +208,7 @@ BROKEN_RUNS = {
     "long line": ("metrics.csv", b"0,4,0.1,0.1,0.1,0.1,7,7,7\n", "1 lines of"),
     "number": ("metrics.csv", b"0,%s,,,0.5,\n" % (b"9" * 40), "1 lines of"),
     "zeros": ("metrics.csv", b"\0" * 4096, "lightning_logs/version_2"),
-    "config": ("config.yaml", b"\xff\xfe", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
+    "config": ("config.yaml", b"\xff\xff", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
     "yaml": ("config.yaml", b"a: [", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
     "folder": ("metrics.csv", None, "lightning_logs/version_2"),
 }

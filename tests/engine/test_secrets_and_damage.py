@@ -138,7 +138,7 @@ BOMBS = {
     "key": "? [a, b]\n: 1\n",
     "date": "extra: {a: 2001-99-99}\n",
     "merge": "<<: {a: 1}\n",
-    "bytes": "\xff\xfe\n",
+    "bytes": "\xff\xff\n",
     "nothing": "\0",
 }
 
