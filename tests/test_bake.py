@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
+from cookiecutter.main import cookiecutter
 
-from tests.conftest import INNER, ROOT, copy, run
+from tests.conftest import INNER, ROOT, copy, git, run
 
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
@@ -25,10 +26,11 @@ engine/cli/annotations.py engine/cli/completion.py engine/cli/config_file.py eng
 engine/cli/discovery.py engine/cli/features_and_commands.py engine/cli/flag_groups.py engine/cli/help.py
 engine/cli/parser.py engine/cli/settings.py engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py
 engine/cli/signatures_of_torch.py engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py
-engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py engine/commands/plan/__init__.py
-engine/commands/plan/costs.py engine/commands/plan/memory.py engine/commands/predict/__init__.py
-engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py engine/commands/report.py
-engine/commands/runs.py engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/class_balance.py
+engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py engine/commands/new.py
+engine/commands/plan/__init__.py engine/commands/plan/costs.py engine/commands/plan/memory.py
+engine/commands/predict/__init__.py engine/commands/predict/prediction_inputs.py
+engine/commands/predict/prediction_writers.py engine/commands/report.py engine/commands/runs.py
+engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/class_balance.py
 engine/datamodule/item_fields.py engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py
 engine/datamodule/seeding.py engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py
 engine/features/__init__.py engine/features/compile.py engine/features/cross_validation.py
@@ -266,3 +268,12 @@ def test_the_newest_change_is_that_of_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     headings = [line for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:3] == "## "]
     assert headings[0].startswith(f"## {version} (")
+
+
+def test_it_bakes_from_a_bare_repository(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # cookiecutter clones to there
+    git(tmp_path, "clone", "--quiet", "--bare", str(template), "bare.git")
+    address = f"git+file://{tmp_path}/bare.git"  # what gh:org/template becomes, without the host
+    project = Path(cookiecutter(address, no_input=True, output_dir=str(tmp_path / "out")))
+    found = [path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(FILES)
