@@ -5,6 +5,8 @@ OLDEST := $(CURDIR)/.venv-oldest/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
+# Kills of a run in `make test`; kills and changes of a run that goes on in `make faults`, which takes an hour.
+KILLS ?= 35
 N ?= 105
 CHANGES ?= 210
 # One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
@@ -21,7 +23,8 @@ demo: .venv/project bake
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
-	$(MAKE) faults
+	$(BIN)/python tests/kills.py "$(INNER)" $(KILLS) 0
+	$(BIN)/python tests/faults.py "$(INNER)" 1
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed

@@ -77,6 +77,14 @@ def resolve_subset(dataset: Any, indices: list[int]) -> tuple[Any, list[int]]:
     return dataset, indices
 
 
+def subset_indices(split: Any) -> tuple[Any, torch.Tensor]:
+    """The dataset beneath (nested) `Subset`s, and the indices (items,) in it of all items of the split."""
+    indices = torch.arange(len(split))
+    while isinstance(split, Subset):
+        split, indices = split.dataset, torch.as_tensor(split.indices)[indices]
+    return split, indices
+
+
 def unwrap_subset(dataset: Any) -> Any:
     """The dataset beneath (nested) `Subset`s."""
     return resolve_subset(dataset, [])[0]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from engine.datamodule.item_fields import ItemFields
-from engine.datamodule.seeding import reseed, resolve_subset
+from engine.datamodule.seeding import reseed, subset_indices
 from engine.errors import UsageError
 
 
@@ -69,11 +69,11 @@ def item_ids(split: Any) -> list[str] | None:
     """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
     if not hasattr(split, "__len__"):
         return None
-    data, indices = resolve_subset(split, list(range(len(split))))
+    data, indices = subset_indices(split)
     for attribute in ("ids", "paths", "samples", "imgs"):
         names = getattr(data, attribute, None)
         if names is not None and len(names) == len(data):
-            chosen = (names[index] for index in indices)
+            chosen = (names[index] for index in indices.tolist())
             return [str(name[0] if isinstance(name, (tuple, list)) else name) for name in chosen]
     return None
 
@@ -87,10 +87,10 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     """
     if not hasattr(split, "__len__") or isinstance(split, IterableDataset):
         return None
-    data, indices = resolve_subset(split, list(range(len(split))))
+    data, indices = subset_indices(split)
     found: dict[str, Any] = {"items": len(indices)}
     if data is not split:
-        found["indices"] = _hash(torch.as_tensor(indices).numpy().tobytes())
+        found["indices"] = _hash(indices.numpy().tobytes())
     if (ids := item_ids(split)) is not None:
         root = os.path.join(data_dir, "")
         found["ids"] = hash_texts([one.removeprefix(root) for one in ids])
@@ -100,10 +100,10 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
         if targets is None:
             reseed("fingerprint")
-            values = [_scalar_target(data[index]) for index in indices[:: 1 + (len(indices) - 1) // 4]]
+            values = [_scalar_target(data[index]) for index in indices[:: 1 + (len(indices) - 1) // 4].tolist()]
             found["values"] = [value for value in values if value is not None and math.isfinite(value)]
         elif (targets := torch.as_tensor(targets)).dim() == 1 and not targets.is_floating_point():
-            found["classes"] = _hash(targets[torch.as_tensor(indices)].long().numpy().tobytes())
+            found["classes"] = _hash(targets[indices].long().numpy().tobytes())
         else:
             some = indices[:: 1 + (len(indices) - 1) // 32]
             found["values"] = [float(targets[index].double().nan_to_num().mean()) for index in some]
