@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.datamodule.seeding import resolve_subset, unwrap_subset
+from engine.datamodule.seeding import subset_indices, unwrap_subset
 from engine.errors import UsageError
 
 GetTarget = Callable[[Any], Any]  # of an item
@@ -33,12 +33,9 @@ def known_classes(dataset: Any) -> torch.Tensor | None:
 
     Without `num_classes` or `classes`, whole numbers are classes where each occurs five times, on average.
     """
-    targets, indices = (
-        getattr(unwrap_subset(dataset), "targets", None),
-        resolve_subset(dataset, [*range(len(dataset))])[1],
-    )
+    dataset, indices = subset_indices(dataset)
     try:
-        targets = torch.as_tensor(targets)
+        targets = torch.as_tensor(getattr(dataset, "targets", None))
     except (TypeError, ValueError, RuntimeError):
         return None  # none, or not numbers
     if targets.dim() != 1 or targets.is_floating_point() or not len(targets):
@@ -46,7 +43,7 @@ def known_classes(dataset: Any) -> torch.Tensor | None:
     number = num_classes(dataset)
     if number == 1 or (number is None and 5 * len(targets.unique()) > len(targets)):
         return None
-    return targets[torch.as_tensor(indices)].long()
+    return targets[indices].long()
 
 
 def num_classes(dataset: Any) -> Any:
@@ -90,9 +87,9 @@ def _count(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 def item_classes(dataset: Any, get_target: GetTarget) -> torch.Tensor:
     """The class of each item (items,), from the dataset's `targets` or else from the items."""
-    dataset, indices = resolve_subset(dataset, list(range(len(dataset))))
+    dataset, indices = subset_indices(dataset)
     if hasattr(dataset, "targets"):
-        return torch.as_tensor(dataset.targets)[torch.as_tensor(indices)]
-    if torch.as_tensor(get_target(dataset[indices[0]])).numel() > 1:
+        return torch.as_tensor(dataset.targets)[indices]
+    if torch.as_tensor(get_target(dataset[int(indices[0])])).numel() > 1:
         raise UsageError(f"--balanced needs one class an item, and an item of {type(dataset).__name__} has several")
-    return torch.as_tensor([int(get_target(dataset[index])) for index in indices])
+    return torch.as_tensor([int(get_target(dataset[index])) for index in indices.tolist()])

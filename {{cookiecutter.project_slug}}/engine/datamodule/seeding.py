@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
@@ -81,7 +82,7 @@ def subset_indices(split: Any) -> tuple[Any, torch.Tensor]:
     """The dataset beneath (nested) `Subset`s, and the indices (items,) in it of all items of the split."""
     indices = torch.arange(len(split))
     while isinstance(split, Subset):
-        split, indices = split.dataset, torch.as_tensor(split.indices)[indices]
+        split, indices = split.dataset, torch.as_tensor(np.asarray(split.indices))[indices]
     return split, indices
 
 
