@@ -7,3 +7,4 @@ import main
 PROJECT = Path(main.__file__).parent
 HERE = Path(__file__).parent  # a process that a test starts finds `toys` by PYTHONPATH
 TOYS = ["--model_name", "toys.Net", "--dataset", "toys.Blobs", "--accelerator", "cpu", "--num_workers", "0"]
+TOYS += ["--no-pictures"]  # drawing takes two thirds of such a run

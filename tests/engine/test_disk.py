@@ -66,7 +66,7 @@ def test_what_found_no_room_is_made_up_when_there_is_some(train, capsys, monkeyp
 
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "curves.png", "confusion_matrix.png"])
 def test_what_only_shows_ends_no_run(train, capsys, name: str) -> None:
-    train("--max_epochs", 2)
+    train("--pictures", "--max_epochs", 2)
     (RUN / name).unlink()
     full(str(RUN / name))
     capsys.readouterr()
@@ -143,7 +143,7 @@ def test_a_broken_file_of_a_run_that_goes_on_is_named(train, capsys, name: str) 
 
 
 def test_a_disk_that_became_read_only_says_what_could_not_be_saved(train, monkeypatch) -> None:
-    train("--max_epochs", 1)
+    train("--max_epochs", 1, "--logger", "csv")
     refuse = OSError(30, "Read-only file system")
 
     def read_only(*_: object, **__: object) -> None:

@@ -193,7 +193,7 @@ def test_images_of_any_size_and_content(shape: tuple[int, ...]) -> None:
 
 def test_a_run_that_breaks_off_leaves_its_curves(train) -> None:
     with pytest.raises(ValueError, match="item 17 is broken"):
-        train("--broken_item", 17, "--log_every_n_steps", 1, "--batch_size", 4)
+        train("--pictures", "--broken_item", 17, "--log_every_n_steps", 1, "--batch_size", 4)
     rows = list(csv.DictReader((RUN / "metrics.csv").read_text().splitlines()))
     assert (RUN / "curves.png").exists() == (len(rows) > 1)
 
@@ -203,7 +203,7 @@ def test_a_picture_that_cannot_be_written_costs_no_run(train, capsys, monkeypatc
         (RUN / "curves.png").mkdir(exist_ok=True)
 
     monkeypatch.setattr(toys.Net, "each_forward", fetch)
-    assert "test_acc" in train("--max_epochs", 2, "--log_every_n_steps", 1)
+    assert "test_acc" in train("--pictures", "--max_epochs", 2, "--log_every_n_steps", 1)
     assert "curves.png is not drawn: Is a directory" in capsys.readouterr().err
 
 

@@ -127,9 +127,10 @@ class EventsFile:
 
     def flush(self) -> None:
         """Writes the events since the last flush that succeeded."""
-        with optional(self.path):
-            append(self.path, self._pending)
-            self._pending = b""
+        if self._pending:  # TensorBoard's thread asks again after the end of a run, when the folder may be gone
+            with optional(self.path):
+                append(self.path, self._pending)
+                self._pending = b""
 
     def close(self) -> None:
         """Flushes."""
