@@ -17,18 +17,18 @@ from tests.conftest import INNER, ROOT, copy, git, run
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
 .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
-data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/atomic_write.py
-engine/checkpointing/__init__.py engine/checkpointing/checkpoint_callbacks.py engine/checkpointing/checkpoint_io.py
-engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py engine/checkpointing/resume.py
-engine/checkpointing/run_folder.py engine/checkpointing/run_lock.py engine/checkpointing/run_records.py
-engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py engine/cli/__init__.py
-engine/cli/annotations.py engine/cli/completion.py engine/cli/config_file.py engine/cli/credentials.py
-engine/cli/discovery.py engine/cli/features_and_commands.py engine/cli/flag_groups.py engine/cli/help.py
-engine/cli/parser.py engine/cli/settings.py engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py
-engine/cli/signatures_of_torch.py engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py
-engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py engine/commands/new.py
-engine/commands/plan/__init__.py engine/commands/plan/costs.py engine/commands/plan/memory.py
-engine/commands/predict/__init__.py engine/commands/predict/prediction_inputs.py
+data/data_interface.py data/digits.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
+engine/checkpointing/atomic_write.py engine/checkpointing/checkpoint_callbacks.py
+engine/checkpointing/checkpoint_io.py engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py
+engine/checkpointing/resume.py engine/checkpointing/run_folder.py engine/checkpointing/run_lock.py
+engine/checkpointing/run_records.py engine/checkpointing/safe_file_names.py engine/checkpointing/trusted_imports.py
+engine/cli/__init__.py engine/cli/annotations.py engine/cli/completion.py engine/cli/config_file.py
+engine/cli/credentials.py engine/cli/discovery.py engine/cli/features_and_commands.py engine/cli/flag_groups.py
+engine/cli/help.py engine/cli/parser.py engine/cli/settings.py engine/cli/signatures_from_import.py
+engine/cli/signatures_from_source.py engine/cli/signatures_of_torch.py engine/cli/split_argv.py
+engine/cli/type_conversion.py engine/cli/value_ranges.py engine/commands/__init__.py engine/commands/consolidate.py
+engine/commands/export.py engine/commands/new.py engine/commands/plan/__init__.py engine/commands/plan/costs.py
+engine/commands/plan/memory.py engine/commands/predict/__init__.py engine/commands/predict/prediction_inputs.py
 engine/commands/predict/prediction_writers.py engine/commands/report.py engine/commands/runs.py
 engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/class_balance.py
 engine/datamodule/item_fields.py engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py
@@ -123,7 +123,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 9300), ("core", 5300)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 12200), ("core", 7700)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

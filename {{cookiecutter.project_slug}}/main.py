@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from engine.atomic_write import WriteError
 from engine.checkpointing import resume, run_folder, run_lock
+from engine.checkpointing.atomic_write import WriteError
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings

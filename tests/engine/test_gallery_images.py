@@ -405,13 +405,13 @@ def test_what_comes_out_is_written_as_pictures(capsys: pytest.CaptureFixture[str
     assert "they are of different sizes, so each is a batch: --batch_size 1" in capsys.readouterr().err
     main.main([*as_pictures, "--batch_size", "1"])
     said = capsys.readouterr()
-    assert f"{RUN}/predictions: 21 files; 1 that cannot be read left out" in said.out
+    assert f"{RUN}/predictions_new: 21 files; 1 that cannot be read left out" in said.out
     assert "left out: new/broken.png is no image, or is broken" in said.err
     for number, mask in enumerate(best):
-        with Image.open(RUN / "predictions" / f"{number:03}.png") as written:
+        with Image.open(RUN / "predictions_new" / f"{number:03}.png") as written:
             assert written.mode == "P"  # the numbers of the masks, and colours for who looks
             np.testing.assert_array_equal(np.asarray(written), 100 * mask)
-    with Image.open(RUN / "predictions/wide/020.png") as written:
+    with Image.open(RUN / "predictions_new/wide/020.png") as written:
         assert written.size == (50, 40)
 
 

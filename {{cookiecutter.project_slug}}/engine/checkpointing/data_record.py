@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from engine.atomic_write import read_json
 from engine.checkpointing import checkpoint_io, run_folder
+from engine.checkpointing.atomic_write import read_json
 
 KEY = "data"  # in a checkpoint
 FILE = "data.json"

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.atomic_write import optional, read_json, write_atomically
 from engine.checkpointing import run_lock
+from engine.checkpointing.atomic_write import optional, read_json, write_atomically
 from engine.cli import config_file, features_and_commands
 from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings

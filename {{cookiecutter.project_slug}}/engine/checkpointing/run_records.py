@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.atomic_write import read_json
 from engine.checkpointing import run_folder, run_lock
+from engine.checkpointing.atomic_write import read_json
 from engine.checkpointing.find_checkpoint import best_checkpoint
 from engine.cli import config_file
 from engine.errors import UsageError, nearest, printable

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from engine import lightning_compat
-from engine.atomic_write import adding, write_atomically
+from engine.checkpointing.atomic_write import adding, write_atomically
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError

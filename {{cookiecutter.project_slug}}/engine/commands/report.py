@@ -15,8 +15,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.atomic_write import replacing
 from engine.checkpointing import run_records
+from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.errors import UsageError, printable

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from engine.atomic_write import read_json, write_atomically
 from engine.checkpointing import run_folder
+from engine.checkpointing.atomic_write import read_json, write_atomically
 from engine.cli import config_file
 from engine.errors import UsageError
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.atomic_write import write_atomically
 from engine.checkpointing import data_record
+from engine.checkpointing.atomic_write import write_atomically
 from engine.datamodule.split_datamodule import SplitDataModule
 from engine.datamodule.splits import difference
 from engine.errors import UsageError

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.atomic_write import optional, read_json, write_atomically
+from engine.checkpointing.atomic_write import optional, read_json, write_atomically
 from engine.cli.credentials import hide_argv
 from engine.cli.discovery import ROOT
 

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from engine.atomic_write import append, optional, replacing, write_atomically, write_errors
+from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically, write_errors
 from engine.cli import config_file
 from engine.errors import UsageError
 from engine.lightning_compat import replace_events_file

@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from engine.atomic_write import write_atomically, write_errors
+from engine.checkpointing.atomic_write import write_atomically, write_errors
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.splits import item_ids

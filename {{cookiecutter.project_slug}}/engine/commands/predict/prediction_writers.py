@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.atomic_write import adding, replacing
+from engine.checkpointing.atomic_write import adding, replacing
 from engine.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.atomic_write import write_atomically
+from engine.checkpointing.atomic_write import write_atomically
 from engine.checkpointing.safe_file_names import unsafe
 from engine.cli.credentials import hide
 from engine.errors import UsageError, printable

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from engine.atomic_write import optional, replacing
+from engine.checkpointing.atomic_write import optional, replacing
 from engine.features.pictures import plots
 from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, find_images, unpack_batch
