@@ -3,6 +3,7 @@
 python benchmarks/startup.py PROJECT [ROUNDS]
 """
 
+import os
 import resource
 import statistics
 import subprocess
@@ -19,8 +20,9 @@ COMMANDS = {
 
 def cpu_seconds(command: list[str], folder: str) -> float:
     """User and system time of a process and its children."""
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, check=False)
+    subprocess.run([sys.executable, *command], cwd=folder, env=compiled, capture_output=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -132,7 +132,10 @@ BROKEN: dict[str, tuple[bytes, list[str]]] = {
     "It has: text\\tlabel. If '\\t' separates them: --separator '\\t'": (b"text\tlabel\na\tb\n", []),
     "--separator ';;' should be one character": (b"text;label\na;b\n", ["--separator", ";;"]),
     "texts.csv is not utf-8; it can be read as gbk: --encoding gbk": ("text,label\n好,b\n".encode("gbk"), []),
-    "texts.csv is not gbk; it can be read as utf-8: --encoding utf-8": ("text,label\n好,b\n".encode(), ["--encoding", "gbk"]),
+    "texts.csv is not gbk; it can be read as utf-8: --encoding utf-8": (
+        "text,label\n好,b\n".encode(),
+        ["--encoding", "gbk"],
+    ),
     "--encoding utf-9: there is no such encoding": (b"text,label\na,b\n", ["--encoding", "utf-9"]),
     "texts.csv:3: unexpected end of data": (b'text,label\na,b\n"c,d\ne,f\n', []),
     "--max_length 0 should be at least 1": (b"text,label\na,b\n", ["--max_length", "0"]),

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +43,8 @@ def adding(folder: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, say.
     """
+    import tempfile
+
     with (
         write_errors(folder),
         tempfile.TemporaryDirectory(".part", dir=folder, ignore_cleanup_errors=True) as part,
@@ -66,6 +66,8 @@ def write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "inline_container.cc" not in why:  # torch's, of a full disk
             raise
         why = (isinstance(error, OSError) and error.strerror) or why
+        import shutil  # here and not above: --help would wait for it
+
         free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
         raise WriteError(f"cannot write {path}: {why}; {free:.0f} MiB are free there") from None
 
