@@ -349,7 +349,7 @@ def test_imported_types_are_asked_of_the_class(project: Path, mistake: Callable[
         (["model.one_of_two.choose", "--kind", "small", "--width", "3"], {"width": 3, "act": "relu"}),
         (["one_of_two"], (1, (64, 32), 0.5, None)),
         (["one_of_two", "--untyped", "0.5", "--shape", "(128,", "64)"], (0.5, (128, 64), 0.5, None)),
-        (["one_of_two", "--untyped", "2", "--shape", "128", "64", "--kind", "(1, 2)"], (2, (128, 64), 0.5, (1, 2))),
+        (["one_of_two", "--untyped", "2", "--shape", "128", "64", "--kind", "(1, 2)"], (2, (128, 64), 0.5, [1, 2])),
         (["system"], (0.125, 3)),
         (["system", "--lr", "0.5", "--width", "4"], (0.5, 4)),
     ],

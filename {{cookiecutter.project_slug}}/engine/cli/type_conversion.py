@@ -122,7 +122,7 @@ def _of_text(text: str, one: Type, kinds: set[str]) -> Any:
         return convert(text, ())
     if kind == "?":
         if text[:1] + text[-1:] == "()":
-            return convert(text, (Type("list", "tuple"),))
+            return convert(text, (Type("list", "list"),))  # not a tuple, which config.yaml would bring back as a list
         return convert(_read_yaml(text), ()) if text[:1] in ("[", "{") else str(text)
     raise ValueError(text)
 
