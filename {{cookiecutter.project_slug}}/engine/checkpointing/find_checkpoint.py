@@ -108,7 +108,12 @@ def _best_checkpoints(run: Path) -> list[Path]:
     pick = max if monitor_mode(monitor) == "max" else min
     values = {path: float(match[3]) for path, match in scores.items() if match[2] == monitor}
     best = [path for path, value in values.items() if value == pick(values.values())]
-    return [pick(best, key=_score)] if len(best) > 1 else best
+    try:
+        return [pick(best, key=_score)] if len(best) > 1 else best
+    except UsageError:
+        if all(path.exists() for path in best):
+            raise
+        return _best_checkpoints(run)  # a run that trains has just put another in the place of one
 
 
 def _score(path: Path) -> float:
