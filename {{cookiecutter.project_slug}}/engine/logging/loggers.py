@@ -90,7 +90,8 @@ class TensorBoard(TensorBoardLogger):
         """Writes what is held back. Lightning's closes the file, and the test after training would begin another."""
         if self._experiment is not None:
             self.experiment.flush()
-        self.save()
+        if status == "success":
+            self.save()
 
     @rank_zero_only
     def save(self) -> None:
