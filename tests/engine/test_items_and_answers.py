@@ -452,7 +452,9 @@ class TwoHeads(nn.Module):
         return {"kind": self.kind(hidden), "mass": self.mass(hidden)}
 
 
-@pytest.mark.parametrize(("flags", "weight"), [([], 1.0), (["--heads", "kind=cross_entropy", "mass=l1_loss*0.1"], 0.1)])
+@pytest.mark.parametrize(
+    ("flags", "weight"), [([], 1.0), (["--head_losses", "kind=cross_entropy", "mass=l1_loss*0.1"], 0.1)]
+)
 def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: float, capsys) -> None:
     metrics, first = fit("TwoHeads", "TwoTargets", "--max_epochs", 3, "--test_fraction", 0.5, *flags)
     data = TwoTargets()
@@ -483,11 +485,11 @@ def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: f
     right_ones = net(points[rows])["kind"].argmax(1) == kinds[rows]
     assert metrics["test_kind_acc"] == pytest.approx(right_ones.double().mean().item())
     assert ("heads kind=cross_entropy mass=mse_loss" in capsys.readouterr().out) is (not flags)
-    main.main(["predict", "--ckpt_path", "last", "--head", "kind"])
+    main.main(["predict", "--ckpt_path", "last", "--head_name", "kind"])
     table = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
     assert [int(row["class"]) for row in table] == net(points[rows])["kind"].argmax(1).tolist()
     capsys.readouterr()
-    assert "--head says which output to write: kind, mass" in refused(capsys, "predict", "--ckpt_path", "last")
+    assert "--head_name says which output to write: kind, mass" in refused(capsys, "predict", "--ckpt_path", "last")
 
 
 def test_heads_go_on_exactly_after_a_stop_within_an_epoch() -> None:

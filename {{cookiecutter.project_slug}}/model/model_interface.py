@@ -44,7 +44,7 @@ class MInterface(MetricLoggingModule):
         loss: str = "cross_entropy",
         task: Literal["multiclass", "binary", "multilabel", "regression", "none"] | None = None,
         class_dim: Literal[1, -1] | None = None,
-        heads: tuple[str, ...] = (),
+        head_losses: tuple[str, ...] = (),
         class_weights: Literal["balanced"] | None = None,
         metrics: tuple[str, ...] | None = None,
         metric_thresholds: Annotated[int, ">= 2"] | None = None,
@@ -63,8 +63,8 @@ class MInterface(MetricLoggingModule):
             task: what an output means: logits of classes, of yes or no, or of several such questions; numbers; or none
                 of these. None follows from the loss, and of a loss of your own from the targets.
             class_dim: dimension of the classes in an output; none finds it in the shapes of the first batch.
-            heads: HEAD=LOSS or HEAD=LOSS*WEIGHT for each output of a network whose outputs and targets are dicts; none
-                takes cross_entropy for whole numbers and mse_loss for others.
+            head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT for each output of a network whose outputs and targets are dicts;
+                none takes cross_entropy for whole numbers and mse_loss for others.
             class_weights: balanced weighs the loss of a class by one over its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
             metric_thresholds: bins for auroc and the like, such as 200; none is exact and keeps an epoch's outputs.
@@ -80,7 +80,7 @@ class MInterface(MetricLoggingModule):
         ignore_index = given.get("loss", {}).get("ignore_index", IGNORE_INDEX)
         target_info = given.get("target_info", {}) | ({"task": task} if task else {})
         target_info |= {"ignore_index": ignore_index, "thresholds": metric_thresholds}
-        built = build_heads(heads, loss, target_info, class_dim)
+        built = build_heads(head_losses, loss, target_info, class_dim)
         super().__init__(() if built else metrics, loss, target_info)
         self.heads, self.head_metrics = built, dict[tuple[str, str], list[Any]]()
         self.head_losses = nn.ModuleList(one.loss for one in built.values() if isinstance(one.loss, nn.Module))
@@ -95,7 +95,7 @@ class MInterface(MetricLoggingModule):
         forward = network.forward if network is not None else None
         self.item_fields = ItemFields(forward if type(self).forward is MInterface.forward else self.forward)
         self.notes: list[str] = []  # what is guessed of the data, for the start line
-        if built and not heads:
+        if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
         self.channels_last = False  # the memory format of input images
@@ -253,7 +253,7 @@ class MInterface(MetricLoggingModule):
         """The loss of each head, and their weighted sum as `loss`; updates the metrics of the heads."""
         if missing := [name for name in self.heads if not (isinstance(output, Mapping) and name in output)]:
             gives = ", ".join(output) if isinstance(output, Mapping) else _describe(output)
-            raise UsageError(f"--heads: the network gives no {missing[0]!r}, but {gives}")
+            raise UsageError(f"--head_losses: the network gives no {missing[0]!r}, but {gives}")
         parts: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             aligned = head.answer.align(output[name], target[name])

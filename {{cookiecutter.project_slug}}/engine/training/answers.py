@@ -114,13 +114,13 @@ def build_heads(
         name, _, loss_name = text.partition("=")
         loss_name, _, weight = loss_name.partition("*")
         if infos and name not in infos:
-            raise UsageError(f"--heads {text}: the targets have {', '.join(infos)}")
+            raise UsageError(f"--head_losses {text}: the targets have {', '.join(infos)}")
         try:
             number = float(weight or 1)
             function = losses.build(loss_name, {})
         except (ValueError, AttributeError):
             raise UsageError(
-                f"--heads {text}: write HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
+                f"--head_losses {text}: write HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
             ) from None
         answer = Answer(task_of(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
         heads[name] = Head(loss_name, function, number, answer)

@@ -36,7 +36,7 @@ def run(
     format: Literal["csv", "npy", "pt", "png"] = "csv",
     images: str | None = None,
     rows: str | None = None,
-    head: str | None = None,
+    head_name: str | None = None,
 ) -> None:
     """Writes a row for each item: number, path or id where the dataset has such, true target, class and probabilities.
 
@@ -50,7 +50,7 @@ def run(
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
         images: predict each image file below this folder, or this one file, instead of the test split.
         rows: predict each row of this file instead of the test split, with a target or without.
-        head: which output to write, of a network that gives a dict of several.
+        head_name: which output to write, of a network that gives a dict of several.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
@@ -59,7 +59,7 @@ def run(
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
     name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
-    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name, head))  # type: ignore[attr-defined]
+    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name, head_name))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
@@ -81,7 +81,7 @@ class PredictionWriter(Callback):
         self.answer: Answer = getattr(module, "predicts", Answer("none"))
         if heads := getattr(module, "heads", {}):
             if self.head not in heads:
-                raise UsageError(f"--head says which output to write: {', '.join(heads)}")
+                raise UsageError(f"--head_name says which output to write: {', '.join(heads)}")
             self.answer = heads[self.head].answer
         self.classifies = self.answer.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
