@@ -204,7 +204,7 @@ def test_a_picture_that_cannot_be_written_costs_no_run(train, capsys, monkeypatc
 
     monkeypatch.setattr(toys.Net, "each_forward", fetch)
     assert "test_acc" in train("--pictures", "--max_epochs", 2, "--log_every_n_steps", 1)
-    assert "curves.png is not drawn: Is a directory" in capsys.readouterr().err
+    assert f"cannot write {RUN}/curves.png: Is a directory; " in capsys.readouterr().err
 
 
 def test_histograms_of_the_weights(train, capsys: pytest.CaptureFixture[str]) -> None:
