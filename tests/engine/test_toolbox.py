@@ -81,7 +81,7 @@ def test_what_cannot_be_is_said_in_one_line(train, capsys: pytest.CaptureFixture
 
 
 def test_arguments_of_the_loss_are_flags(train, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["--lr", 0, "--max_epochs", 1, "--dropout", 0, "--noise", 0]
+    argv = ["--lr", 0, "--max_epochs", 1, "--dropout", 0, "--noise", 0, "--no-stratify"]
     plain, smooth = train(*argv)["train_loss"], train(*argv, "--label_smoothing", 1)["train_loss"]
     network = toys.Net(2, 3)
     network.load_state_dict({name.removeprefix("network."): one for name, one in weights().items()})
@@ -206,7 +206,7 @@ def test_shares_and_logits_of_an_answer_are_measured_alike(train) -> None:
 
 
 def test_f1_is_what_it_should_be(train) -> None:
-    told = train("--metrics", "f1", "acc", "--lr", 0, "--max_epochs", 1, "--noise", 0, "--dropout", 0)
+    told = train("--metrics", "f1", "acc", "--lr", 0, "--max_epochs", 1, "--noise", 0, "--dropout", 0, "--no-stratify")
     network = toys.Net(2, 3)
     network.load_state_dict({name.removeprefix("network."): one for name, one in weights().items()})
     said = network.eval()(torch.tensor([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]])).argmax(1).tolist()
