@@ -24,7 +24,6 @@ demo: .venv/project bake
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
 	$(BIN)/python tests/kills.py "$(INNER)" $(KILLS) 0
-	$(BIN)/python tests/faults.py "$(INNER)" 1
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed
