@@ -5,8 +5,7 @@ OLDEST := $(CURDIR)/.venv-oldest/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
-# Kills of a run in `make test`; kills and changes of a run that goes on in `make faults`, which takes an hour.
-KILLS ?= 35
+# Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` does the kills.
 N ?= 105
 CHANGES ?= 210
 # One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
@@ -23,7 +22,7 @@ demo: .venv/project bake
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
-	$(BIN)/python tests/kills.py "$(INNER)" $(KILLS) 0
+	$(BIN)/python tests/kills.py "$(INNER)" $(N) 0
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed

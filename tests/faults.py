@@ -152,6 +152,13 @@ def begun(folder: Path, *argv: str) -> int:
     return child
 
 
+def cut_off(folder: Path) -> None:
+    """Starts a run, and kills it once it has a checkpoint."""
+    child = begun(folder)
+    os.killpg(child, signal.SIGKILL)
+    wait(child)
+
+
 def ends_by_signal(number: signal.Signals, name: str) -> None:
     @kind(name)
     def signalled(folder: Path) -> None:
@@ -172,9 +179,7 @@ ends_by_signal(signal.SIGUSR1, "SIGUSR1, a cluster's warning")
 
 @kind("SIGKILL")
 def killed(folder: Path) -> None:
-    child = begun(folder)
-    os.killpg(child, signal.SIGKILL)
-    wait(child)
+    cut_off(folder)
     goes_on(folder)
 
 
@@ -355,9 +360,7 @@ broken("a broken run among those of a report", RUN / "config.yaml", lambda data:
 
 @kind("the clock is set back by a day")
 def clock(folder: Path) -> None:
-    child = begun(folder)
-    os.killpg(child, signal.SIGKILL)
-    wait(child)
+    cut_off(folder)
     tomorrow = time.time() + 86400
     for path in folder.rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
@@ -378,9 +381,7 @@ def replaced(folder: Path) -> None:
 
 @kind("two that go on with one run")
 def two(folder: Path) -> None:
-    child = begun(folder)
-    os.killpg(child, signal.SIGKILL)
-    wait(child)
+    cut_off(folder)
     both = [start(folder, *RESUME) for _ in range(2)]
     statuses = sorted(wait(one) for one in both)
     expect(0 in statuses, f"statuses {statuses}")
@@ -390,18 +391,14 @@ def two(folder: Path) -> None:
 
 @kind("half-written files are left by another")
 def left(folder: Path) -> None:
-    child = begun(folder)
-    os.killpg(child, signal.SIGKILL)
-    wait(child)
+    cut_off(folder)
     (folder / RUN / "checkpoints" / "dead.ckpt.part").write_bytes(b"half")
     goes_on(folder)
 
 
 @kind("the run is moved before it goes on")
 def moved(folder: Path) -> None:
-    child = begun(folder)
-    os.killpg(child, signal.SIGKILL)
-    wait(child)
+    cut_off(folder)
     (folder / "elsewhere").mkdir()
     (folder / "lightning_logs").rename(folder / "elsewhere" / "lightning_logs")
     status = run(folder, "--ckpt_path", f"elsewhere/{RUN}")

@@ -180,8 +180,7 @@ class MInterface(MetricLoggingModule):
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch, (); updates the metrics of the stage. stage: "train", "val" or "test"."""
         fields = self.batch_fields(batch)
-        args, kwargs = self.arguments(batch)
-        output = self(*args, **kwargs | fields.to_forward)
+        output = self(*fields.args, **fields.kwargs, **fields.to_forward)
         if self.heads:
             parts, output = self._compare_heads(output, fields.target, stage), None
         else:
