@@ -82,6 +82,8 @@ REFUSED = {
     "dataset": "subprocess.Popen torch.load toys.Net torchvision.models.resnet18 torch.utils.data.random_split "
     "torchvision.datasets.utils.download_and_extract_archive torch.utils.data.DataLoader",
     "optimizer": "subprocess.Popen torch.load toys.Net torch.optim.swa_utils.update_bn shutil.rmtree",
+    "metrics": "[acc,os.system] [os.system] 'os.system' toys.Net toys.trapezoid torchmetrics.functional.accuracy",
+    "lr_scheduler": "os.system torch.load toys.trapezoid toys.DefectRecall math.sin main.main",
     "loss": "os.system torch.load torch.save toys.twice main.main engine.checkpointing.run_folder.create "
     "torchvision.io.write_file "
     "torch.hub.download_url_to_file torch.nn.functional.has_torch_function sweep.draw",
@@ -90,6 +92,8 @@ TAKEN = {
     "model_name": "torchvision.models.resnet18 torchvision.models.ResNet torchvision.models.video.r3d_18 "
     "torch.nn.Linear torchvision.models.quantization.resnet18 toys.Net toys.Tally model.lenet.LeNet",
     "dataset": "torchvision.datasets.FakeData torchvision.datasets.MNIST toys.Blobs toys.Stream",
+    "metrics": "[acc,toys.DefectRecall] torchmetrics.classification.MulticlassRecall toys.DefectRecall,f1",
+    "lr_scheduler": "cosine",
     "optimizer": "torch.optim.SGD torch.optim.adamw.AdamW own_steps.Steps",
     "loss": "torch.nn.functional.huber_loss torchvision.ops.sigmoid_focal_loss torch.nn.MSELoss",
 }
@@ -129,7 +133,11 @@ def test_a_loss_of_the_projects_own_is_taken(monkeypatch) -> None:
     monkeypatch.syspath_prepend(".")
     Path("own_losses.py").write_text("from os import system\ndef twice(output, target): return output\n")
     trusted_imports.check({"loss": RawValue("own_losses.twice")}, Path("s.ckpt"))
-    for key, path in (("loss", "own_losses.system"), ("model_name", "own_losses.twice")):
+    trusted_imports.check({"lr_scheduler": RawValue("own_losses.twice")}, Path("s.ckpt"))
+    for key, path in (
+        *(("loss", "own_losses.system"), ("model_name", "own_losses.twice")),
+        *(("lr_scheduler", "own_losses.system"), ("metrics", "own_losses.twice")),
+    ):
         with pytest.raises(UsageError, match="is refused"):
             trusted_imports.check({key: RawValue(path)}, Path("s.ckpt"))
     monkeypatch.delitem(sys.modules, "own_losses", raising=False)

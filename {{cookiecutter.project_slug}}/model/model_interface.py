@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.cli.settings import Settings
 from engine.datamodule.item_fields import Fields, ItemFields
 from engine.datamodule.resumable_loader import drop_padding
@@ -66,7 +67,8 @@ class MInterface(MetricLoggingModule):
             head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT for each output of a network whose outputs and targets are dicts;
                 none takes cross_entropy for whole numbers and mse_loss for others.
             class_weights: balanced weighs the loss of a class by one over its share of the training items.
-            metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr; none takes one that suits the loss.
+            metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr, or dotted paths to metrics of your
+                own; none takes one that suits the loss.
             metric_thresholds: bins for auroc and the like, such as 200; none is exact and keeps an epoch's outputs.
             lr: learning rate.
             optimizer: class of torch.optim, or a dotted path.
@@ -154,6 +156,10 @@ class MInterface(MetricLoggingModule):
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             if monitor not in model.metrics:  # a subclass may log others
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
+            more_is_better = getattr(model.metrics[monitor], "higher_is_better", None)
+            if more_is_better is not None and more_is_better != (monitor_mode(monitor) == "max"):
+                said = f"its higher_is_better is {more_is_better}, and its name does not say so"
+                raise UsageError(f"--monitor {monitor}: {said}: end the name of the class in Score or Error")
         data.item_fields = model.item_fields
         if (sample := data.sample()) is not None and not model.has_own_step:
             model.notes += [note for note in [model.item_fields.split(sample).note] if note]

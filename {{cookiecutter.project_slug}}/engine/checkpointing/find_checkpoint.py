@@ -56,7 +56,10 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
 def monitor_mode(monitor: str) -> Literal["min", "max"]:
     """The `mode` of ModelCheckpoint and EarlyStopping, by the metric's name: "max" for accuracies and the like."""
     more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
-    return "max" if set(monitor.lower().split("_")) & set(more.split()) else "min"
+    within = "accuracy precision recall score jaccard kappa similarity corrcoef quality noiseratio explainedvariance"
+    name = monitor.lower()
+    more_is_better = {*name.split("_")} & {*more.split()} or any(one in name for one in within.split())
+    return "max" if more_is_better else "min"
 
 
 def best_checkpoint(run: Path) -> tuple[str, float | None, int | None]:

@@ -3,9 +3,11 @@
 import ast
 import importlib
 import os
+import re
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from engine.checkpointing.run_folder import FOLDER
@@ -17,7 +19,8 @@ from engine.errors import UsageError
 _KNOWN = """torch torchvision torchaudio torchmetrics timm transformers diffusers monai segmentation_models_pytorch
 pytorch_lightning lightning""".split()
 _FACTORIES = ("timm.create_model", "timm.models.create_model", "segmentation_models_pytorch.create_model")
-_NO_LOSSES = ("engine", "main", "sweep", "ray_train", "tests")  # their functions do other things
+_NO_FUNCTIONS = ("engine", "main", "sweep", "ray_train", "tests")  # their functions do other things
+_SEPARATORS = re.compile(r"[\s,'\"\[\]()]+")  # between the names of a list
 _LOADS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # what timm reads a file by, as a pickle
 
 
@@ -29,8 +32,8 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
     Raises:
         UsageError: one is something else, or lies where no code of this project's lies.
     """
-    for key in ("model_name", "dataset", "loss", "optimizer"):
-        path = kept[key].text if key in kept else ""
+    keys = {"model_name", "dataset", "loss", "optimizer", "metrics", "lr_scheduler"} & kept.keys()
+    for key, path in [(one, path) for one in sorted(keys) for path in _SEPARATORS.split(kept[one].text)]:
         if "." not in path:
             continue
         wrong = _reason_to_refuse(key, path, ckpt_path)
@@ -54,16 +57,16 @@ def _reason_to_refuse(key: str, path: str, ckpt_path: Path) -> str:
     installed = base.name in ("site-packages", "dist-packages")
     if wrong := _misplaced(found, base, installed, ckpt_path):
         return wrong
-    own_loss = key == "loss" and base.resolve() == ROOT and parents[0] not in _NO_LOSSES
+    own_function = key in ("loss", "lr_scheduler") and base.resolve() == ROOT and parents[0] not in _NO_FUNCTIONS
     known = installed and parents[0] in _KNOWN
     if not known:
         classes, functions = _definitions(found[-1])
-        if name not in classes | (functions if own_loss else set()):
-            return f"{found[-1]} defines no {'class or function' if own_loss else 'class'} of that name"
+        if name not in classes | (functions if own_function else set()):
+            return f"{found[-1]} defines no {'class or function' if own_function else 'class'} of that name"
     thing = getattr(importlib.import_module(module), name, None)
     if isinstance(thing, type):
         return "" if issubclass(thing, _bases(key)) else f"it is no {' or '.join(one.__name__ for one in _bases(key))}"
-    if callable(thing) and (own_loss or (known and _is_factory(key, path, thing))):
+    if callable(thing) and (own_function or (known and _is_factory(key, path, thing))):
         return ""
     return "it is no class" if thing is not None else f"module {module} has no {name!r}"
 
@@ -118,8 +121,10 @@ def _bases(key: str) -> tuple[type, ...]:
     from pytorch_lightning import LightningDataModule
     from torch import nn, optim
     from torch.utils.data import Dataset
+    from torchmetrics import Metric
 
-    return {"dataset": (Dataset, LightningDataModule), "optimizer": (optim.Optimizer,)}.get(key, (nn.Module,))
+    bases = {"dataset": (Dataset, LightningDataModule), "optimizer": (optim.Optimizer,), "metrics": (Metric,)}
+    return bases.get(key, (FunctionType,) if key == "lr_scheduler" else (nn.Module,))
 
 
 def _is_factory(key: str, path: str, function: Any) -> bool:

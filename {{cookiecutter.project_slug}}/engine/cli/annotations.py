@@ -13,17 +13,18 @@ _KINDS = {
     **dict.fromkeys(("tuple", "Tuple", "set", "Set", "frozenset", "FrozenSet"), "list"),
     **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), "dict"),
     **dict.fromkeys(("Path", "PurePath", "PathLike", "_PATH"), "Path"),
+    "DottedPath": "dotted",
     **dict.fromkeys(("Callable", "Module", "Tensor", "Dataset", "type", "Type", "Generator", "Transform"), "code"),
 }
 _RANGE = re.compile(r"[<>]=? -?\d[\d.e-]*")
-_SHOWN = {"None": "none", "bool": "true/false", "dict": "{key: value}", "Path": "path"}
+_SHOWN = {"None": "none", "bool": "true/false", "dict": "{key: value}", "Path": "path", "dotted": "package.name"}
 
 
 class Type(NamedTuple):
     """One member of a union.
 
     kind: "choice" (Literal or Enum), "None", "bool", "int", "float", "list", "tuple" (of a fixed length), "dict",
-        "Path", "str", "?" (only its import can tell) or "code" (no text can give it).
+        "Path", "dotted" (a dotted path), "str", "?" (only its import can tell) or "code" (no text can give it).
     name: as written.
     arguments: the annotations of its items; the values of a choice.
     ranges: comparisons such as ">= 0", from `Annotated[float, ">= 0"]`.

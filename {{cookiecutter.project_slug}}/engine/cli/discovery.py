@@ -9,6 +9,7 @@ from engine.errors import UsageError, nearest, simplify
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"model_name": "model", "dataset": "data"}  # flag -> folder
+DottedPath = str  # the type of an argument that takes `package.module.name` and no other text
 
 
 class ClassReference(NamedTuple):

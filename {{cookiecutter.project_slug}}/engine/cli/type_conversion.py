@@ -11,7 +11,7 @@ _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _NONE = {"none": None, "null": None, "~": None}
 _COLLECTIONS = {"tuple": tuple, "Tuple": tuple, "set": set, "Set": set, "frozenset": frozenset, "FrozenSet": frozenset}
 # The most specific type is tried first, whatever the order in the union: `--devices 2` is an int, `0,1` a list.
-_RANK = ("choice", "None", "bool", "int", "float", "list", "tuple", "dict", "Path", "str", "?", "code", "...")
+_RANK = ("choice", "None", "bool", "int", "float", "list", "tuple", "dict", "dotted", "Path", "str", "?", "code", "...")
 _GUESSED = tuple(Type(kind, "") for kind in ("None", "bool", "int", "float", "?"))  # without an annotation
 _COMPARISONS = {
     ">=": (operator.ge, "at least"),
@@ -116,7 +116,7 @@ def _of_text(text: str, one: Type, kinds: set[str]) -> Any:
         return _of_typed(_read_yaml(text), one)
     if kind == "Path":
         return Path(text).expanduser()
-    if kind == "str":
+    if kind == "str" or (kind == "dotted" and re.fullmatch(r"\w+(\.\w+)+", text)):
         return str(text)
     if kind == "?" and one.name:  # what it is, only code can tell: a number or a text may do too
         return convert(text, ())

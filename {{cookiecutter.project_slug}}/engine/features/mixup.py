@@ -35,6 +35,8 @@ class Mixup(Callback):
         self.alphas, self.data = {"MixUp": mixup, "CutMix": cutmix}, data
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         from torchvision.transforms import v2
 
         classes = self.data.attribute("num_classes")
@@ -48,4 +50,6 @@ class Mixup(Callback):
                 if alpha <= 0:
                     raise UsageError(f"--{name.lower()} {alpha} should be more than 0")
                 transforms.append(getattr(v2, name)(alpha=alpha, num_classes=classes))
-        module.batch_transform = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)  # type: ignore[assignment]
+        blend = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)
+        before: Any = module.batch_transform or (lambda *batch: batch)
+        module.batch_transform = lambda *batch: blend(*before(*batch))  # type: ignore[assignment]

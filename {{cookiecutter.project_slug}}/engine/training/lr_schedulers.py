@@ -7,7 +7,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from engine.cli.discovery import DottedPath
 from engine.errors import UsageError
+from engine.training import own_components
 
 _OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number of steps of the run
 _OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
@@ -31,7 +33,8 @@ def factor(
         "multistep",
         "exponential",
         "plateau",
-    ] = "cosine",
+    ]
+    | DottedPath = "cosine",
     warmup_steps: Annotated[int, ">= 0"] = 0,
     warmup_epochs: Annotated[float, ">= 0"] = 0.0,
     lr_interval: Literal["step", "epoch"] = "step",
@@ -42,7 +45,7 @@ def factor(
     lr_restart_factor: Annotated[float, ">= 1"] = 1.0,
     lr_end: Annotated[float, ">= 0", "<= 1"] = 0.0,
 ) -> float:
-    """The factor of `lr`, in 0..1, at an optimizer step.
+    """The factor of `lr` at an optimizer step: in 0..1, or what a schedule of one's own says.
 
     Sources: cosine and its restarts, Loshchilov and Hutter, "SGDR", 2017; one_cycle, Smith, "Super-convergence", 2018
     (from lr/25 up over 0.3 of the run and down to lr/250,000, by half cosines; the momentum stays).
@@ -53,7 +56,8 @@ def factor(
         total: epochs of the whole run, infinite where it has no end.
         warmed: the epochs after which the warm-up ends.
         epoch: optimizer steps of an epoch.
-        lr_scheduler: the rate after the warm-up.
+        lr_scheduler: the rate after the warm-up. Or a dotted path to a function of the share of training done, in 0..1,
+            which returns a factor of lr.
         warmup_steps: optimizer steps (not epochs) over which the rate climbs to lr.
         warmup_epochs: the same in epochs.
         lr_interval: change the rate at every step, or only with each epoch.
@@ -73,6 +77,8 @@ def factor(
     if epochs < warmup_epochs - 1e-9:
         return (epochs * epoch + 1) / (warmup_epochs * epoch + 1)
     done = max(0.0, min(1.0, (epochs - warmed) / max(1 / epoch, total - warmed)))
+    if "." in lr_scheduler:
+        return own_components.schedule(lr_scheduler)(done)
     if lr_scheduler == "cosine":
         return lr_end + (1 - lr_end) * _half_cosine(done)
     if lr_scheduler in ("linear", "polynomial"):
@@ -187,10 +193,9 @@ def build(
     if name in ("constant", "plateau") and not warmup:
         return None
     over_epochs = name in _OVER_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
-    if (math.isinf(total) and name in _OVER_RUN) or (math.isinf(epoch) and over_epochs):
-        missing = (
-            "an end to plan for: give --max_epochs or --max_steps" if name in _OVER_RUN else "epochs of known length"
-        )
+    over_run = name in _OVER_RUN or "." in name
+    if (math.isinf(total) and over_run) or (math.isinf(epoch) and over_epochs):
+        missing = "an end to plan for: give --max_epochs or --max_steps" if over_run else "epochs of known length"
         raise UsageError(f"--lr_scheduler {name} needs {missing}; or take --lr_scheduler constant")
     if math.isinf(epoch):  # a stream's: a step counts as an epoch
         epoch, epochs = 1.0, math.inf

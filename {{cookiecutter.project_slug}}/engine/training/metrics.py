@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
+from engine.training import own_components
 from engine.training.answers import task_of
 
 # Short names; any other is a class of torchmetrics, in upper or lower case.
@@ -69,10 +70,15 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     task = task_of(loss, target_info)
     if names is None:
         names = () if task == "none" else ("mae",) if task == "regression" else ("acc",)
-    return {"loss": Mean()} | {name.lower(): _build(name, loss, task, target_info) for name in names}
+    built = {own_components.metric_name(name): _build(name, loss, task, target_info) for name in names}
+    if "loss" in built or len(built) < len({*names}):
+        raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
+    return {"loss": Mean()} | built
 
 
 def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
+    if "." in name:
+        return own_components.metric(name, target_info | {"task": task})
     classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
     class_name = classes.get(ALIASES.get(name.lower(), name).lower())
     if class_name is None:

@@ -1,0 +1,83 @@
+"""A metric and a schedule of one's own, by their dotted paths; and which way a metric is better."""
+
+import csv
+from pathlib import Path
+
+import main
+import numpy as np
+import pytest
+import torchmetrics
+from engine.checkpointing.find_checkpoint import monitor_mode
+
+RUN = Path("lightning_logs/version_0")
+HARD = ("--num_items", 900, "--noise", 2, "--lr", 0.01, "--logger", "csv")
+
+
+def rows(path: Path = RUN / "metrics.csv") -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_metric_of_ones_own_is_that_of_the_whole_split(train) -> None:
+    told = train("--metrics", "toys.DefectRecall", "acc", "--max_epochs", 2, "--batch_size", 7, "--noise", 1.5)
+    assert {"train_defect_recall", "val_defect_recall", "test_acc"} <= told.keys()
+    main.main(["predict", "--ckpt_path", "best", "--noise", "1.5", "--batch_size", "7"])
+    answers = rows(RUN / "predictions.csv")
+    true, said = (np.array([int(row[name]) for row in answers]) for name in ("true", "class"))
+    assert (said != true).any()
+    assert told["test_defect_recall"] == pytest.approx((said[true == 1] == 1).mean())
+    assert main.main(["test", "--ckpt_path", "best"])["test_defect_recall"] == told["test_defect_recall"]
+
+
+def test_it_chooses_the_checkpoint_by_its_name(train) -> None:
+    train("--metrics", "toys.DefectRecall", "--monitor", "val_defect_recall", "--max_epochs", 4, *HARD)
+    values = [float(row["val_defect_recall"]) for row in rows() if row["val_defect_recall"]]
+    assert min(values) < max(values)
+    [best] = (RUN / "checkpoints").glob("best-*")
+    assert float(best.stem.rpartition("=")[2]) == pytest.approx(max(values), abs=1e-6)
+
+
+def test_the_schedule_follows_the_share_of_training_done(train) -> None:
+    steady = ("--lr", 0.1, "--batch_size", 24, "--log_every_n_steps", 1, "--logger", "csv")
+    train("--lr_scheduler", "toys.trapezoid", "--max_epochs", 4, *steady)
+    wanted = [0.1 * min(1, 4 * step / 12, 4 * (1 - step / 12)) for step in range(12)]
+    assert [float(row["lr"]) for row in rows() if row["lr"]] == pytest.approx(wanted)
+    train("--lr_scheduler", "toys.trapezoid", "--max_epochs", 4, "--warmup_epochs", 1, *steady)
+    rates = [float(row["lr"]) for row in rows(Path("lightning_logs/version_1/metrics.csv")) if row["lr"]]
+    done = [step / 9 for step in range(9)]  # of what the warm-up leaves
+    assert rates == pytest.approx([0.025, 0.05, 0.075, *(0.1 * min(1, 4 * one, 4 * (1 - one)) for one in done)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--metrics toys.twice", "--metrics toys.twice is no subclass of torchmetrics.Metric"),
+        ("--metrics toys.DefectRecal", "module toys has no 'DefectRecal'; did you mean 'DefectRecall'?"),
+        ("--metrics acc toys.Acc", "--metrics acc toys.Acc: another one would be logged as loss, acc"),
+        ("--metrics toys.Yield --monitor val_yield", "--monitor val_yield: its higher_is_better is True, and its name"),
+        ("--lr_scheduler cosin", "--lr_scheduler 'cosin' is not one of cosine, "),
+        ("--lr_scheduler cosin", "plateau or package.name; did you mean 'cosine'?"),
+        ("--lr_scheduler toys.nothing", "module toys has no 'nothing'"),
+        ("--lr_scheduler toys.trapezoid --max_epochs -1", "--lr_scheduler toys.trapezoid needs an end to plan for"),
+    ],
+)
+def test_what_does_not_go_is_said_in_a_line(train, capsys, argv: str, said: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(*argv.split())
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_better_value_of_torchmetrics_is_known_by_name_or_refused(train, capsys) -> None:
+    for name in ("JaccardIndex", "CohenKappa", "MatthewsCorrCoef", "Specificity"):
+        found = getattr(torchmetrics.classification, f"Multiclass{name}").higher_is_better
+        if monitor_mode(f"val_{name.lower()}") != ("max" if found else "min"):
+            with pytest.raises(SystemExit, match="2"):
+                train("--metrics", name, "--monitor", f"val_{name.lower()}", "--max_epochs", 1)
+            assert "its higher_is_better is" in capsys.readouterr().err
+            continue
+        train("--metrics", name, "--monitor", f"val_{name.lower()}", "--max_epochs", 3, *HARD)
+        run = sorted(Path("lightning_logs").glob("version_*"), key=lambda path: path.stat().st_mtime)[-1]
+        values = [float(row[f"val_{name.lower()}"]) for row in rows(run / "metrics.csv") if row[f"val_{name.lower()}"]]
+        [best] = (run / "checkpoints").glob("best-*")
+        assert float(best.stem.rpartition("=")[2]) == pytest.approx((max if found else min)(values), abs=1e-6)
