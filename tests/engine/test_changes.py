@@ -292,8 +292,8 @@ def test_a_job_that_starts_again_on_another_host_takes_its_run_over(monkeypatch,
     argv = [*TOYS, "--max_epochs", "2"]
     os.kill(child := begin_and_block(argv), signal.SIGKILL)
     os.waitpid(child, 0)
-    lock = RUN.with_name(".version_0.lock")
-    lock.write_text(lock.read_text().replace(socket.gethostname(), "elsewhere"))
+    [claim] = RUN.with_name(".version_0.lock").iterdir()
+    claim.rename(claim.with_name(claim.name.replace(socket.gethostname(), "elsewhere")))
     with pytest.raises(SystemExit, match="2"):
         resume()
     assert f"process {child} on elsewhere: wait for its end, or stop it; if that has died" in capsys.readouterr().err

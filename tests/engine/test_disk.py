@@ -5,6 +5,9 @@ import json
 import os
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import torch
 import toys
 from engine.checkpointing.find_checkpoint import find_checkpoint
-from paths import TOYS
+from paths import PROJECT, TOYS
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LambdaCallback
 
@@ -195,6 +198,62 @@ def test_a_checkpoint_that_is_gone_when_it_is_read_is_one_line(train, capsys) ->
     with pytest.raises(SystemExit, match="2"):
         main.main(["test", "--ckpt_path", "best"], [LambdaCallback(setup=replace)])
     assert "is gone: a run that trains has put another in its place; try again" in capsys.readouterr().err
+
+
+MANY = """
+import multiprocessing, os
+from pathlib import Path
+from engine.checkpointing import run_lock
+from engine.errors import UsageError
+
+def race(barrier, runs):
+    for run in runs:
+        barrier.wait()
+        try:
+            run_lock.acquire(run, "")
+            with open(f"{run}.won", "a") as file:
+                file.write("x")
+        except UsageError as error:
+            assert "is being trained by process" in str(error)
+        barrier.wait()
+        run_lock.release()
+
+fork = multiprocessing.get_context("fork")
+runs = [Path(f"version_{number}") for number in range(60)]
+if not os.fork():
+    for run in runs[:40]:
+        run_lock.acquire(run, "")
+    os._exit(0)  # dead, with its claims
+os.wait()
+barrier = fork.Barrier(6)
+others = [fork.Process(target=race, args=(barrier, runs)) for _ in range(6)]
+for one in others:
+    one.start()
+for one in others:
+    one.join(60)
+print([Path(f"{run}.won").read_text() for run in runs] == ["x"] * 60, [one.exitcode for one in others], os.listdir())
+"""
+
+
+def test_of_many_that_start_together_one_gets_the_run() -> None:
+    """Runs that a dead process had claimed, and runs that nobody had."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("True [0, 0, 0, 0, 0, 0]"), done.stderr[-2000:]
+    assert not list(Path().glob(".*"))
+
+
+def test_the_lock_of_a_run_that_an_earlier_version_trained(train, capsys) -> None:
+    train("--max_epochs", 1)
+    lock = RUN.with_name(".version_0.lock")
+    lock.write_text("elsewhere\n1\n1\n")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    assert "is being trained by process 1 on elsewhere" in capsys.readouterr().err
+    lock.write_text(f"{socket.gethostname()}\n{2**22 + 1}\n1\n")  # dead
+    main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    assert not lock.exists()
 
 
 def test_a_command_at_work_keeps_its_files_when_a_run_goes_on(train) -> None:

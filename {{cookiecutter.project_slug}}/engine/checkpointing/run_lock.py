@@ -14,52 +14,85 @@ _held = set[Path]()  # by this process
 def acquire(run: Path, job_id: str) -> None:
     """Claims a run for this process until `release`; a claim of a process that has died does not count.
 
-    It is a file beside the run folder, `.version_3.lock`: host, process, when that started, and the cluster's job. A
-    job that its cluster starts again, perhaps on another host, takes over from itself.
+    The lock is a folder beside the run, `.version_3.lock`, with one empty file, the claim. Its name says host, process,
+    when that started, and the cluster's job. The folder is made elsewhere and moved into place, which on every kind of
+    disk succeeds for one process alone, and only where no folder is or an empty one. So there is no moment at which a
+    run is claimed and the claim cannot be read, and whoever removes the claim of a dead process removes no other.
+
+    A job that its cluster starts again, perhaps on another host, takes over from itself.
 
     Raises:
         UsageError: another process trains the run, or may do so on another host.
     """
-    path = run.with_name(f".{run.name}.lock")
+    lock, host = _lock_of(run), _host()
+    claim = f"{host}+{os.getpid()}+{_start_time(os.getpid())}+{job_id}"
+    new = lock.with_name(f"{lock.name}.{host}.{os.getpid()}")
     deadline = time.monotonic() + 30
-    while True:
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(f"{socket.gethostname()}\n{os.getpid()}\n{_start_time(os.getpid())}\n{job_id}")
-            _held.add(path)
-            return
-        except FileExistsError:
-            same_job = bool(job_id) and _read(path)[3] == job_id
-        where = holder(run)
-        if not where or (same_job and " on " in where):
-            path.unlink(missing_ok=True)
-        elif same_job and time.monotonic() < deadline:
-            time.sleep(0.2)  # the old process of a job that starts again is about to end
-        else:
-            hint = f"; if that has died, delete {path}" if " on " in where else ""
-            raise UsageError(f"{run} is being trained by {where}: wait for its end, or stop it{hint}")
+    try:
+        new.mkdir(exist_ok=True)
+        (new / claim).touch()
+        while True:
+            for path, fields in _claims(lock).items():
+                where, same_job = _alive(fields), bool(job_id) and fields[3:] == [job_id]
+                if not where or (same_job and " on " in where):
+                    path.unlink(missing_ok=True)
+                elif not same_job or time.monotonic() > deadline:
+                    hint = f"; if that has died, delete {lock}" if " on " in where else ""
+                    raise UsageError(f"{run} is being trained by {where}: wait for its end, or stop it{hint}")
+            with suppress(OSError):
+                lock.rmdir()  # Windows moves nothing onto an empty folder
+            try:
+                new.rename(lock)
+                return _held.add(lock / claim)
+            except OSError:  # another one was faster, or the old process of a job that starts again is about to end
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+    finally:
+        with suppress(OSError):  # it has been moved
+            (new / claim).unlink()
+            new.rmdir()
 
 
 def holder(run: Path) -> str:
     """The other process that trains a run, as `process 12`, or `process 12 on HOST`; "" for none."""
-    host, pid, started, _ = _read(run.with_name(f".{run.name}.lock"))
-    here = host == socket.gethostname()
-    if not pid or (here and (pid == str(os.getpid()) or _start_time(int(pid)) != started)):
-        return ""
-    return f"process {pid}" if here else f"process {pid} on {host}"
-
-
-def _read(path: Path) -> list[str]:
-    """Host, process, its start and the job of a claim; empty texts where there is none."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [*text.split("\n"), "", "", ""][:4]
+    return next(filter(None, map(_alive, _claims(_lock_of(run)).values())), "")
 
 
 def release() -> None:
     """Gives up what this process has claimed."""
     while _held:
+        claim = _held.pop()
         with suppress(OSError):  # a claim that cannot be deleted ends with this process
-            _held.pop().unlink()
+            claim.unlink()
+            claim.parent.rmdir()
+
+
+def _lock_of(run: Path) -> Path:
+    return run.with_name(f".{run.name}.lock")
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "_").replace("+", "_")
+
+
+def _claims(lock: Path) -> dict[Path, list[str]]:
+    """The claims of a lock: host, process, its start, the job."""
+    try:
+        if lock.is_file():  # of an earlier version
+            return {lock: lock.read_text(encoding="utf-8").split("\n")}
+        return {path: path.name.split("+", 3) for path in lock.iterdir()}
+    except FileNotFoundError:
+        return {}
+
+
+def _alive(claim: list[str]) -> str:
+    """The process of a claim, as `holder` says it; "" where it has died or is this one."""
+    host, pid, started = [*claim, "", "", ""][:3]
+    here = host == _host()
+    if not pid.isdecimal() or (here and (pid == str(os.getpid()) or _start_time(int(pid)) != started)):
+        return ""
+    return f"process {pid}" if here else f"process {pid} on {host}"
 
 
 def _start_time(pid: int) -> str:
