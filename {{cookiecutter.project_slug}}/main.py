@@ -76,7 +76,8 @@ def run(
     trust: import what the checkpoint names (network, dataset, loss, optimizer) wherever it lies; it may run code.
     seed: the first weights, the splits, the order of the items and every random draw follow from it.
     seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
-    max_epochs: epochs to train, -1 for no end; none means 10, or no end where max_steps or max_time is given.
+    max_epochs: epochs to train, which count from 1, and in metrics.csv from 0 as Lightning's; -1 for no end; none means
+        10, or no end where max_steps or max_time is given.
     log_every_n_steps: optimiser steps between two points of train_loss_step.
     enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
     default_root_dir: folder in which lightning_logs lies.

@@ -267,7 +267,7 @@ def check(number: int, weights: dict[str, Tensor]) -> str:
         if far > 1e-4:
             return f"{case}: the weights are {far} from those of the plain loop"
     best = last["callbacks"]["BestCheckpoint"]["best_k_models"]
-    epochs = {int(Path(path).name.partition("=")[2].partition("-")[0]): float(score) for path, score in best.items()}
+    epochs = {int(Path(path).name.split("-")[1].removeprefix("epoch")) - 1: float(best[path]) for path in best}
     if epochs.keys() != loop.best.keys() or any(abs(epochs[one] - loop.best[one]) > 1e-4 for one in epochs):
         return f"{case}: best {epochs}, and not {loop.best}"
     return "same"

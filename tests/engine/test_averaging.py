@@ -39,7 +39,7 @@ def test_the_mean_of_the_last_epochs_is_kept_and_measured(train) -> None:
     main.main([*TOYS, "--max_epochs", "5", "--swa_epoch", "3", "--save_top_k", "-1"], [watch])
     for number, weight in enumerate(watch.weights):  # the third epoch has number 2
         mean = torch.stack(watch.weights[2 : number + 1]).mean(0) if number >= 2 else weight
-        torch.testing.assert_close(saved(f"best-epoch={number}-*"), mean)
+        torch.testing.assert_close(saved(f"best-epoch{number + 1}-*"), mean)
     torch.testing.assert_close(saved("last.ckpt"), torch.stack(watch.weights[2:]).mean(0))
 
 

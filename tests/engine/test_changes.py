@@ -195,7 +195,7 @@ def test_fewer_best_checkpoints_are_kept_when_fewer_are_asked_for(train) -> None
     resume("--max_epochs", 6, "--save_top_k", 1)
     files = sorted(path.name for path in (RUN / "checkpoints").iterdir())
     losses = column("val_loss")
-    assert files == [f"best-epoch={losses.index(min(losses))}-val_loss={min(losses):.6f}.ckpt", "last.ckpt"]
+    assert files == [f"best-epoch{losses.index(min(losses)) + 1}-val_loss={min(losses):.6f}.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -315,15 +315,15 @@ def test_a_metric_that_is_nan_is_said_and_is_never_the_best(train, capsys, monke
             monkeypatch.setattr(toys.Net, "forward", lambda self, points: self.layers(points))
 
     argv = [*TOYS, "--max_epochs", "3", "--lr", "0.02", "--save_top_k", "-1"]
-    with pytest.raises(FloatingPointError, match=r"val_loss is NaN after step 4 \(epoch 1\); with --bad_steps skip"):
+    with pytest.raises(FloatingPointError, match=r"val_loss is NaN after step 4 \(epoch 2\); with --bad_steps skip"):
         main.main([*argv, "--patience", "5"], [Broken()])
     main.main([*argv, "--patience", "1", "--bad_steps", "skip"], [Broken()])
     said = capsys.readouterr().out
-    assert "val_loss is NaN after step 4 (epoch 1), which counts as no better" in said
+    assert "val_loss is NaN after step 4 (epoch 2), which counts as no better" in said
     assert "stopped early: the best val_loss is" in said
     main.main(argv, [Broken()])
     names = sorted(path.name for path in Path("lightning_logs/version_2/checkpoints").iterdir())
-    assert [name[:13] for name in names] == ["best-epoch=0-", "best-epoch=2-", "last.ckpt"]
+    assert [name[:12] for name in names] == ["best-epoch1-", "best-epoch3-", "last.ckpt"]
     assert find_checkpoint("version_2", RUN.parent, resume=False).name == names[1]
 
 
@@ -332,7 +332,7 @@ def test_the_best_of_tiny_losses_is_told_by_the_number_in_the_checkpoint(train) 
     losses = column("val_loss")
     assert max(losses) < 5e-7
     best = find_checkpoint("best", RUN.parent, resume=False)
-    assert best.name.startswith(f"best-epoch={losses.index(min(losses))}-")
+    assert best.name.startswith(f"best-epoch{losses.index(min(losses)) + 1}-")
 
 
 class Tiny(nn.Module):

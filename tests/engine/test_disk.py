@@ -166,7 +166,7 @@ def test_best_and_last_are_found_while_a_run_replaces_them(train, capsys) -> Non
     def replace() -> None:
         old = best
         for epoch in range(10**9):
-            new = best.with_name(f"best-epoch={epoch}-val_loss=0.5.ckpt")
+            new = best.with_name(f"best-epoch{epoch}-val_loss=0.5.ckpt")
             shutil.copy(old, f"{new}.part")
             os.replace(f"{new}.part", new)
             old.unlink()

@@ -47,8 +47,8 @@ def test_a_row_a_run_with_what_the_chosen_checkpoint_has_and_the_flags_that_diff
     assert [row["run"] for row in rows] == ["version_0", "version_2", "version_10"]
     columns = "run network dataset lr hidden_dim epoch val_acc val_loss epochs seconds"
     assert list(rows[0]) == columns.split()
-    # The lowest val_loss is in epoch 1, the highest val_acc in epoch 0.
-    assert [row["epoch"] for row in rows] == ["1", "", ""]  # NaN is best of nothing
+    # The lowest val_loss is in the second epoch, the highest val_acc in the first.
+    assert [row["epoch"] for row in rows] == ["2", "", ""]  # NaN is best of nothing
     assert [row["val_acc"] for row in rows] == ["0.25", "", ""]
     assert [row["val_loss"] for row in rows] == ["0.5", "", ""]
     assert [row["epochs"] for row in rows] == ["2", "0", "1"]
@@ -62,14 +62,15 @@ def test_a_row_a_run_with_what_the_chosen_checkpoint_has_and_the_flags_that_diff
     assert printed[-1] == "report"
 
 
-def test_the_values_are_those_of_the_checkpoint_that_was_kept(logs) -> None:
+@pytest.mark.parametrize("name", ["best-epoch1-val_acc=0.500000.ckpt", "best-epoch=0-val_acc=0.500000.ckpt"])  # of 0.1
+def test_the_values_are_those_of_the_checkpoint_that_was_kept(logs, name: str) -> None:
     folder = Path("lightning_logs/version_0/checkpoints")
     folder.mkdir()
-    (folder / "best-epoch=0-val_acc=0.500000.ckpt").touch()
+    (folder / name).touch()
     with Path("lightning_logs/version_0/metrics.csv").open("a") as file:
         file.write("2,12,,,0.5,0.125\n")  # as good, later
     [row] = report("version_0")
-    assert (row["epoch"], row["val_acc"], row["val_loss"]) == ("0", "0.5", "0.75")
+    assert (row["epoch"], row["val_acc"], row["val_loss"]) == ("1", "0.5", "0.75")
 
 
 def test_a_wide_table_fits_the_terminal(logs, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

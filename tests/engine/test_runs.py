@@ -151,7 +151,7 @@ def made() -> None:
     for number in range(5):
         folder = ROOT / f"version_{number}"
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / f"best-epoch=0-val_loss={number % 3}.500000.ckpt").touch()
+        (folder / "checkpoints" / f"best-epoch1-val_loss={number % 3}.500000.ckpt").touch()
         (folder / "config.yaml").write_text("lr: 1\n" + ("run_name: kept\n" if number == 1 else ""))
     (ROOT / ".version_3.lock").write_text(f"{socket.gethostname()}-elsewhere\n1\n1\n")
 

@@ -142,7 +142,7 @@ def test_a_gradient_that_is_no_number_on_one_device_is_heard_by_all(bad_steps: s
     assert (RUN / "bad_step_2.pt").exists(), said
     if bad_steps == "stop":
         assert status == 1
-        where = "step 2 (epoch 0, batch 2): the gradient is NaN or infinite in network.up.weight, network.up.bias."
+        where = "step 2 (epoch 1, batch 2): the gradient is NaN or infinite in network.up.weight, network.up.bias."
         assert said.count(f"FloatingPointError: {where}") == 2, said
         return
     assert status == 0, said

@@ -191,7 +191,7 @@ def test_metrics_by_name(train, network: str, dataset: str, loss: str, names: st
     monitor = f"val_{names.lower().split()[0]}"
     assert main.main(["--ckpt_path", "last", "--max_epochs", "2"])[monitor] is not None
     train(*argv, "--max_epochs", 1, "--monitor", monitor)
-    assert list(Path("lightning_logs/version_1/checkpoints").glob(f"best-epoch=0-{monitor}=*.ckpt"))
+    assert list(Path("lightning_logs/version_1/checkpoints").glob(f"best-epoch1-{monitor}=*.ckpt"))
 
 
 def test_shares_and_logits_of_an_answer_are_measured_alike(train) -> None:

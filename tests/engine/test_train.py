@@ -36,7 +36,7 @@ def test_a_run_learns_and_leaves_everything_in_one_folder(train) -> None:
     assert any(name.startswith("events.") for name in names)
     kept = sorted(path.name for path in (RUN / "checkpoints").iterdir())
     assert len(kept) == 2
-    assert kept[0].startswith("best-epoch=")
+    assert kept[0].startswith("best-epoch")
     assert kept[1] == "last.ckpt"
 
 
@@ -206,6 +206,36 @@ def test_steps_alone_are_an_end(train, schedule: str) -> None:
     assert (checkpoint["global_step"], checkpoint["epoch"]) == (7, 1)  # 5 batches an epoch
     lr = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
     assert lr == pytest.approx(0 if schedule == "cosine" else 2e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("test_fraction", [0.1, 0])
+def test_the_table_has_the_last_epoch_and_the_best_checkpoint(train, capsys, test_fraction: float) -> None:
+    metrics = train("--max_epochs", 4, "--maximize", "true", "--test_fraction", test_fraction)
+    rows = [row for row in table("metrics.csv") if row["val_loss"]]
+    losses = [float(row["val_loss"]) for row in rows]
+    best = losses.index(min(losses))
+    assert best < 3
+    heads, *lines = capsys.readouterr().out.splitlines()[-8 if test_fraction else -6 : -1]
+    assert heads.split() == ["epoch", "4", "best:", "epoch", f"{best + 1}"]
+    assert [line.split()[0] for line in lines[:2]] == ["val_loss", "val_acc"]
+    for line, name in zip(lines[:2], ("val_loss", "val_acc"), strict=True):
+        assert line.split()[1:] == [f"{float(rows[number][name]):.4f}" for number in (-1, best)]
+    again = main.main(["validate", "--ckpt_path", "best"])
+    assert metrics["best_epoch"] == best + 1
+    assert (metrics["best_val_loss"], metrics["best_val_acc"]) == pytest.approx((again["val_loss"], again["val_acc"]))
+    [file] = (RUN / "checkpoints").glob("best-*")
+    assert file.name.startswith(f"best-epoch{best + 1}-val_loss={min(losses):.6f}")
+
+
+@pytest.mark.parametrize("end", [["--max_epochs", "2"], ["--max_steps", "4"]])
+def test_a_finished_run_says_that_it_is_finished(train, end: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = train(*end)
+    assert "finished" not in capsys.readouterr().out
+    assert main.main(["--ckpt_path", "last"]) == metrics
+    assert "the run is finished, at step 4: nothing is trained" in capsys.readouterr().out
+    assert [entry["ended"] for entry in json.loads((RUN / "environment.json").read_text())] == ["done", "done"]
+    main.main(["--ckpt_path", "last", "--max_epochs", "3", "--max_steps", "-1"])
+    assert "finished" not in capsys.readouterr().out
 
 
 def test_the_bar_counts_as_the_lines_do(train, capsys: pytest.CaptureFixture[str]) -> None:

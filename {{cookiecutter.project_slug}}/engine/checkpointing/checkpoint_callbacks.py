@@ -29,8 +29,9 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"], save_top_k: int) -> None:
         super().__init__(
             folder,
-            "best-{epoch}-{" + monitor + ":.6f}",
+            f"best-epoch{{epoch}}-{monitor}={{{monitor}:.6f}}",
             monitor,
+            auto_insert_metric_name=False,
             mode=mode,
             save_top_k=save_top_k,
             save_on_train_epoch_end=monitor.startswith("train_"),
@@ -97,6 +98,10 @@ class BestCheckpoint(ModelCheckpoint):
     def _remove(self, trainer: Trainer, path: str) -> None:
         if Path(path).absolute() != Path(str(trainer.ckpt_path)).absolute():
             trainer.strategy.remove_checkpoint(path)
+
+    def format_checkpoint_name(self, metrics: dict[str, Tensor], *args: Any, **kwargs: Any) -> str:
+        """The path of a checkpoint, with the epoch counted from 1."""
+        return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether a value of the metric is among the best; NaN never is."""

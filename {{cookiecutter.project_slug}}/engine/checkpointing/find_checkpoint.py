@@ -10,7 +10,7 @@ from engine.checkpointing.run_folder import find_named, versions
 from engine.cli import features_and_commands
 from engine.errors import UsageError
 
-_BEST = re.compile(r"best-epoch=(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")
+_BEST = re.compile(r"best-epoch(=?)(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")  # =N, of version 0.1, is from 0
 
 
 def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
@@ -63,9 +63,9 @@ def monitor_mode(monitor: str) -> Literal["min", "max"]:
 
 
 def best_checkpoint(run: Path) -> tuple[str, float | None, int | None]:
-    """The monitored metric of the best checkpoint of a run, its value and its epoch, from 0; ("", None, None)."""
+    """The monitored metric of the best checkpoint of a run, its value and its epoch; ("", None, None)."""
     match = _BEST.fullmatch(files[-1].name) if (files := _best_checkpoints(run)) else None
-    return (match[2], float(match[3]), int(match[1])) if match else ("", None, None)
+    return (match[3], float(match[4]), int(match[2]) + bool(match[1])) if match else ("", None, None)
 
 
 def _mtime(path: Path) -> float:
@@ -104,12 +104,12 @@ def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
 def _best_checkpoints(run: Path) -> list[Path]:
     """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
     files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
-    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name)) and match[3] != "nan"}
+    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name)) and match[4] != "nan"}
     if not scores:
         return []
-    monitor = list(scores.values())[-1][2]
+    monitor = list(scores.values())[-1][3]
     pick = max if monitor_mode(monitor) == "max" else min
-    values = {path: float(match[3]) for path, match in scores.items() if match[2] == monitor}
+    values = {path: float(match[4]) for path, match in scores.items() if match[3] == monitor}
     best = [path for path, value in values.items() if value == pick(values.values())]
     try:
         return [pick(best, key=_score)] if len(best) > 1 else best

@@ -95,8 +95,22 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
         before = {}
     with optional(path):
         write_atomically(path, json.dumps(before | metrics, indent=2) + "\n")
-    width = max(12, *map(len, metrics))
-    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in metrics.items()) + f"\n{run}")
+    print(f"{_table(metrics)}\n{run}")
+
+
+def _table(metrics: dict[str, float]) -> str:
+    """A line a metric; of a training a column for its last epoch and one for the best checkpoint, which was tested."""
+    last, best = dict(metrics), dict[str, float]()
+    if "best_epoch" in metrics:
+        best = {name: last.pop(name) for name in metrics if name.startswith(("best_", "test_"))}
+        best = {name.removeprefix("best_"): value for name, value in best.items()}
+    heads = [
+        f"{label}epoch {one.pop('epoch')}" if "epoch" in one else "" for label, one in (("", last), ("best: ", best))
+    ]
+    width = max(12, *map(len, last | best))
+    rows = [("", *heads)] if any(heads) else []
+    rows += [(name, *(f"{one[name]:.4f}" if name in one else "" for one in (last, best))) for name in last | best]
+    return "\n".join(f"{name:<{width}} {value:<10} {chosen}".rstrip() for name, value, chosen in rows)
 
 
 def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = "") -> Path:

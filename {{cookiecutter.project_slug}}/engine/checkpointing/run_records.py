@@ -30,7 +30,7 @@ class RunRecord(NamedTuple):
 
     flags: as text. state: running, done, stopped by SIGTERM, failed: ..., or killed; "" where no start is written down.
     started: of its latest start, in ISO 8601, or "". monitor, best, best_epoch: the metric by which the best
-    checkpoint was chosen, its value and its epoch as in metrics.csv, from 0; "", None and None where there is none.
+    checkpoint was chosen, its value and its epoch; "", None and None where there is none.
     """
 
     folder: Path

@@ -89,11 +89,11 @@ def read_run(record: RunRecord, name: str) -> Run | None:
         return None
     is_epoch = points["metric"] == "epoch"
     metrics = points[~is_epoch].groupby(["step", "metric"])["value"].last().unstack()
-    epoch_of = points[is_epoch].groupby("step")["value"].first()  # the one that ended there
+    epoch_of = 1 + points[is_epoch].groupby("step")["value"].first()  # the one that ended there
     ends = metrics[[metric for metric in metrics if _of_epoch(metric) and metric[:4] != "test"]].dropna(how="all")
     epoch = epoch_of.reindex(ends.index).max()
     seconds = sum(map(_seconds, folder.glob("events.out.tfevents.*")))
-    return Run(name, record, metrics, epoch_of, 0 if math.isnan(epoch) else int(epoch) + 1, seconds)
+    return Run(name, record, metrics, epoch_of, 0 if math.isnan(epoch) else int(epoch), seconds)
 
 
 def _csv_points(folder: Path) -> Any:
@@ -197,7 +197,7 @@ def summary(runs: list[Run]) -> Any:
 
 
 def chosen_values(run: Run) -> dict[str, float]:
-    """The metrics of the best checkpoint, with its "epoch", from 0, and the latest of the test; without a checkpoint,
+    """The metrics of the best checkpoint, with its "epoch", and the latest of the test; without a checkpoint,
     those of the best validation."""
     values = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics if metric.startswith("test")}
     monitor = run.record.monitor or run.flags.get("monitor", "val_loss")

@@ -52,7 +52,7 @@ class EnvironmentInfo(Callback):
         self._write([*entries, entry])
         self.started = True
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:  # also where nothing was left to train
         self._end(trainer, "done")
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

@@ -39,7 +39,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         before = self.wait_count
         check()
         if self.wait_count > before and trainer.callback_metrics[self.monitor].isnan():
-            problem = f"{self.monitor} is NaN after step {trainer.global_step} (epoch {trainer.current_epoch})"
+            problem = f"{self.monitor} is NaN after step {trainer.global_step} (epoch {trainer.current_epoch + 1})"
             if self.bad_steps == "stop":
                 raise FloatingPointError(f"{problem}; with --bad_steps skip it counts as no better")
             self._say(trainer, f"{problem}, which counts as no better")

@@ -38,7 +38,7 @@ class GradientGuard(Callback):
         named = list(module.named_parameters())
         flags = _any_rank(trainer, [p.grad is not None and not all_finite([p.grad]) for _, p in named])
         bad = [name for (name, _), is_bad in zip(named, flags, strict=True) if is_bad]
-        place = f"step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"
+        place = f"step {trainer.global_step} (epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.batch_idx})"
         path = self.run_dir / f"bad_step_{trainer.global_step}.pt"
         if trainer.is_global_zero and not self.skipped:
             weights = {} if _is_sharded(trainer) else module.state_dict()  # no process has them all

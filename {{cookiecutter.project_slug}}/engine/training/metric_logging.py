@@ -29,6 +29,7 @@ class MetricLoggingModule(LightningModule):
         """Builds the metrics; arguments as of metrics.build."""
         super().__init__()
         self.latest_metrics: dict[str, float] = {}  # the latest value of each metric
+        self.loaded_metrics: dict[str, float] = {}  # of the checkpoint that was loaded last, see metrics_of
         self.metrics, self._metric_buffers = nn.ModuleDict(), dict[str, MetricBuffer]()
         for stage in STAGES:
             built = metrics.build(names, loss, target_info)
@@ -82,6 +83,7 @@ class MetricLoggingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
             check_weights_fit(self, checkpoint["state_dict"])
+        self.loaded_metrics = metrics_of(checkpoint)
         if self.trainer.state.fn == "fit":
             last = self.trainer.max_epochs
             if last is not None and 0 <= last <= checkpoint["epoch"]:
@@ -110,6 +112,12 @@ class MetricLoggingModule(LightningModule):
                     torch.distributed.all_gather(rows, value.contiguous(), here.group)
                 gathered[name] = torch.stack(rows)
         return gathered
+
+
+def metrics_of(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """The latest value of each metric when a checkpoint was saved, and its "epoch", from 1, and "step"."""
+    at = {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"]}
+    return at | checkpoint.get("latest", {})
 
 
 class MetricBuffer:

@@ -47,15 +47,36 @@ def run_action(settings: Settings, context: dict[str, Any]) -> Any:
     trainer, model, data = (context[name] for name in ("trainer", "model", "data"))
     if settings.action == "fit":
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        if data.split("test") is not None:
-            trained, best = model.latest_metrics, getattr(trainer.checkpoint_callback, "best_model_path", "")
-            path = best if best and Path(best).exists() else None
-            trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-            model.latest_metrics = trained | model.latest_metrics
+        if path and trainer.global_step == model.loaded_metrics["step"] and trainer.is_global_zero:
+            later = "a later --max_epochs, --max_steps or --max_time, or a longer --patience, goes on"
+            print(f"the run is finished, at step {trainer.global_step}: nothing is trained; {later}", flush=True)
+        model.latest_metrics |= {"epoch": trainer.fit_loop.epoch_progress.current.processed} | _measure_best(
+            trainer, model, data
+        )
     else:
         evaluate = trainer.validate if settings.action == "validate" else trainer.test
         evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return model.latest_metrics
+
+
+def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
+    """Tests the best checkpoint, or the last weights where none was kept.
+
+    Returns:
+        The checkpoint's epoch and the metrics of the split that it was chosen by: `best_epoch`, `best_val_loss` ...
+    """
+    from engine.checkpointing import checkpoint_io
+    from engine.training.metric_logging import metrics_of
+
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    path = path if path and Path(path).exists() else None
+    if data.split("test") is not None:
+        trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    if not path:
+        return {}
+    best = model.loaded_metrics if data.split("test") is not None else metrics_of(checkpoint_io.load(Path(path)))
+    split = trainer.checkpoint_callback.monitor.partition("_")[0]
+    return {f"best_{name}": value for name, value in best.items() if name == "epoch" or name.startswith(f"{split}_")}
 
 
 def print_start(settings: Settings, trainer: Any, run_dir: Path, hardware: list[str]) -> None:
