@@ -180,6 +180,7 @@ def load_loggers(
     run_name: str | None = None,
     tags: tuple[str, ...] = (),
     notes: str | None = None,
+    x_axis: Literal["step", "epoch", "both"] = "step",
 ) -> list["Logger"]:
     """The loggers, all in one run folder. Edit this list in place.
 
@@ -187,10 +188,11 @@ def load_loggers(
     run_name: a name by which --ckpt_path finds the run; no two runs may have the same.
     tags: words by which runs are picked out in a table.
     notes: what you want to remember about the run.
+    x_axis: TensorBoard's axis for metrics of epochs: epoch and both show them as by_epoch/NAME, the first epoch as 1.
     """
     from engine.logging import loggers
 
-    return loggers.load(run_dir, logger, run_name, tags, notes)
+    return loggers.load(run_dir, logger, run_name, tags, notes, x_axis)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where the metrics go: what real TensorBoard answers, and loggers whose package is not there."""
 
+import csv
 import importlib.util
 import json
 import subprocess
@@ -76,6 +77,31 @@ def test_tensorboard_shows_curves_flags_and_metrics(train) -> None:
         said = ask(address, "text/text?run=version_0&tag=config%2Ftext_summary")
         assert len(said) == 1
         assert "lr: 0.05" in said[0]["text"]
+
+
+@pytest.mark.parametrize("x_axis", ["epoch", "both", "step"])
+def test_epochs_as_axis(train, x_axis: str) -> None:
+    train("--max_epochs", 3, "--x_axis", x_axis, "--log_every_n_steps", 1)
+    events = EventAccumulator(str(RUN)).Reload()
+    found = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    rows = [row for row in csv.DictReader((RUN / "metrics.csv").read_text().splitlines()) if row["val_loss"]]
+    over_epochs = [(int(row["epoch"]) + 1, pytest.approx(float(row["val_loss"]))) for row in rows]
+    over_steps = [(int(row["step"]), pytest.approx(float(row["val_loss"]))) for row in rows]
+    assert [epoch for epoch, _ in over_epochs] == [1, 2, 3]
+    assert found.get("by_epoch/val_loss") == (None if x_axis == "step" else over_epochs)
+    assert found.get("val_loss") == (None if x_axis == "epoch" else over_steps)
+    assert ("train_acc" in found, "by_epoch/train_acc" in found) == (x_axis != "epoch", x_axis != "step")
+    assert [step for step, _ in found["lr"]] == list(range(6))
+    assert not [tag for tag in found if tag.startswith("by_epoch/") and ("step" in tag or "test" in tag)]
+
+
+def test_what_a_run_repeats_is_shown_once(train) -> None:
+    train("--max_epochs", 3, "--x_axis", "both", "--save_top_k", -1, "--run_name", "first")
+    [early] = (RUN / "checkpoints").glob("best-epoch=0-*")
+    main.main(["--ckpt_path", str(early)])
+    events = EventAccumulator(str(RUN / "first")).Reload()
+    assert [one.step for one in events.Scalars("by_epoch/val_loss")] == [1, 2, 3]
+    assert [one.step for one in events.Scalars("val_loss")] == [2, 4, 6]
 
 
 def test_a_run_that_goes_on_tells_its_flags_once(train) -> None:

@@ -240,3 +240,25 @@ def test_two_processes_count_together(shell) -> None:
     assert done.returncode == 0, done.stderr
     made = {path.name for path in RUN.glob("*.png")}
     assert made == {"curves.png", "first_batch.png", "confusion_matrix.png", "mistakes.png"}
+
+
+def test_curves_are_drawn_over_epochs_with_the_steps_above(tmp_path: Path) -> None:
+    from engine.features.pictures.metric_curves import curves
+
+    table = tmp_path / "metrics.csv"  # 10 steps an epoch, and 20 from the second on
+    table.write_text(
+        "epoch,step,train_loss_step,train_loss,val_loss\n0,0,3,,\n0,5,2.5,,\n0,10,,,2\n0,10,,2.2,\n1,20,1.5,,\n"
+        "1,30,,,1\n1,30,,1.2,\n2,35,0.9,,\n"
+    )
+    [axes] = curves(table).axes
+    assert axes.get_xlabel() == "epoch"
+    lines = {line.get_label().partition(" ")[0]: list(line.get_xdata()) for line in axes.lines}
+    assert lines == {"train,": [0, 0.5, 1.5, 2.25], "train": [1, 2], "val": [1, 2]}
+    [above] = axes.child_axes
+    assert above.get_xlabel() == "step"
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_xlim()  # both beyond what is known
+    assert above.get_xlim() == pytest.approx((10 * low, 30 + 20 * (high - 2)))
+    table.write_text("epoch,step,train_loss_step,train_loss,val_loss\n0,0,3,,\n0,5,2.5,,\n")
+    [axes] = curves(table).axes
+    assert (axes.get_xlabel(), list(axes.lines[0].get_xdata())) == ("step", [0, 5])

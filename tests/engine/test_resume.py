@@ -11,7 +11,7 @@ import toys
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 KINDS = {
-    "mid-epoch checkpoints": ["--every_n_train_steps", "2"],
+    "mid-epoch checkpoints": ["--every_n_train_steps", "2", "--x_axis", "both"],
     "accumulation": ["--every_n_train_steps", "1", "--accumulate_grad_batches", "2"],
     "validation within the epoch": ["--every_n_train_steps", "1", "--val_check_interval", "0.5"],
     "an end by steps": ["--max_steps", "13", "--every_n_train_steps", "2"],
@@ -51,7 +51,7 @@ def points(run: Path) -> dict[str, dict[int, float]]:
     tags = set(events.Tags()["scalars"]) - {"epoch"}  # the test has the number of the epoch that would follow
     curves = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
     for tag, curve in curves.items():
-        assert len(dict(curve)) == len(set(curve)) >= len(curve) - 1, tag  # the step at which it went on, at most
+        assert len(dict(curve)) == len(curve), tag
     return {tag: dict(curve) for tag, curve in curves.items()}
 
 

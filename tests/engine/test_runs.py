@@ -41,13 +41,16 @@ def test_a_run_is_found_by_its_name_which_no_other_may_have(train, capsys) -> No
     assert main.main(["test", "--ckpt_path", "first"]) == wanted
     kept = config(0)
     assert (kept["run_name"], kept["tags"], kept["notes"]) == ("first", ["small", "aug"], "as: before")
-    shown = EventAccumulator(str(ROOT / "version_0")).Reload().Tensors("config/text_summary")[0]
+    shown = EventAccumulator(str(ROOT / "version_0/first")).Reload().Tensors("config/text_summary")[0]
     assert b"run_name: first" in shown.tensor_proto.string_val[0]
     with pytest.raises(SystemExit, match="2"):
         train(*QUICK, "--run_name", "first")
     assert "--run_name first is lightning_logs/version_0: give another" in capsys.readouterr().err
     assert not (ROOT / "version_2").exists()
     main.main(["--ckpt_path", "first", "--max_epochs", "2"])
+    events = EventAccumulator(str(ROOT / "version_0/first")).Reload()  # TensorBoard calls a run by its folder
+    assert [point.step for point in events.Scalars("val_loss")] == [2, 4]
+    assert not list((ROOT / "version_0").glob("events.*"))
     assert (config(0)["run_name"], config(0)["max_epochs"]) == ("first", 2)
     train(*QUICK, "--init_from", "first", "--run_name", "second", "--logger", "csv")
     assert config(2)["run_name"] == "second"
@@ -83,9 +86,9 @@ def test_wandb_and_mlflow_get_name_tags_and_notes(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(loggers, "WandbLogger", lambda **labels: given.update(labels))
     monkeypatch.setattr(loggers.MLFlowLogger, "__init__", lambda self, *args, **labels: given.update(labels, args=args))
     monkeypatch.setattr(loggers.MLFlowLogger, "run_id", "1", raising=False)
-    loggers.load(tmp_path, ["wandb"], "first", ("small",), "as before")
+    loggers.load(tmp_path, ["wandb"], "first", ("small",), "as before", "step")
     assert given.items() >= {"name": "first", "tags": ("small",), "notes": "as before"}.items()
-    loggers.load(tmp_path, ["mlflow"], "first", ("small",), "as before")
+    loggers.load(tmp_path, ["mlflow"], "first", ("small",), "as before", "step")
     assert given["args"][1] == "first"
     assert given["tags"] == {"small": "", "mlflow.note.content": "as before"}
 

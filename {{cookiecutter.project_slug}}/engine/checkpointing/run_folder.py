@@ -191,6 +191,11 @@ def find_named(name: str, root: Path) -> list[Path]:
     return found
 
 
+def event_files(run: Path) -> list[Path]:
+    """TensorBoard's files of a run: in its folder, or in a folder there that is called as its --run_name."""
+    return sorted([*run.glob("events.out.*"), *run.glob("*/events.out.*")])
+
+
 def versions(root: Path) -> list[int]:
     """The numbers of the run folders in `root`."""
     found = (re.fullmatch(r"version_(\d+)", path.name) for path in root.glob("version_*"))

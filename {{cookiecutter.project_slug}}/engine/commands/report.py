@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.checkpointing import run_records
+from engine.checkpointing import run_folder, run_records
 from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.checkpointing.run_records import RunRecord
@@ -92,7 +92,7 @@ def read_run(record: RunRecord, name: str) -> Run | None:
     epoch_of = 1 + points[is_epoch].groupby("step")["value"].first()  # the one that ended there
     ends = metrics[[metric for metric in metrics if _of_epoch(metric) and metric[:4] != "test"]].dropna(how="all")
     epoch = epoch_of.reindex(ends.index).max()
-    seconds = sum(map(_seconds, folder.glob("events.out.tfevents.*")))
+    seconds = sum(map(_seconds, run_folder.event_files(folder)))
     return Run(name, record, metrics, epoch_of, 0 if math.isnan(epoch) else int(epoch), seconds)
 
 
@@ -122,11 +122,11 @@ def _event_points(folder: Path) -> Any:
     import pandas
 
     points: list[tuple[int, str, float]] = []
-    if any(folder.glob("events.*")):
+    if files := run_folder.event_files(folder):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-        for metric in events.Tags()["scalars"]:
+        events = EventAccumulator(str(files[0].parent), size_guidance={"scalars": 0}).Reload()
+        for metric in (one for one in events.Tags()["scalars"] if not one.startswith("by_epoch/")):
             points += ((event.step, metric, event.value) for event in events.Scalars(metric))
     return pandas.DataFrame(points, columns=["step", "metric", "value"])
 

@@ -4,13 +4,14 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from engine.checkpointing import run_folder
 from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically, write_errors
 from engine.cli import config_file
 from engine.errors import UsageError
@@ -25,11 +26,11 @@ def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
 
 
 def load(
-    folder: Path, names: Iterable[str], run_name: str | None, tags: tuple[str, ...], notes: str | None
+    folder: Path, names: Iterable[str], run_name: str | None, tags: tuple[str, ...], notes: str | None, x_axis: str
 ) -> list[Logger]:
     """The named loggers of the run in `folder`; TensorBoard shows run_name, tags and notes among the flags."""
     makers: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoard(folder),
+        "tensorboard": lambda: TensorBoard(folder, run_name, x_axis),
         "csv": lambda: CSVLogger(folder),
         "wandb": lambda: _wandb(folder, name=run_name or folder.name, tags=tags, notes=notes),
         "mlflow": lambda: MLFlow(folder, run_name or folder.name, dict.fromkeys(tags, ""), notes),
@@ -65,11 +66,17 @@ class MLFlow(MLFlowLogger):
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's, which also writes the flags to TensorBoard's HParams page; its metrics come from the curves."""
+    """Lightning's, which also writes the flags to TensorBoard's HParams page; its metrics come from the curves.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
-        self._new = not any(folder.glob("events.*"))
+    TensorBoard calls a run by its folder: the events of one with a --run_name are in a folder of that name in its own.
+    """
+
+    def __init__(self, folder: Path, run_name: str | None, x_axis: str) -> None:
+        self._earlier = run_folder.event_files(folder)
+        place = self._earlier[0].parent if self._earlier else folder / (run_name or "")
+        version = place.relative_to(folder.parent).as_posix()
+        super().__init__(folder.parent, name="", version=version, default_hp_metric=False)
+        self._new, self._x_axis = not self._earlier, x_axis
 
     @property
     def experiment(self) -> Any:
@@ -78,6 +85,7 @@ class TensorBoard(TensorBoardLogger):
         if new:  # its first words cannot wait
             room = Path(self.log_dir) / "events.part"
             with write_errors(room.with_name("events")):
+                room.parent.mkdir(exist_ok=True)
                 append(room, bytes(2**14))
                 room.unlink()
         writer = super().experiment
@@ -98,6 +106,27 @@ class TensorBoard(TensorBoardLogger):
         """Writes hparams.yaml."""
         with optional(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
             super().save()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs values over optimizer steps, those of epochs over epochs, from 1, or over both, as `by_epoch/NAME`."""
+        if self._x_axis != "step" and "epoch" in metrics:
+            of_epoch = {name: value for name, value in metrics.items() if is_of_epoch(name)}
+            by_epoch = {f"by_epoch/{name}": value for name, value in of_epoch.items()}
+            super().log_metrics(by_epoch, int(metrics["epoch"]) + 1)
+            left_out = of_epoch if self._x_axis == "epoch" else {}
+            metrics = {name: value for name, value in metrics.items() if name not in left_out}
+        super().log_metrics(metrics, step)
+
+    def rewind(self, sizes: dict[str, int], step: int) -> None:
+        """Drops what was logged after a checkpoint, of which the events files had these sizes, at an optimizer step."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        for path in self._earlier if sizes else ():  # an earlier version kept none
+            if path.stat().st_size > (size := sizes.get(path.name, 0)):
+                os.truncate(path, size)
+        start = SessionLog(status=SessionLog.START)  # a TensorBoard that runs drops later points
+        self.experiment.file_writer.add_event(Event(session_log=start), step + 1)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
@@ -139,33 +168,34 @@ class EventsFile:
         self.closed = True
 
 
-@rank_zero_only
-def flush(loggers: Iterable[Any]) -> None:
-    """Writes the points that TensorBoard's writer has buffered: a resumed run does not log them again."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.flush()
+def is_of_epoch(name: str) -> bool:
+    """Whether a metric is one of training or validation over a whole epoch."""
+    return name.startswith(("train_", "val_")) and not name.endswith("_step")
 
 
-def rows(loggers: Iterable[Any]) -> int:
-    """The number of rows in metrics.csv."""
-    return next((logger.rows for logger in loggers if isinstance(logger, CSVLogger)), 0)
+def logged(loggers: Iterable[Any]) -> dict[str, Any]:
+    """How much is logged, for a checkpoint: "rows" of metrics.csv, and "events", the bytes of each events file.
 
-
-@rank_zero_only
-def rewind(loggers: Iterable[Any], rows: int, step: int) -> None:
-    """Drops what a run logged after the checkpoint that it resumes from: it will log that again.
-
-    rows: number of rows of metrics.csv at the checkpoint. step: its optimizer step.
+    What TensorBoard's writer has buffered is written first: a resumed run does not log it again.
     """
+    found: dict[str, Any] = {"rows": 0, "events": {}}
+    for logger in loggers if rank_zero_only.rank == 0 else ():  # type: ignore[attr-defined]
+        if isinstance(logger, TensorBoard):
+            logger.experiment.flush()
+            found["events"] = {path.name: path.stat().st_size for path in Path(logger.log_dir).glob("events.out.*")}
+        elif isinstance(logger, CSVLogger):
+            found["rows"] = logger.rows
+    return found
+
+
+@rank_zero_only
+def rewind(loggers: Iterable[Any], checkpoint: dict[str, Any]) -> None:
+    """Drops what a run `logged` after the checkpoint that it resumes from: it will log that again."""
     for logger in loggers:
         if isinstance(logger, CSVLogger):
-            logger.rewind(rows)
-        elif isinstance(logger, TensorBoardLogger):
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-            start = SessionLog(status=SessionLog.START)  # TensorBoard drops later points of earlier files
-            logger.experiment.file_writer.add_event(Event(session_log=start), step + 1)
+            logger.rewind(checkpoint.get("rows", 0))
+        elif isinstance(logger, TensorBoard):
+            logger.rewind(checkpoint.get("events", {}), checkpoint["global_step"])
 
 
 class CSVLogger(Logger):

@@ -77,8 +77,7 @@ class MetricLoggingModule(LightningModule):
         updated = {name: metric for name, metric in self.stage_metrics("").items() if metric.update_called}
         checkpoint["metrics"] = {name: self._gathered_state(metric) for name, metric in updated.items()}
         checkpoint["latest"] = self.latest_metrics
-        loggers.flush(self.loggers)
-        checkpoint["rows"] = loggers.rows(self.loggers)
+        checkpoint |= loggers.logged(self.loggers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
@@ -89,7 +88,7 @@ class MetricLoggingModule(LightningModule):
             if last is not None and 0 <= last <= checkpoint["epoch"]:
                 raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
             self.latest_metrics = dict(checkpoint.get("latest", {}))
-            loggers.rewind(self.loggers, checkpoint.get("rows", 0), checkpoint["global_step"])
+            loggers.rewind(self.loggers, checkpoint)
         here = data_parallel_rank(self.trainer)
         for name, state in checkpoint.get("metrics", {}).items():  # of an epoch that goes on
             if name in self.metrics:

@@ -22,8 +22,8 @@ from engine.features.mirror.storage import connect, list_names, one_line_errors
 _STATE_FILE = "fetched.txt"  # in a run folder: the hash of the remote listing that it was fetched from
 # The files of a run folder; others are not fetched. Of wandb/ not its settings, which name the server of the API key.
 _RUN_FILES = re.compile(
-    r"(config|hparams)\.yaml|metrics\.csv|(metrics|data|environment|folds?|labels)\.json|mirror\.txt|mlflow-run|[^/]+\.png"
-    r"|events\.[^/]+|(slurm|torchrun)-[^/]+|checkpoints/[^/]+\.ckpt(/[^/]+)?|network\.[^/]+|predictions\.[^/]+"
+    r"config\.yaml|metrics\.csv|(metrics|data|environment|folds?|labels)\.json|mirror\.txt|mlflow-run|[^/]+\.png"
+    r"|(\w[\w.+=-]*/)?(hparams\.yaml|events\.[^/]+)|(slurm|torchrun)-[^/]+|checkpoints/[^/]+\.ckpt(/[^/]+)?|network\.[^/]+|predictions\.[^/]+"
     r"|predictions/.+\.png|bad_step_\d+\.pt|[^/]*profile[^/]*\.(txt|json)|mlruns/.+|wandb/[^/]*run-[^/]+-[^/]+/.+"
 )
 
