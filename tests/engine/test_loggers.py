@@ -97,7 +97,7 @@ def test_epochs_as_axis(train, x_axis: str) -> None:
 
 def test_what_a_run_repeats_is_shown_once(train) -> None:
     train("--max_epochs", 3, "--x_axis", "both", "--save_top_k", -1, "--run_name", "first")
-    [early] = (RUN / "checkpoints").glob("best-epoch=0-*")
+    [early] = (RUN / "checkpoints").glob("best-epoch1-*")
     main.main(["--ckpt_path", str(early)])
     events = EventAccumulator(str(RUN / "first")).Reload()
     assert [one.step for one in events.Scalars("by_epoch/val_loss")] == [1, 2, 3]

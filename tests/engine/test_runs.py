@@ -135,7 +135,7 @@ def test_a_line_a_run_says_how_it_ended(train, capsys) -> None:
     assert " first " in lines[1]
     values = pandas.read_csv(ROOT / "version_0/metrics.csv").dropna(subset="val_loss")
     epoch, value = values.loc[values["val_loss"].idxmin(), ["epoch", "val_loss"]]
-    assert f"  2       val_loss {value:.4g} (epoch {epoch:.0f})" in lines[1]
+    assert f"  2       val_loss {value:.4g} (epoch {epoch + 1:.0f})" in lines[1]  # which counts from 0 in metrics.csv
 
     assert [line.split()[0] for line in shown(capsys, "--where", "lr<=0.02")[1:]] == ["version_1", "version_2"]
     assert [line.split()[0] for line in shown(capsys, "--where", "state=failed")[1:]] == ["version_1"]
