@@ -29,6 +29,11 @@ def signature(kind: str, name: str) -> Signature:
         # Output and target of a loss function, none of a loss class; the parameters of an optimiser.
         inputs = [*own.parameters][: 1 if kind == "optimizer" else 0 if isinstance(target, type) else 2]
         return own.without(_NOT_FLAGS[kind].union(inputs))
+    if (kind, name) == ("optimizer", "Muon"):
+        muon = signatures_from_source.find_definition(discovery.ROOT / "engine/training/muon.py", "Muon")
+        both = signatures_from_source.from_source(*muon, keyword_only=True)
+        assert both is not None
+        return both.without(_NOT_FLAGS[kind])
     found = (_losses if kind == "loss" else _optimizers)(name) if name.isidentifier() else {}
     if name not in found:
         known = sorted(_losses() if kind == "loss" else _optimizers())

@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.errors import UsageError
 from engine.lightning_compat import batch_norm_class
-from engine.training.optimizers import matching_parameters
+from engine.training.name_patterns import matching_parameters
 
 _BatchNorm = batch_norm_class()
 

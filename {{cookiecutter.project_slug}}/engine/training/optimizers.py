@@ -1,6 +1,5 @@
 """The optimizer by its name in torch.optim, with parameter groups for learning rates and weight decay."""
 
-import fnmatch
 import re
 from typing import Any
 
@@ -9,8 +8,10 @@ from torch import nn
 
 from engine.cli import discovery
 from engine.errors import UsageError
+from engine.training.muon import Muon
+from engine.training.name_patterns import matching_parameters
 
-_FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}  # have a fused kernel, on the CPU too
+_FUSED = {"Adam", "AdamW", "SGD", "Adagrad", "Muon"}  # have a fused kernel, on the CPU too
 
 
 def build(
@@ -56,16 +57,15 @@ def build(
     for key, factor in factors.items():
         no_decay = no_decay_norm_bias and named[key].dim() < 2
         groups.setdefault((factor, no_decay), []).append(named[key])
+    params = [
+        {"params": parameters, "lr": lr * factor, "name": ",".join(patterns.get(factor, []))}
+        | ({"weight_decay": 0.0} if no_decay else {})
+        for (factor, no_decay), parameters in groups.items()
+    ]
+    if name == "Muon":
+        return Muon(params, module, lr, **options)
     optimizer_class = discovery.find("model", name).load() if "." in name else getattr(torch.optim, name)
-    return optimizer_class(
-        [
-            {"params": parameters, "lr": lr * factor, "name": ",".join(patterns.get(factor, []))}
-            | ({"weight_decay": 0.0} if no_decay else {})
-            for (factor, no_decay), parameters in groups.items()
-        ],
-        lr=lr,
-        **options,
-    )
+    return optimizer_class(params, lr=lr, **options)
 
 
 def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -76,17 +76,3 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     groups = reversed(optimizer.param_groups)
     rates = {re.sub(r"[^-.:/ \w]", "_", group.get("name", "")): group["lr"] for group in groups}
     return {f"lr/{name}" if name else "lr": rate for name, rate in rates.items()}
-
-
-def matching_parameters(module: nn.Module, pattern: str, flag: str) -> list[str]:
-    """The names of the parameters that match: a submodule of the network (`backbone`) or wildcards (`*.bias`).
-
-    Raises:
-        UsageError: there is none; the message names the submodules.
-    """
-    short = {key.removeprefix("network."): key for key, _ in module.named_parameters()}
-    found = [key for name, key in short.items() if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
-    if not found:
-        submodules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in short))
-        raise UsageError(f"--{flag} {pattern}: no parameter has such a name; the network has {submodules}")
-    return found
