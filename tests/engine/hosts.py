@@ -3,12 +3,17 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from paths import HERE, PROJECT
+from pytorch_lightning.utilities import rank_zero_only
 
 NEW = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child"]
 
@@ -97,6 +102,42 @@ class Network:
         """The end of all of them."""
         for host in self.hosts.values():
             host.die()
+
+
+def ranks(number: int, function: Callable[[], int]) -> tuple[int, str]:
+    """Calls a function in forks of this process that find each other as torchrun's do: its result, and what it prints.
+
+    Once one of them returns anything but 0, the others are killed.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": port, "GROUP_RANK": "0"}
+    shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_WORLD_SIZE": "1"}
+    children, status = set[int](), 0
+    with tempfile.TemporaryFile("a+") as out:
+        for rank in map(str, range(number)):
+            if not (child := os.fork()):
+                os.environ |= shared | {"RANK": rank, "LOCAL_RANK": rank}
+                rank_zero_only.rank = int(rank)  # read from the environment when Lightning was imported
+                sys.stdout = sys.stderr = out
+                try:
+                    ended = function()
+                except BaseException:
+                    traceback.print_exc()
+                    ended = 1
+                out.flush()
+                os._exit(ended)
+            children.add(child)
+        while children:
+            child, ended = os.wait()
+            children.discard(child)
+            if ended and not status:
+                status = os.waitstatus_to_exitcode(ended)
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+        out.seek(0)
+        return status, out.read()
 
 
 def torchrun(folder: str, *argv: str, program: Path = PROJECT / "main.py") -> subprocess.CompletedProcess[str]:

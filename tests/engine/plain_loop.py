@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import hosts
 import main
 import torch
 import toys
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 
 FIRST: dict[str, Any] = {
     "batch_size": 16,
+    "devices": 1,
     "accumulate_grad_batches": 1,
     "num_workers": 0,
     "max_epochs": 4,
@@ -40,6 +42,7 @@ FIRST: dict[str, Any] = {
 }
 CHOICES: dict[str, list[Any]] = {
     "batch_size": [8, 24, 40],
+    "devices": [2],
     "accumulate_grad_batches": [2, 3],
     "num_workers": [1],
     "max_epochs": [2, 3, 5, 6],
@@ -98,6 +101,8 @@ class PlainLoop:
         self.best: dict[int, float] = {}  # of the monitored metric, by epoch
         self.least, self.metric, self.stopped, self.done = math.inf, "", False, 0
         self.saved: PlainLoop | None = None
+        self.losses: list[tuple[float, int]] = []  # of the epoch, with their items
+        self.train_loss = math.nan
 
     def change(self, flags: dict[str, Any]) -> None:
         """Takes other flags."""
@@ -134,8 +139,16 @@ class PlainLoop:
                 if window is not windows[-1] and (self.is_over() or (every and self.step % every == 0)):
                     self._save()
             self.epoch, self.batch, self.epochs = self.epoch + 1, 0, self.epoch + 1.0
+            self.train_loss = sum(loss * items for loss, items in self.losses) / sum(items for _, items in self.losses)
+            self.losses = []
             self._validate()
             self._save()
+
+    def goes_on_with(self, flags: dict[str, Any]) -> bool:
+        """Whether the rest of the epoch is the same batches of all ranks with other flags."""
+        sizes = {one["batch_size"] * one["devices"] for one in (self.flags, flags)}
+        items = {self.sampler(one).batch_bounds[self.batch] for one in (self.flags, flags)} if len(sizes) == 1 else {}
+        return len(items) == 1
 
     def is_over(self) -> bool:
         """Whether `max_steps` are taken."""
@@ -147,17 +160,18 @@ class PlainLoop:
 
     def _windows(self) -> list[list[int]]:
         """The numbers of the batches of each step."""
-        number, size = len(self._sampler()), self.flags["accumulate_grad_batches"]
+        number, size = len(self.sampler(self.flags)), self.flags["accumulate_grad_batches"]
         return [list(range(first, min(first + size, number))) for first in range(0, number, size)]
 
-    def _sampler(self) -> ResumableBatchSampler:
-        size = self.flags["batch_size"]
+    def sampler(self, flags: dict[str, Any], rank: int = 0) -> ResumableBatchSampler:
+        """The order of the items of a rank."""
+        size, ranks = flags["batch_size"], flags["devices"]
         return ResumableBatchSampler(
-            self.splits["train"], size, seed=0, shuffle=True, weights=None, rank=0, world_size=1
+            self.splits["train"], size, seed=0, shuffle=True, weights=None, rank=rank, world_size=ranks
         )
 
-    def _batches(self) -> list[list[int]]:
-        sampler = self._sampler()
+    def _batches(self, rank: int) -> list[list[int]]:
+        sampler = self.sampler(self.flags, rank)
         sampler.epoch = self.epoch
         return [[self.splits["train"].indices[place] for place in batch] for batch in sampler]
 
@@ -171,9 +185,11 @@ class PlainLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = _LR * self._rate(steps)
         self.optimizer.zero_grad()
-        batches = self._batches()
-        for number in window:
-            (self._loss(batches[number])[0] / len(window)).backward()
+        ranks = self.flags["devices"]
+        for items in [batches[number] for batches in map(self._batches, range(ranks)) for number in window]:
+            loss = self._loss(items)[0]
+            (loss / len(window) / ranks).backward()
+            self.losses.append((loss.item(), len(items)))
         self.optimizer.step()
         self.step += 1
         self.epochs = self.epoch + (window[0] // self.flags["accumulate_grad_batches"] + 1) / steps
@@ -235,11 +251,15 @@ def draw(number: int) -> tuple[dict[str, Any], int, dict[str, Any]]:
 
 def check(number: int, weights: dict[str, Tensor]) -> str:
     """Runs a case in the working directory: "same" or "refused", or what is wrong. weights: the first ones."""
-    flags, before, changed = draw(number)
+    return compare(*draw(number), weights)
+
+
+def compare(flags: dict[str, Any], before: int, changed: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    """The same for a case: flags, the batch before which the run is cut off, and the flags that change then."""
     loop = PlainLoop(weights)
     loop.change(flags)
     why = refusal(loop, flags, {})
-    status, said = run([*_BASE, *argv(flags)], [CutOff(before)])
+    status, said = run([*_BASE, *argv(flags)], [CutOff(before)], flags["devices"])
     if why or status == 2:
         return "refused" if why and why in said else f"{flags}: {said}, and not {why}"
     loop.train(until=before)
@@ -247,8 +267,8 @@ def check(number: int, weights: dict[str, Tensor]) -> str:
         return "nothing saved"
     loop = loop.saved
     why = refusal(loop, flags | changed, changed)
-    status, said = run(["--ckpt_path", "last", *argv(changed)], [])
-    case = f"case {number}: {flags}, cut off before batch {before}, then {changed}"
+    status, said = run(["--ckpt_path", "last", *argv(changed)], [], (flags | changed)["devices"])
+    case = f"{flags}, cut off before batch {before}, then {changed}"
     if why or status:
         return "refused" if status == 2 and why and why in said else f"{case}: {said}, and not {why}"
     steps = loop.step
@@ -266,6 +286,8 @@ def check(number: int, weights: dict[str, Tensor]) -> str:
         far = max(float((one[f"network.{name}"] - other[name]).abs().max()) for name in other)
         if far > 1e-4:
             return f"{case}: the weights are {far} from those of the plain loop"
+    if abs(last["latest"]["train_loss"] - loop.train_loss) > 1e-4:
+        return f"{case}: train_loss {last['latest']['train_loss']}, and not {loop.train_loss}"
     best = last["callbacks"]["BestCheckpoint"]["best_k_models"]
     epochs = {int(Path(path).name.split("-")[1].removeprefix("epoch")) - 1: float(best[path]) for path in best}
     if epochs.keys() != loop.best.keys() or any(abs(epochs[one] - loop.best[one]) > 1e-4 for one in epochs):
@@ -287,24 +309,32 @@ def refusal(loop: PlainLoop, flags: dict[str, Any], changed: dict[str, Any]) -> 
     total = min(steps * flags["max_epochs"], flags["max_steps"] if flags["max_steps"] >= 0 else math.inf)
     if flags["warmup_steps"] >= total:
         return f"--warmup_steps {flags['warmup_steps']} should be less than the {total} steps of the run"
-    if loop.batch and flags["batch_size"] != before["batch_size"]:
-        return f"the run stopped within an epoch of {before['batch_size']} items a step"
+    if loop.batch and not loop.goes_on_with(flags):
+        devices = f"{before['devices']} device{'s' * (before['devices'] > 1)}"
+        return f"the run stopped within an epoch of --batch_size {before['batch_size']} on {devices}: go on with these"
     if loop.batch and flags["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
         return f"within an epoch of --accumulate_grad_batches {before['accumulate_grad_batches']}"
     return ""
 
 
-def run(words: list[str], callbacks: list[Callback]) -> tuple[int, str]:
+def run(words: list[str], callbacks: list[Callback], devices: int = 1) -> tuple[int, str]:
     """Runs a command line, which may be cut off: its status, and what it printed."""
+    if devices > 1:
+        return hosts.ranks(devices, lambda: status_of(words, callbacks))
     with redirect_stdout(StringIO()) as out, redirect_stderr(out):
-        try:
-            main.main(words, callbacks)
-            status = 0
-        except InterruptedError:
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
+        status = status_of(words, callbacks)
     return status, out.getvalue()
+
+
+def status_of(words: list[str], callbacks: list[Callback]) -> int:
+    """The exit status of a command line, 0 where it is cut off."""
+    try:
+        main.main(words, callbacks)
+    except InterruptedError:
+        return 0
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
 
 
 def first_weights() -> dict[str, Tensor]:

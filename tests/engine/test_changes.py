@@ -1,6 +1,7 @@
 """What may change when a run goes on: it goes on as if it had been so from there, or says that it cannot."""
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -347,6 +348,72 @@ class Tiny(nn.Module):
         centres = torch.tensor([[0.0, 2.0], [2.0, -1.0], [-2.0, -1.0]])
         right = torch.cdist(points, centres).argmin(1)
         return self.scale * nn.functional.one_hot(right, self.num_classes) + 0 * points.sum()
+
+
+# 81 items. Flags, the batch before which the run is cut off, the flags that change, and what becomes of it.
+DEVICES: dict[str, tuple[dict[str, Any], int, dict[str, Any], str]] = {
+    "two at the end of an epoch": ({"every_n_train_steps": None}, 8, {"devices": 2}, "same"),
+    "one at the end of an epoch": ({"devices": 2, "every_n_train_steps": None}, 5, {"devices": 1}, "same"),
+    "two within an epoch": ({}, 4, {"devices": 2, "batch_size": 8}, "same"),
+    "one within an epoch": ({"devices": 2, "batch_size": 8}, 4, {"devices": 1, "batch_size": 16}, "same"),
+    "two within an epoch, of more items a step": ({}, 4, {"devices": 2}, "refused"),
+    "two before a last batch that has other items": ({}, 5, {"devices": 2, "batch_size": 8}, "refused"),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_other_devices_go_on_with_the_same_items(name: str, tmp_path: Path, monkeypatch) -> None:
+    weights = plain_loop.first_weights()
+    (tmp_path / "case").mkdir()
+    monkeypatch.chdir(tmp_path / "case")
+    flags, before, changed, wanted = DEVICES[name]
+    assert plain_loop.compare(plain_loop.FIRST | flags, before, changed, weights) == wanted
+
+
+class Chunked(toys.Blobs):
+    """Points that lie in chunks of ten, which are read one after the other."""
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The chunks in any order."""
+        return torch.cat([chunk * 10 + torch.arange(10) for chunk in torch.randperm(9, generator=generator)])
+
+
+@pytest.mark.parametrize("dataset", ["toys.Endless", "test_changes.Chunked"])
+def test_within_an_epoch_whose_order_follows_from_the_devices_these_stay(dataset: str) -> None:
+    argv = [*TOYS, "--dataset", dataset, "--batch_size", "8", "--every_n_train_steps", "1", "--max_epochs", "2"]
+    with pytest.raises(InterruptedError):
+        main.main([*argv, "--lr_scheduler", "constant"], [Stop(before=2)])
+    told = plain_loop.run(["--ckpt_path", "last", "--devices", "2", "--batch_size", "4"], [], devices=2)
+    assert told[0] == 2
+    assert "the run stopped within an epoch of --batch_size 8 on 1 device: go on with these until" in told[1]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_what_is_measured_of_an_epoch_goes_on_with_other_devices(train, before: int, after: int) -> None:
+    argv = [*TOYS, "--model_name", "toys.Line", "--dataset", "toys.Numbers", "--loss", "mse_loss", "--max_epochs", "1"]
+    argv += [
+        "--every_n_train_steps",
+        "1",
+        "--num_items",
+        "100",
+        "--test_fraction",
+        "0",
+    ]  # 5 batches of 16 and one of 10
+    wanted = main.main([*argv, "--batch_size", "16", "--metrics", "psnr", "r2"])
+
+    def go_on(*metrics: str) -> tuple[int, str]:
+        first = [*argv, "--metrics", *metrics, "--devices", str(before), "--batch_size", str(16 // before)]
+        assert plain_loop.run(first, [Stop(before=3)], before)[0] == 0
+        second = ["--ckpt_path", "last", "--devices", str(after), "--batch_size", str(16 // after)]
+        return plain_loop.run(second, [], after)
+
+    assert go_on("psnr", "r2")[0] == 0
+    told = json.loads(Path("lightning_logs/version_1/metrics.json").read_text())
+    assert told == pytest.approx(wanted, rel=1e-4)
+    if before == 2:
+        status, said = go_on("pearsoncorrcoef")
+        assert status == 2
+        assert "train_pearsoncorrcoef of this epoch is on 2 devices: go on with these until its end" in said
 
 
 @pytest.mark.parametrize("number", range(6))

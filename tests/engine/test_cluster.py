@@ -1,6 +1,7 @@
 """torchrun, on one machine and on several: ranks, links and machines that fail, and the same end all the same."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hosts
+import main
 import pytest
 import torch
 import toys
@@ -159,18 +161,56 @@ def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
-def test_the_command_of_a_run_that_was_cut_off_goes_on_and_that_of_one_that_ended_begins_anew(
-    train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def as_torchrun(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Starts a process for each number of epochs, one after the other, all by one parent, as torchrun would."""
     names = "RANK=0 LOCAL_RANK=0 GROUP_RANK=0 TORCHELASTIC_RESTART_COUNT=0 TORCHELASTIC_RUN_ID=one WORLD_SIZE=1"
     for name in f"{names} LOCAL_WORLD_SIZE=1 GROUP_WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29500".split():
         monkeypatch.setenv(*name.split("="))
+    fork = multiprocessing.get_context("fork")
+
+    def start(*max_epochs: int) -> None:
+        def parent() -> None:
+            for number in max_epochs:
+                child = fork.Process(target=main.main, args=([*TOYS, "--max_epochs", str(number)],))
+                child.start()
+                child.join()
+
+        (started := fork.Process(target=parent)).start()
+        started.join()
+
+    return start
+
+
+def runs() -> dict[str, int]:
+    """The epochs that each run has trained."""
+    found = {}
+    for run in sorted(Path("lightning_logs").glob("version_*")):
+        last = run / "checkpoints" / "last.ckpt"
+        found[run.name] = torch.load(last, weights_only=True)["epoch"] + 1 if last.exists() else 0
+    return found
+
+
+def test_the_command_of_a_run_that_was_cut_off_goes_on_and_that_of_one_that_ended_begins_anew(as_torchrun) -> None:
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr(toys.Net, "each_forward", lambda self: 1 / (not LAST.exists()))
-        with pytest.raises(ZeroDivisionError):
-            train("--max_epochs", 2)
-    train("--max_epochs", 1)  # another one by the same name
-    train("--max_epochs", 2)
-    assert "from lightning_logs/version_0/checkpoints/last.ckpt: lightning_logs/version_0 (" in capsys.readouterr().out
-    train("--max_epochs", 2)
-    assert sorted(path.name for path in Path("lightning_logs").iterdir()) == ["version_0", "version_1", "version_2"]
+        as_torchrun(2)
+    as_torchrun(1)  # another one by the same name
+    assert runs() == {"version_0": 1, "version_1": 1}
+    as_torchrun(2)
+    assert runs() == {"version_0": 2, "version_1": 1}
+    as_torchrun(2)
+    assert runs() == {"version_0": 2, "version_1": 1, "version_2": 2}
+
+
+@pytest.mark.parametrize("count", ["0", "1"])  # a machine does not count the restarts of which another is the cause
+def test_a_process_that_is_started_again_stays_with_the_run_of_its_torchrun(as_torchrun, monkeypatch, count) -> None:
+    as_torchrun(2, 2)  # as where another rank has failed at the very end
+    assert runs() == {"version_0": 2}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(toys.Net, "each_forward", lambda self: 1 / Path("broken").exists())
+        as_torchrun(2, 2)  # they fail before they have saved
+    assert runs() == {"version_0": 2}
+    as_torchrun(2)
+    assert runs() == {"version_0": 2, "version_1": 2}

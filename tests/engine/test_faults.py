@@ -204,7 +204,7 @@ def test_in_mid_epoch_the_batch_size_cannot_change(train, capsys, monkeypatch: p
     train("--max_epochs", 2, "--batch_size", 16, "--every_n_train_steps", 1)
     with pytest.raises(SystemExit, match="2"):
         main.main(["--ckpt_path", "mid.ckpt", "--batch_size", "8"])
-    assert "stopped within an epoch of 16 items a step" in capsys.readouterr().err
+    assert "stopped within an epoch of --batch_size 16 on 1 device: go on with these until" in capsys.readouterr().err
     main.main(["--ckpt_path", "last", "--batch_size", "8", "--max_epochs", "3"])
 
 

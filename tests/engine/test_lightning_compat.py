@@ -118,6 +118,18 @@ def test_keep_dtype() -> None:
     assert copied["mean"].mean_value.device.type == "cpu"
 
 
+def test_merge_ranks() -> None:
+    from torchmetrics import MaxMetric, MeanMetric, PearsonCorrCoef
+    from torchmetrics.image import PeakSignalNoiseRatio
+
+    rows = torch.tensor([1.0, 3.0])
+    assert compat.merge_ranks(MeanMetric(), "mean_value", rows) == 4
+    assert compat.merge_ranks(MaxMetric(), "max_value", rows) == 3
+    assert compat.merge_ranks(PeakSignalNoiseRatio(data_range=1.0), "data_range", torch.ones(2)) == 1
+    assert compat.merge_ranks(PearsonCorrCoef(), "mean_x", rows) is None
+    assert compat.merge_ranks(PearsonCorrCoef(), "mean_x", rows[:1]) == 1
+
+
 def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(Callback, "on_before_backward", lambda *_: calls.append("called"))

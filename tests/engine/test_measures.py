@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from paths import TOYS
 from plain_loop import CutOff
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import IterableDataset
 
 RUN = Path("lightning_logs/version_0")
 
@@ -48,6 +50,17 @@ class Reused(toys.Blobs):
 def test_batches_may_use_the_same_memory(train) -> None:
     argv = ["--max_epochs", 2, "--lr", 0.02, "--batch_size", 4, "--logger", "csv"]
     assert train(*argv, "--dataset", "test_measures.Reused") == train(*argv)
+
+
+class ReusedStream(toys.Endless):
+    """A stream without a length, in batches whose memory is used again."""
+
+    collate_fn = staticmethod(Reused.collate_fn)
+
+
+def test_batches_of_a_stream_may_use_the_same_memory(train) -> None:
+    argv = ["--max_epochs", 2, "--lr", 0.02, "--batch_size", 4, "--lr_scheduler", "constant"]
+    assert train(*argv, "--dataset", "test_measures.ReusedStream") == train(*argv, "--dataset", "toys.Endless")
 
 
 class TooLong(toys.Stream):
@@ -182,18 +195,31 @@ def test_classes_that_do_not_count_may_have_any_number(train) -> None:
     assert told["train_acc"] == pytest.approx((logits.argmax(1) == targets)[count].float().mean().item(), abs=1e-6)
 
 
-def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has(train) -> None:
-    argv = ["--dataset", "test_measures.Marked", "--num_items", 60, "--val_fraction", 0, "--test_fraction", 0]
+class MarkedStream(IterableDataset):
+    """The same as a stream without a length."""
+
+    num_features, num_classes = 2, 3
+
+    def __init__(self, split: str, num_items: int = 60) -> None:
+        self.items = [Marked(num_items)[index] for index in range(num_items)]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("dataset", ["Marked", "MarkedStream"])
+def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_it_has(train, dataset: str) -> None:
+    argv = ["--dataset", f"test_measures.{dataset}", "--num_items", 60]
+    argv += ["--val_fraction", 0, "--test_fraction", 0] if dataset == "Marked" else []
     argv += ["--optimizer", "SGD", "--lr_scheduler", "constant", "--dropout", 0, "--batch_size", 10, "--max_epochs", 1]
     argv += ["--accumulate_grad_batches", 4, "--loss", "test_measures.zeros_too"]
     train(*argv, "--lr", 0)
     plain = network(toys.Net, 2, 3)
     train(*argv, "--lr", 0.5)
     ended = network(toys.Net, 2, 3, run=RUN.with_name("version_1"))
-    loader = DInterface(
-        Marked, {"num_items": 60}, seed=0, batch_size=10, val_fraction=0, test_fraction=0, num_workers=0
-    )
-    batches = list(loader.train_dataloader())
+    kind = {"Marked": Marked, "MarkedStream": MarkedStream}[dataset]
+    data = DInterface(kind, {"num_items": 60}, seed=0, batch_size=10, val_fraction=0, test_fraction=0, num_workers=0)
+    batches = list(data.train_dataloader())
     for window in (batches[:4], batches[4:]):
         plain.zero_grad()
         for points, targets in window:

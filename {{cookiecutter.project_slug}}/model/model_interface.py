@@ -329,10 +329,11 @@ class MInterface(MetricLoggingModule):
     cache_signature(training_step)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        if size > 1 and (rest := batches % size) and self.trainer.fit_loop.batch_idx >= batches - rest:
-            loss = loss * (size / rest)  # Lightning divides by `size` where only `rest` batches are left for a step
         super().backward(loss, *args, **kwargs)
+        size, done = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx + 1
+        if size > 1 and self.trainer.is_last_batch and (rest := done % size):
+            for gradient in (one.grad for one in self.parameters() if one.grad is not None):
+                gradient.mul_(size / rest)  # Lightning has divided by `size` what are only `rest` batches
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if (batch := drop_padding(self.trainer.val_dataloaders, batch, batch_idx)) is not None:

@@ -5,10 +5,11 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
+from lightning_fabric.utilities.data import sized_len
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
@@ -57,6 +58,8 @@ class ResumableLoader:
         self._resume_from: dict[str, Any] = {}
         self._states: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)  # after the latest batches
         self._initial_state = self._stream_state()
+        # Of a stream without a length Lightning fetches the next batch first, which a collate_fn may put in its place.
+        self._read_ahead = self.iterable and num_workers == 0 and sized_len(dataset) is None
         batching: dict[str, Any] = {"dataset": dataset, "batch_size": batch_size}
         if not self.iterable:
             self.epoch_sampler = ResumableBatchSampler(
@@ -82,10 +85,11 @@ class ResumableLoader:
         resume, self._resume_from = self._resume_from, {}
         epoch = self.current_epoch() if self.current_epoch else 0
         start = resume["batches"] if resume.get("epoch") == epoch else 0
-        if start and resume["each"] != self.global_batch_size and start < resume["of"]:
+        if start and start < resume["of"] and self._cuts_otherwise(resume, start):
+            ranks = resume.get("ranks", self.world_size)
             raise UsageError(
-                f"the run stopped within an epoch of {resume['each']} items a step: go on with that --batch_size and "
-                "number of devices until the epoch's end"
+                f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
+                f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
             )
         if start and resume.get("accumulate", self.accumulate) != self.accumulate:
             before = f"--accumulate_grad_batches {resume['accumulate']}"
@@ -108,17 +112,24 @@ class ResumableLoader:
                 return
             if number >= start:
                 self._states.append({"epoch": epoch, "batches": number + 1, **self._stream_state()})
-                yield batch
+                yield _copy(batch) if self._read_ahead else batch
+
+    def _cuts_otherwise(self, resume: dict[str, Any], start: int) -> bool:
+        """Whether the batches from `start` on are not the rest of the epoch that `resume` is of."""
+        if resume["each"] != self.global_batch_size:
+            return True
+        if resume.get("ranks", self.world_size) == self.world_size:
+            return False
+        return self.iterable or self.epoch_sampler.chunked or self.epoch_sampler.batch_bounds[start] != resume["items"]
 
     def _check_length(self, batches: int) -> None:
         """Raises UsageError: a stream has fewer batches than it says, and Lightning waits in vain for their end."""
-        with suppress(TypeError):  # it does not say
-            if batches < len(self):
-                says = f"{type(self.data).__name__} says that it has {len(self.data)} items"  # type: ignore[arg-type]
-                raise UsageError(
-                    f"{says}, which are {len(self)} batches, and gave {batches}: no validation would ever follow; "
-                    "correct its __len__, or leave it out"
-                )
+        if batches < (length := sized_len(self) or 0):
+            says = f"{type(self.data).__name__} says that it has {len(self.data)} items"  # type: ignore[arg-type]
+            raise UsageError(
+                f"{says}, which are {length} batches, and gave {batches}: no validation would ever follow; "
+                "correct its __len__, or leave it out"
+            )
 
     def _stream_state(self) -> dict[str, Any]:
         if not self.iterable or not hasattr(self.data, "state_dict"):
@@ -128,12 +139,14 @@ class ResumableLoader:
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after that many batches of the epoch, for `load_state_dict`: Lightning fetches a batch ahead.
 
-        It holds "epoch", "batches" done, "each" (items of a global batch), "accumulate", "of" (batches of the epoch)
-        and, of a stream that has one, the state of the "dataset".
+        It holds "epoch", "batches" and "items" done by all "ranks", "each" (items of a global batch), "accumulate",
+        "of" (batches of the epoch) and, of a stream that has one, the state of the "dataset".
         """
         state = next((state for state in self._states if state["batches"] == batches), self._states[-1])
-        of = batches + 1 if self.iterable else len(self)
-        return {**state, "each": self.global_batch_size, "accumulate": self.accumulate, "of": of}
+        done = state["batches"]
+        of, items = (batches + 1, 0) if self.iterable else (len(self), self.epoch_sampler.batch_bounds[: done + 1][-1])
+        cut = {"each": self.global_batch_size, "ranks": self.world_size, "items": items, "of": of}
+        return {**state, **cut, "accumulate": self.accumulate}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: DInterface keeps the state. Lightning asks whether a loader has this method."""
@@ -142,6 +155,13 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from `state` when the epoch that it is of begins."""
         self._resume_from = state or self._resume_from
+
+
+def _copy(batch: Any) -> Any:
+    """A batch whose tensors and arrays have memory of their own."""
+    return apply_to_collection(
+        batch, (torch.Tensor, np.ndarray), lambda x: x.clone() if torch.is_tensor(x) else x.copy()
+    )
 
 
 def drop_padding(loader: Any, batch: Any, batch_idx: int) -> Any:

@@ -3,8 +3,10 @@
 No torch here.
 """
 
+import math
 import os
 import re
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,30 @@ def job_id(argv: list[str]) -> str:
 def restarted_run(root: Path, job_id: str) -> str | None:
     """The run folder that this job began before it was restarted, if that has a checkpoint.
 
-    torchrun does not count restarts because a machine came or went: there, any unfinished run is resumed.
+    torchrun does not count restarts because a machine came or went, and each machine counts for itself: there, a run is
+    resumed that has not ended, or has since torchrun was started, as where one rank fails while the others exit.
     """
     restarted = any(int(os.environ.get(f"{launcher}_RESTART_COUNT") or 0) for launcher in ("SLURM", "TORCHELASTIC"))
-    if not job_id or (job_id.startswith("slurm-") and not restarted):
+    by_slurm = job_id.startswith("slurm-")
+    if not job_id or (by_slurm and not restarted):
         return None
-    marks = [path for path in root.glob(f"version_*/{job_id}") if restarted or path.read_text("utf-8") != "ended"]
+    since = 0.0 if by_slurm else _parent_start()
+    marks = [
+        mark
+        for mark in root.glob(f"version_*/{job_id}")
+        if mark.stat().st_mtime > since or mark.read_text("utf-8") != "ended"
+    ]
     saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
+
+
+def _parent_start() -> float:
+    """When the parent process, torchrun's, was started, as `time.time` tells it; infinite where there is no /proc."""
+    stat = Path(f"/proc/{os.getppid()}/stat")
+    if not stat.exists():
+        return math.inf
+    ticks = int(stat.read_text("utf-8").rpartition(")")[2].split()[19])  # since the machine was started
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def process_layout() -> dict[str, Any]:

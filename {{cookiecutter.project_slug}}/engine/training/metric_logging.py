@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from engine.checkpointing.checkpoint_io import check_weights_fit
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.lightning_compat import keep_dtype, mark_as_updated
+from engine.lightning_compat import keep_dtype, mark_as_updated, merge_ranks
 from engine.logging import loggers
 from engine.training import metrics
 
@@ -92,7 +92,7 @@ class MetricLoggingModule(LightningModule):
         here = data_parallel_rank(self.trainer)
         for name, state in checkpoint.get("metrics", {}).items():  # of an epoch that goes on
             if name in self.metrics:
-                _restore(self.metrics[name], state, here.rank, here.size)
+                _restore(name, self.metrics[name], state, here.rank, here.size)
 
     def _gathered_state(self, metric: Metric) -> dict[str, Any]:
         """The states of a metric, of each process; every process has to call it at the same time.
@@ -152,14 +152,16 @@ class MetricBuffer:
                 metric.update(output, target)
 
 
-def _restore(metric: Any, state: dict[str, Any], rank: int, world_size: int) -> None:
-    """Restores a gathered state; with another number of processes the first one gets the sum of all."""
+def _restore(metric_name: str, metric: Any, state: dict[str, Any], rank: int, world_size: int) -> None:
+    """Restores a gathered state; with another number of processes the first one gets that of all."""
     for name, rows in state.items():
         if isinstance(rows, list):
             own = rows[rank : rank + 1] if len(rows) == world_size else rows if rank == 0 else []
             setattr(metric, name, [one.to(metric.device) for row in own for one in row])
         elif len(rows) == world_size:
             setattr(metric, name, rows[rank])
+        elif (merged := merge_ranks(metric, name, rows)) is None:
+            raise UsageError(f"{metric_name} of this epoch is on {len(rows)} devices: go on with these until its end")
         elif rank == 0:
-            setattr(metric, name, rows.sum(0))
+            setattr(metric, name, merged)
     mark_as_updated(metric)
