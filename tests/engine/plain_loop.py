@@ -309,10 +309,12 @@ def refusal(loop: PlainLoop, flags: dict[str, Any], changed: dict[str, Any]) -> 
     total = min(steps * flags["max_epochs"], flags["max_steps"] if flags["max_steps"] >= 0 else math.inf)
     if flags["warmup_steps"] >= total:
         return f"--warmup_steps {flags['warmup_steps']} should be less than the {total} steps of the run"
-    if loop.batch and not loop.goes_on_with(flags):
+    if not loop.batch or 0 <= flags["max_steps"] <= loop.step:  # nothing is left of it
+        return ""
+    if not loop.goes_on_with(flags):
         devices = f"{before['devices']} device{'s' * (before['devices'] > 1)}"
         return f"the run stopped within an epoch of --batch_size {before['batch_size']} on {devices}: go on with these"
-    if loop.batch and flags["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
+    if flags["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
         return f"within an epoch of --accumulate_grad_batches {before['accumulate_grad_batches']}"
     return ""
 
