@@ -46,7 +46,7 @@ engine/launch/cluster_job.py engine/launch/data_parallel_rank.py engine/launch/s
 engine/launch/terminal.py engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py
 engine/logging/__init__.py engine/logging/loggers.py engine/logging/progress.py engine/training/__init__.py
 engine/training/answers.py engine/training/early_stopping.py engine/training/gradient_guard.py
-engine/training/hardware.py engine/training/losses.py engine/training/lr_schedulers.py
+engine/training/hardware.py engine/training/loaded_run.py engine/training/losses.py engine/training/lr_schedulers.py
 engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py engine/training/name_patterns.py
 engine/training/optimizers.py engine/training/own_components.py engine/training/step_seeding.py
 engine/training/step_timer.py engine/training/trainer_actions.py main.py model/__init__.py model/lenet.py
@@ -124,7 +124,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 12700), ("core", 7980)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 12810), ("core", 8100)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

@@ -1,7 +1,8 @@
 """Recipes and cheat sheet: every command runs as it stands on the page, in order, in a project baked for that page.
 
-A block of bash is run. One of python or yaml whose first line is `# path` is a file to write. One of text is what the
-block of bash before it prints, among other lines; `...` stands for anything. A block of no language is only read.
+A block of bash is run. One of python or yaml whose first line is `# path` is a file to write; one of python that begins
+with `# %%` is a cell of a notebook. One of text is what the block of bash before it prints, or the cells do, among
+other lines; `...` stands for anything. A block of no language is only read.
 """
 
 import os
@@ -10,7 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 from cookiecutter.main import cookiecutter
 
@@ -24,8 +27,11 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 def follow(page: Path, project: Path, template: Path) -> None:
     """Does what a page says in a project."""
     environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
-    printed = ""
+    printed, cells = "", list[Any]()
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if block.startswith("# %%\n"):
+            cells.append(nbformat.v4.new_code_cell(block))
+            continue
         named = re.match(r"# (\S+/?\S*\.\w+)\n", block)
         if language in ("python", "yaml"):
             assert named, f"{page.name}: a block of {language} begins with the name of its file\n{block}"
@@ -37,9 +43,19 @@ def follow(page: Path, project: Path, template: Path) -> None:
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"
         elif language == "text":
+            printed = run_cells(cells, project) if cells else printed
             for line in block.splitlines():
                 pattern = re.escape(line.strip()).replace(r"\.\.\.", ".*")
                 assert re.search(pattern, printed), f"{page.name}: nothing like {line!r} in\n{printed}"
+
+
+def run_cells(cells: list[Any], folder: Path) -> str:
+    """What the cells of a notebook print, one after the other in one kernel."""
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "page.ipynb")
+    done = run("jupyter-execute", "--inplace", "page.ipynb", cwd=folder)  # nbclient's
+    assert done.returncode == 0, done.stdout + done.stderr
+    outputs = [one for cell in nbformat.read(folder / "page.ipynb", 4).cells for one in cell.get("outputs", [])]
+    return "".join(one.get("text", "") for one in outputs)
 
 
 @pytest.fixture(scope="module")

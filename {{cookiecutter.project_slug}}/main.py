@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
+    from engine.training.loaded_run import LoadedRun
 
 SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to 10: the same in every report
 
@@ -127,6 +128,24 @@ def run(
         run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
     run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)
     return model.latest_metrics
+
+
+def load(ckpt_path: str, *argv: str) -> "LoadedRun":
+    """A trained run, for a notebook: its network, its data, its flags, and `predict`.
+
+    ckpt_path: as of --ckpt_path. argv: further flags, such as "--data_dir", "elsewhere".
+    """
+    from data import DInterface
+    from engine.checkpointing.run_folder import run_of
+    from engine.training.loaded_run import LoadedRun
+    from model import MInterface
+
+    settings = parse(["test", "--ckpt_path", ckpt_path, *argv])
+    assert settings.ckpt_path
+    data = DInterface.from_settings(settings)
+    model = MInterface.from_settings(settings, data)
+    load_features(run_of(settings.ckpt_path) or Path(), model, data, settings.arguments)  # one of them checks the data
+    return LoadedRun(model, data, settings.flags, settings.ckpt_path)
 
 
 def load_callbacks(

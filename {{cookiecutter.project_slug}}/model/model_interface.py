@@ -372,14 +372,18 @@ class MInterface(MetricLoggingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
         self.trainer.precision_plugin.convert_module(self)
-        answer = checkpoint.get("answer", {})
-        self.answer.class_dim = self.answer.class_dim or answer.get("class_dim")
-        if answer.get("task") == "none":
-            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+        self.restore_answer(checkpoint)
         for name, state in checkpoint.get("metrics", {}).items():  # parts of the loss
             if state.keys() == {"total", "items"}:
                 self._part_metric(name)
         super().on_load_checkpoint(checkpoint)
+
+    def restore_answer(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over what training has found the output to mean."""
+        answer = checkpoint.get("answer", {})
+        self.answer.class_dim = self.answer.class_dim or answer.get("class_dim")
+        if answer.get("task") == "none":
+            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
 
     def configure_callbacks(self) -> list[Callback]:
         if self.schedule["lr_scheduler"] != "plateau":

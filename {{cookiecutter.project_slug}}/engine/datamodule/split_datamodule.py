@@ -121,6 +121,12 @@ class SplitDataModule(LightningDataModule):
         dataset = dataset if dataset is not None else self.split("train")
         return num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
 
+    def image_opener(self) -> Callable[[str], torch.Tensor] | None:
+        """How the dataset makes an input of an image file: its own `open_image`, or `loader` and `transform`."""
+        load, transform = self.attribute("loader"), self.attribute("transform")
+        both = (lambda path: transform(load(path))) if load and transform else None
+        return self.attribute("open_image") or both
+
     def restore(self) -> bool:
         """Takes the dataset as the checkpoint's run kept it, in place of its files; returns whether that can be done.
 

@@ -8,11 +8,16 @@ from typing import Any
 
 
 def is_terminal() -> bool:
-    """Whether standard output is a terminal; it may be None, closed, or of a kind of its own, as in a notebook."""
+    """Whether standard output is a terminal, or a notebook's; it may be None, closed, or of a kind of its own."""
     try:
-        return bool(sys.stdout.isatty())
+        return bool(sys.stdout.isatty()) or is_notebook()
     except (AttributeError, ValueError):
         return False
+
+
+def is_notebook() -> bool:
+    """Whether this is the kernel of a notebook, whose output is no terminal and takes a progress bar all the same."""
+    return hasattr(sys.stdout, "pub_thread")  # ipykernel's stream has one
 
 
 @contextmanager

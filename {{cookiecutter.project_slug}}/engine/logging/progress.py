@@ -6,6 +6,10 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from tqdm.std import tqdm as text_bar
+
+from engine.launch.terminal import is_notebook
 
 
 class ProgressBar(TQDMProgressBar):
@@ -21,6 +25,11 @@ class ProgressBar(TQDMProgressBar):
             return sys.maxsize
         self._drawn = now
         return 1
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No second bar in a notebook without ipywidgets: text cannot go back to the line above."""
+        as_text = Tqdm.display is text_bar.display
+        return Tqdm(disable=True) if is_notebook() and as_text else super().init_validation_tqdm()
 
     def on_train_epoch_start(self, trainer: Trainer, *unused: Any) -> None:
         super().on_train_epoch_start(trainer)

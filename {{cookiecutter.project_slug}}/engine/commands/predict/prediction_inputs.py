@@ -15,12 +15,15 @@ from engine.errors import UsageError
 def prediction_dataset(data: Any, images: str | None, rows: str | None) -> Dataset[Any] | None:
     """The dataset that --images or --rows means; None where neither is given.
 
-    Raises: UsageError: both are.
+    Raises: UsageError: both are, or the dataset opens no images.
     """
     if images is not None and rows is not None:
         raise UsageError("--images and --rows are two commands")
     if images is not None:
-        return ImageFiles(Path(images), image_opener(data))
+        if (open_image := data.image_opener()) is None:
+            method = "open_image(path), a static method that makes of an image file what the network takes"
+            raise UsageError(f"--images: {data.dataset_class.__name__} has no {method}")
+        return ImageFiles(Path(images), open_image)
     return FileRows(data, rows) if rows is not None else None
 
 
@@ -103,12 +106,3 @@ class FileRows(TensorDataset):
         if not len(inputs):
             raise UsageError(f"--rows {path}: there is no row in it")
         super().__init__(inputs, torch.zeros(len(inputs)))
-
-
-def image_opener(data: Any) -> Callable[[str], Tensor]:
-    """How the dataset makes an input of an image file: its own `open_image`, or `loader` and `transform`."""
-    open_image, load, transform = (data.attribute(name) for name in ("open_image", "loader", "transform"))
-    if open_image is None and not (load and transform):
-        method = "open_image(path), a static method that makes of an image file what the network takes"
-        raise UsageError(f"--images: {data.dataset_class.__name__} has no {method}")
-    return open_image or (lambda path: transform(load(path)))

@@ -1,0 +1,71 @@
+"""LoadedRun: the trained network of a run, with its data and its flags, for a notebook or a program of one's own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpointing import checkpoint_io
+from engine.errors import UsageError
+from engine.training.answers import main_output
+
+
+class LoadedRun:
+    """What a checkpoint holds, on the CPU and in evaluation mode.
+
+    network: the nn.Module, or the MInterface of a system without one. data: the DInterface; data.split("train"), "val"
+    and "test" are its datasets. config: every flag.
+
+    Raises: UsageError: the weights are not the network's.
+    """
+
+    def __init__(self, model: Any, data: Any, config: dict[str, Any], ckpt_path: Path) -> None:
+        checkpoint = checkpoint_io.load(ckpt_path)
+        if hasattr(model, "restore_answer"):
+            model.restore_answer(checkpoint)
+        checkpoint_io.check_weights_fit(model, weights := checkpoint["state_dict"])
+        model.load_state_dict(weights)
+        self._model, self.data, self.config = model.eval(), data, config
+        self.network = getattr(model, "network", None) or model
+
+    def predict(self, inputs: Any) -> Any:
+        """What `predict` writes: probabilities of classes (N, C) or of yes (N, ...), or values in their unit (N, ...).
+
+        inputs: a tensor (N, ...) as the items of the data are, or a tuple of several for a network of several inputs;
+            an image file, or a list of such, which the dataset opens; or a file of rows, where it opens such.
+
+        Returns: a tensor; of a network of several outputs, a dict of these.
+        Raises: UsageError: the dataset opens no such files.
+        """
+        tensors = self._open(inputs)
+        batches = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
+        with torch.inference_mode():
+            answers = [self._answer(batch) for batch in batches]
+        if isinstance(answers[0], dict):
+            return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
+        return torch.cat(answers)
+
+    def _open(self, inputs: Any) -> tuple[Tensor, ...]:
+        if isinstance(inputs, Tensor):
+            return (inputs,)
+        if isinstance(inputs, tuple) and all(isinstance(one, Tensor) for one in inputs):
+            return inputs
+        paths = [inputs] if isinstance(inputs, (str, Path)) else [*inputs] if isinstance(inputs, Iterable) else []
+        if not paths or not all(isinstance(path, (str, Path)) for path in paths):
+            raise UsageError(f"predict takes tensors or names of files, and no {type(inputs).__name__}")
+        if (open_image := self.data.image_opener()) is not None:
+            return (torch.stack([open_image(str(path)) for path in paths]),)
+        if (open_rows := self.data.attribute("open_rows")) is not None:
+            return (torch.cat([torch.as_tensor(open_rows(str(path))[1]) for path in paths]),)
+        raise UsageError(f"{self.data.dataset_class.__name__} opens no files: it has neither open_image nor open_rows")
+
+    def _answer(self, batch: tuple[Tensor, ...]) -> Any:
+        outputs = self._model.predict_step((*batch, torch.zeros(len(batch[0]))), 0)  # a 0 for the target
+        if heads := getattr(self._model, "heads", {}):
+            return {name: head.answer.probabilities(outputs[name]) for name, head in heads.items()}
+        answer = self._model.predicts
+        values = answer.probabilities(main_output(outputs))
+        invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
+        return values if invert is None else invert(values)
