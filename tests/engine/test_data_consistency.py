@@ -76,6 +76,28 @@ def test_items_that_have_changed_are_refused(train, change: str, knows: str, lon
     assert "--new_data is for validate, test and predict" in capsys.readouterr().err
 
 
+class Files(toys.Blobs):
+    """Points, each in a file of its name."""
+
+    def __init__(self, data_dir: str = ".") -> None:
+        self.paths = sorted(map(str, Path(data_dir).glob("*.txt")))
+        super().__init__(len(self.paths))
+
+
+@pytest.mark.parametrize("edit", ["renumbered", "longer"])
+def test_files_of_the_same_names_with_another_content_are_refused(train, edit: str, capsys) -> None:
+    paths = [Path(f"{number:03}.txt") for number in range(300)]
+    for path in paths:
+        path.write_text(f"point {path}")
+    train("--dataset", "test_data_consistency.Files", "--max_epochs", 1)
+    main.main(["test", "--ckpt_path", "last"])
+    for path, other in zip(paths, reversed(paths), strict=True):
+        path.write_text(f"point {other}" if edit == "renumbered" else f"point {path} again")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", "last"])
+    assert "the test split has other items" in capsys.readouterr().err
+
+
 def test_a_lone_checkpoint_knows_its_classes(train, monkeypatch, capsys) -> None:
     train("--max_epochs", 1, "--dataset", "toys.Named")
     shutil.copy(RUN / "checkpoints" / "last.ckpt", "moved.ckpt")

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data._images import is_image, numbers, read
-from engine.datamodule.splits import split_indices
+from engine.datamodule.splits import hash_files, split_indices
 from engine.errors import UsageError
 
 
@@ -91,6 +91,7 @@ class PairedImages(Dataset):
         splits = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | splits
         self.pairs = splits[split]
         self.paths = [str(path) for path, _ in self.pairs]
+        self.fingerprint = hash_files([beside for _, beside in self.pairs])
         drawn = [v2.RandomCrop(img_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
         self.cut = v2.Compose(drawn if split == "train" else [v2.CenterCrop(img_size)])
         # input = pixel / 255, at `scale` times less than the size of what comes out
