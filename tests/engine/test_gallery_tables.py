@@ -189,7 +189,7 @@ def test_parquet_says_the_same_as_csv(small: dict[str, Any]) -> None:
 )
 def test_what_kind_of_target_it_is(column: str, task: str | None, kind: torch.dtype) -> None:
     Path("table.csv").write_text("x,target\n" + "".join(f"{at},{one}\n" for at, one in enumerate(column.split())))
-    assert table(split="train", task=task, test_fraction=0, val_fraction=0).targets.dtype == kind
+    assert table(split="train", target_kind=task, test_fraction=0, val_fraction=0).targets.dtype == kind
 
 
 def test_without_validation() -> None:
@@ -207,7 +207,7 @@ WRONG = {
     "'part' says ['elsewhere'], not train, val or test": ["--split_column", "part"],
     "there is no nothing.csv (--data_dir, --table). . has: numbers.csv, table.csv": ["--table", "nothing.csv"],
     "there is no nowhere/table.csv: no folder nowhere (--data_dir, --table)": ["--data_dir", "nowhere"],
-    "has texts in 'kind'": ["--task", "number"],
+    "has texts in 'kind'": ["--target_kind", "number"],
     "--balanced needs a class for each item, which CsvTable does not have": [
         *["--target", "size", "--split_column", "none", "--table", "numbers.csv", "--loss", "mse_loss", "--balanced"]
     ],

@@ -244,7 +244,26 @@ class System(MInterface):
         self.got = (self.lr, width)
 """,
 }
-for _name in ("config", "model_name", "rows", "images", "format", "freeze", "strategy", "patience", "print_config"):
+for _name in (
+    "config",
+    "model_name",
+    "rows",
+    "images",
+    "format",
+    "freeze",
+    "strategy",
+    "patience",
+    "print_config",
+    "task",
+    "loss",
+    "metrics",
+    "optimizer",
+    "lr_scheduler",
+    "class_weights",
+    "balanced",
+    "precision",
+    "mixup",
+):
     NETWORKS[f"clash_{_name}"] = f"""
 class Clash{_name.title()}(Base):
     def __init__(self, num_features: int, num_classes: int, {_name}: str = "n"):

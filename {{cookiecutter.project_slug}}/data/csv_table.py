@@ -44,7 +44,7 @@ class CsvTable(Dataset):
         split: str,
         table: str = "table.csv",
         target: str = "target",
-        task: Literal["classes", "number"] | None = None,
+        target_kind: Literal["classes", "number"] | None = None,
         scale_target: bool = False,
         drop: tuple[str, ...] = (),
         id_column: str | None = None,
@@ -64,7 +64,7 @@ class CsvTable(Dataset):
             split: "train", "val" or "test".
             table: the file, below data_dir; .parquet is read as Parquet, anything else as CSV.
             target: the column to predict from the others.
-            task: classes or number; none takes a target with fractions, or of over 20 whole numbers, for a number.
+            target_kind: classes or number; none takes a target with fractions, or over 20 whole numbers, for a number.
             scale_target: learn (target - mean) / std of the train split instead of a number as it stands. The loss is
                 of the scaled numbers; metrics, pictures and predictions are in the unit of the file.
             drop: columns to leave out.
@@ -97,7 +97,7 @@ class CsvTable(Dataset):
         if not _is_number(told) and "--decimal" in (reading := _other_reading(told.unique().tolist(), self.decimal)):
             raise UsageError(f"{path}: {target!r} {reading}")
         whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
-        kinds = sorted(told.unique()) if task == "classes" or (task is None and whole) else []
+        kinds = sorted(told.unique()) if target_kind == "classes" or (target_kind is None and whole) else []
         numbers = told.map({kind: number for number, kind in enumerate(kinds)}) if kinds else None
         part = np.empty(len(rows), dtype=object)
         cut = numbers.tolist() if numbers is not None and stratify else None
@@ -127,7 +127,7 @@ class CsvTable(Dataset):
             self.classes, self.num_classes = _names(kinds, told, rows[target]), len(kinds)
             self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
         elif not _is_number(told):
-            raise UsageError(f"--task number: {path} has texts in {target!r}")
+            raise UsageError(f"--target_kind number: {path} has texts in {target!r}")
         else:
             if scale_target:
                 self.scale = float(told[learn.index].mean()), float(told[learn.index].std(ddof=0)) or 1.0

@@ -19,9 +19,9 @@ SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "stratify"}
 _TRAINER_NOT_FLAGS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
 _TRAINER_NOT_FLAGS |= {"enable_checkpointing", "enable_model_summary", "barebones"}
 _DATASET_NOT_FLAGS = {"split", "train", "download", "root"}  # filled by DInterface
-# Groups whose flags an argument of a network or a dataset may share, as far as they are about the training itself.
-_SHARED = ("dataset", "data", "network", "system", "schedule", *TORCH_GROUPS)
-_SHARED_OF_RUN = {"seed", "max_epochs", "log_every_n_steps"}
+# Flags that an argument of a network or a dataset may share, as they mean the same there.
+_SHARED = {"seed", "max_epochs", "log_every_n_steps", "batch_size", "num_workers", "data_dir", "val_fraction"}
+_SHARED |= {"test_fraction", "stratify", "lr", "weight_decay", "warmup_steps", "warmup_epochs"}
 _WORDS = ("config", "print_config", "help", "help_all")
 # What a flag is called elsewhere -> here.
 _OTHER_NAMES = {
@@ -178,9 +178,9 @@ def _refuse_clashes(groups: dict[str, Signature]) -> None:
         name: f"the command {command}" for command in commands() for name in command_flags(command)
     }
     for key, group in groups.items():
-        if key not in (*_SHARED, "action"):
+        if key not in ("dataset", "network", "action", *TORCH_GROUPS):
             owner = f"engine/features/{key}" if key in features() else "the Trainer" if key == "trainer" else "main.py"
-            taken |= dict.fromkeys(group.parameters.keys() - (_SHARED_OF_RUN if key == "run" else set()), owner)
+            taken |= dict.fromkeys(group.parameters.keys() - _SHARED, owner)
     for key in ("network", "dataset"):
         for name in groups[key].parameters if key in groups else ():
             if name in taken:
@@ -189,11 +189,14 @@ def _refuse_clashes(groups: dict[str, Signature]) -> None:
 
 
 def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature]) -> Signature:
-    """The same, with an argument that another group has with another default renamed to `optimizer_NAME`, say."""
+    """The same; an argument that the network has too, or another group with another default, is `optimizer_NAME`."""
     renamed = {}
     for name, one in signature.parameters.items():
-        others = [group.parameters[name] for group in groups.values() if name in group.parameters]
-        flag = name if all(other.default == one.default for other in others) else f"{kind}_{name}"
+        others = [
+            group.parameters[name] for key, group in groups.items() if name in group.parameters and key != "network"
+        ]
+        own = "network" in groups and name in groups["network"].parameters
+        flag = f"{kind}_{name}" if own or any(other.default != one.default for other in others) else name
         renamed[flag] = one._replace(name=flag)
     return signature._replace(parameters=renamed)
 

@@ -12,11 +12,13 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
+from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from engine.errors import UsageError
+from engine.cli.value_ranges import range_error
+from engine.errors import UsageError, nearest
 from engine.launch import cluster_job, torchrun
 from engine.lightning_compat import (
     count_epochs,
@@ -149,7 +151,13 @@ def make_trainer(
             enable_model_summary=False,  # printed at the start in one line
             use_distributed_sampler=False,  # the loaders of DInterface know their rank
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ModuleNotFoundError) as error:
+        known = ["auto", *sorted(StrategyRegistry.available_strategies())]
+        if strategy and strategy not in known:
+            usable = [one for one in known if not range_error("strategy", one, ["trainer"])]
+            raise UsageError(
+                f"--strategy {strategy}{nearest(strategy, usable)}; there are: {', '.join(usable)}"
+            ) from error
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     skip_sigterm_broadcast(trainer)
     count_epochs(trainer)
