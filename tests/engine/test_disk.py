@@ -16,6 +16,7 @@ import main
 import pytest
 import torch
 import toys
+from data import DInterface
 from engine.checkpointing.find_checkpoint import find_checkpoint
 from paths import PROJECT, TOYS
 from pytorch_lightning import LightningModule, Trainer
@@ -65,6 +66,31 @@ def test_what_found_no_room_is_made_up_when_there_is_some(train, capsys, monkeyp
     assert len(wanted) == 6
     assert [step for step, _ in points("val_loss")] == [step for step, _ in wanted]
     assert [value for _, value in points("val_loss")] == pytest.approx([value for _, value in wanted])
+
+
+def test_tensorboards_first_words_wait_for_room_too(train, capsys, monkeypatch) -> None:
+    """The disk is full when its file is begun."""
+    allowed, found = resource.getrlimit(resource.RLIMIT_FSIZE), list[int]()
+
+    def fill(self: DInterface) -> None:
+        if not found:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, allowed[1]))
+
+    def make_room(self: DInterface, stage: str) -> None:
+        found.append(sum(path.stat().st_size for path in RUN.glob("events.*")))
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+
+    monkeypatch.setattr(DInterface, "prepare_data", fill)
+    monkeypatch.setattr(DInterface, "setup", make_room)
+    try:
+        train("--max_epochs", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert [step for step, _ in points("val_loss")] == [2, 4]
+    assert found[0] == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("cannot write lightning_logs/version_0/events.")
+    assert line.endswith("File too large; the run goes on")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "environment.json", "curves.png", "confusion_matrix.png"])

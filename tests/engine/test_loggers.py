@@ -1,12 +1,17 @@
 """Where the metrics go: what real TensorBoard answers, and loggers whose package is not there."""
 
 import csv
+import gc
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +20,8 @@ from typing import Any
 
 import main
 import pytest
+from paths import TOYS
+from pytorch_lightning.callbacks import LambdaCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 RUN = Path("lightning_logs/version_0")
@@ -134,6 +141,39 @@ def test_mlflow_keeps_the_run_in_its_folder_and_goes_on(train, monkeypatch: pyte
     values = [float(line.split()[1]) for line in file.read_text().splitlines()]
     assert len(values) == 2
     assert values[-1] == pytest.approx(metrics["val_loss"])
+
+
+def test_many_runs_in_one_process_leave_nothing_behind() -> None:
+    """No thread, open file, shared memory or handler of signals, and no trainer with its network and its data."""
+    trainers: list[Any] = []
+
+    def keep(trainer: Any, *_: Any) -> None:
+        trainers.append(weakref.ref(trainer))
+
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    left = []
+    for number in range(5):
+        argv = ["--max_epochs", "2", "--log_grad_norm", "--num_workers", str(2 * (number % 2))]
+        main.main([*TOYS, *argv], [LambdaCallback(on_fit_start=keep)])
+        gc.collect()
+        left.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
+    assert left[1] == left[2] == left[3] == left[4]  # the first one imports what it needs
+    assert [trainer() for trainer in trainers] == [None] * 5
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+
+
+def test_what_a_program_logs_by_itself_is_in_the_runs_folder() -> None:
+    """Several curves in one figure are files of their own."""
+
+    def log(trainer: Any, *_: Any) -> None:
+        trainer.loggers[0].experiment.add_scalars("acc", {"a": 1.0, "b": 2.0}, 0)
+
+    threads = threading.active_count()
+    main.main([*TOYS, "--max_epochs", "1"], [LambdaCallback(on_train_start=log)])
+    assert threading.active_count() == threads
+    main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+    assert EventAccumulator(str(RUN / "acc_a")).Reload().Scalars("acc")[0].value == 1
+    assert len(list(RUN.glob("events.*"))) == 2
 
 
 def test_no_logger_at_all(train) -> None:

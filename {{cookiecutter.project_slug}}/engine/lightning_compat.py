@@ -111,14 +111,29 @@ def set_process_group_timeout(strategy: Any, timeout: timedelta) -> None:
         strategy._timeout = timeout
 
 
-def replace_events_file(writer: Any, file_type: Any) -> None:
-    """Has a SummaryWriter write to another kind of file, made of the path of its own, which ends a run on a full disk.
+def summary_writer(folder: Path, event_writer: Any) -> Any:
+    """A SummaryWriter that hands its events to `event_writer`, also again after it is closed.
 
-    Its thread ends at the first error, which the next call raises, and no argument takes a file.
+    Its own opens a file and starts a thread, which ends the run at the first write that fails; no argument takes
+    another.
     """
-    events = writer.file_writer.event_writer
-    events._general_file_writer.close()
-    events._async_writer._writer._writer = file_type(Path(events._file_name))
+    from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+    class Files(FileWriter):
+        def __init__(self) -> None:
+            self.event_writer = event_writer
+
+        def get_logdir(self) -> str:
+            return str(folder)
+
+    class Writer(SummaryWriter):
+        def _get_file_writer(self) -> Any:
+            if self.file_writer is None:
+                self.file_writer = Files()
+                self.all_writers = {self.get_logdir(): self.file_writer}
+            return self.file_writer
+
+    return Writer(str(folder))
 
 
 def shut_down_workers(loader: Any) -> None:

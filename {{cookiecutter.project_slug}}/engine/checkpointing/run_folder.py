@@ -193,7 +193,7 @@ def find_named(name: str, root: Path) -> list[Path]:
 
 def event_files(run: Path) -> list[Path]:
     """TensorBoard's files of a run: in its folder, or in a folder there that is called as its --run_name."""
-    return sorted([*run.glob("events.out.*"), *run.glob("*/events.out.*")])
+    return sorted(run.glob("events.out.*")) or sorted(run.glob("*/events.out.*"))
 
 
 def versions(root: Path) -> list[int]:

@@ -23,19 +23,23 @@ class SignalListener:
     def __init__(self) -> None:
         self.received, self.defer = 0, False
         self._local = 0  # the signal that this rank got
-        self._previous_handlers: dict[int, Any] = {}
+        self._installed = False
+        # Those before a Trainer's, which Lightning takes away before `restore`: set again, they would swallow SIGTERM.
+        self._previous_handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self._calls, self._calls_between, self._asked_at = 0, 1, time.monotonic()
 
     def install(self) -> None:
         """Sets the handlers, in the main thread alone: Python allows no other."""
-        if not self._previous_handlers and threading.current_thread() is threading.main_thread():
-            self._previous_handlers = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        if not self._installed and threading.current_thread() is threading.main_thread():
+            self._installed = True
+            for signum in SIGNALS:
+                signal.signal(signum, self._handle)
 
     def restore(self) -> None:
         """Sets the handlers that were there before."""
-        for signum, handler in self._previous_handlers.items():
+        for signum, handler in self._previous_handlers.items() if self._installed else ():
             signal.signal(signum, handler)
-        self._previous_handlers, self.defer = {}, False
+        self._installed = self.defer = False
 
     def _handle(self, signum: int, frame: Any) -> None:
         if self._local or not self.defer:

@@ -3,19 +3,23 @@
 import csv
 import importlib.util
 import io
+import itertools
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically, write_errors
+from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically
 from engine.cli import config_file
 from engine.errors import UsageError
-from engine.lightning_compat import replace_events_file
+from engine.lightning_compat import summary_writer
 
 
 def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
@@ -74,37 +78,26 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, folder: Path, run_name: str | None, x_axis: str) -> None:
         self._earlier = run_folder.event_files(folder)
         place = self._earlier[0].parent if self._earlier else folder / (run_name or "")
-        version = place.relative_to(folder.parent).as_posix()
-        super().__init__(folder.parent, name="", version=version, default_hp_metric=False)
-        self._new, self._x_axis = not self._earlier, x_axis
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        self.folder, self._new, self._x_axis = place, not self._earlier, x_axis
 
     @property
-    def experiment(self) -> Any:
-        """The SummaryWriter; on a full disk its events wait for room."""
-        new = self._experiment is None and rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        if new:  # its first words cannot wait
-            room = Path(self.log_dir) / "events.part"
-            with write_errors(room.with_name("events")):
-                room.parent.mkdir(exist_ok=True)
-                append(room, bytes(2**14))
-                room.unlink()
-        writer = super().experiment
-        if new:
-            replace_events_file(writer, EventsFile)
-        return writer
+    def log_dir(self) -> str:
+        """The folder of the events; Lightning's fills in what looks like a variable in its name."""
+        return str(self.folder)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Writes what is held back. Lightning's closes the file, and the test after training would begin another."""
-        if self._experiment is not None:
-            self.experiment.flush()
-        if status == "success":
-            self.save()
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The SummaryWriter."""
+        if self._experiment is None:
+            self._experiment = summary_writer(self.folder, EventWriter(self.folder))
+        return self._experiment
 
     @rank_zero_only
     def save(self) -> None:
         """Writes hparams.yaml."""
-        with optional(Path(self.log_dir) / self.NAME_HPARAMS_FILE):
+        with optional(self.folder / self.NAME_HPARAMS_FILE):
             super().save()
 
     @rank_zero_only
@@ -144,28 +137,43 @@ class TensorBoard(TensorBoardLogger):
         self._new = False
 
 
-class EventsFile:
-    """A file that TensorBoard writes to; what finds no room on the disk waits for the next flush."""
+class EventWriter:
+    """Appends TensorBoard's events to a file of the run, which is open only meanwhile, every ten seconds or by `flush`.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.closed = path, False
-        self._pending = b""
+    What finds no room on the disk waits for the next time.
+    """
 
-    def write(self, data: bytes) -> None:
-        """Takes an event, to be written by the next flush."""
-        self._pending += data
+    _numbers = itertools.count()  # of those of this process
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        name = f"{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self.path = folder / f"events.out.tfevents.{name}"
+        self._pending, self._flush_at = bytearray(), 0.0
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Any) -> None:
+        """Takes an event."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        RecordWriter(self).write(event.SerializeToString())
+        if time.monotonic() > self._flush_at:
+            self.flush()
+
+    def write(self, record: bytes) -> None:
+        """Takes an event as it stands in the file."""
+        self._pending += record
 
     def flush(self) -> None:
         """Writes the events since the last flush that succeeded."""
-        if self._pending:  # TensorBoard's thread asks again after the end of a run, when the folder may be gone
-            with optional(self.path):
-                append(self.path, self._pending)
-                self._pending = b""
+        self._flush_at = time.monotonic() + 10
+        with optional(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            append(self.path, bytes(self._pending))
+            self._pending.clear()
 
-    def close(self) -> None:
-        """Flushes."""
-        self.flush()
-        self.closed = True
+    close = flush
 
 
 def is_of_epoch(name: str) -> bool:
