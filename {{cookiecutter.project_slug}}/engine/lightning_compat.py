@@ -129,8 +129,8 @@ def summary_writer(folder: Path, event_writer: Any) -> Any:
     class Writer(SummaryWriter):
         def _get_file_writer(self) -> Any:
             if self.file_writer is None:
-                self.file_writer = Files()
-                self.all_writers = {self.get_logdir(): self.file_writer}
+                self.file_writer = Files()  # type: ignore[assignment]
+                self.all_writers = {self.get_logdir(): self.file_writer}  # type: ignore[assignment]
             return self.file_writer
 
     return Writer(str(folder))
