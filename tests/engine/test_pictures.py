@@ -262,3 +262,19 @@ def test_curves_are_drawn_over_epochs_with_the_steps_above(tmp_path: Path) -> No
     table.write_text("epoch,step,train_loss_step,train_loss,val_loss\n0,0,3,,\n0,5,2.5,,\n")
     [axes] = curves(table).axes
     assert (axes.get_xlabel(), list(axes.lines[0].get_xdata())) == ("step", [0, 5])
+
+
+class Unknown(Greys):
+    """The same, with a name in a character that no font has."""
+
+    classes = ("dark", "middle", "\ue9a1")
+
+
+def test_characters_that_no_font_has_are_said_once(shell) -> None:
+    flags = "--model_name test_pictures.Constant --dataset test_pictures.Unknown --max_epochs 1 --accelerator cpu"
+    done = shell(*flags.split(), "--num_workers", "0", "--trust")
+    assert done.returncode == 0, done.stderr
+    assert (RUN / "first_batch.png").exists()
+    assert (RUN / "confusion_matrix.png").exists()
+    assert done.stderr.count("no installed font has all characters of the class names") == 1
+    assert "Glyph" not in done.stderr

@@ -1,8 +1,10 @@
 """Pictures of a run as PNG and in TensorBoard: curves, first batch, confusion matrix, mistakes, sample images."""
 
+import re
+import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,12 @@ class Pictures(Callback):
         return [names[index] if 0 <= index < len(names) else str(index) for index in target.tolist()]
 
 
+@cache
+def _say_no_font() -> None:
+    line = "pictures: no installed font has all characters of the class names; for Chinese, Debian has fonts-noto-cjk"
+    print(line, file=sys.stderr, flush=True)
+
+
 def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
     """Renders a figure once, as a PNG file and for TensorBoard and Weights & Biases; a full disk is only reported.
 
@@ -172,13 +180,17 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
-    with matplotlib.rc_context(plots.style()), warnings.catch_warnings():
-        # Class names in characters that no installed font has, or very long ones.
-        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
+    with matplotlib.rc_context(plots.style()), warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
         if (figure := draw()) is None:
             return
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
+    for one in caught:
+        if re.match("Glyph .* missing from", str(one.message)):
+            _say_no_font()
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     with optional(path), replacing(path) as part:
         imsave(part, pixels, format="png")

@@ -1,13 +1,18 @@
 """Plots: each function turns tensors into a matplotlib Figure."""
 
+import logging
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _MAX_PIXELS = 160  # height and width to which larger images are reduced
-_CJK = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC")
+# Fonts for Chinese characters, and the files that they lie in.
+_CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei")
+_CJK_FILES = re.compile("NotoSansCJK-Regular|wqy-|msyh|simhei", re.IGNORECASE)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -21,12 +26,20 @@ def new_figure(width: float, height: float) -> Any:
 
 def style() -> Any:
     """Settings for `matplotlib.rc_context`, with a font for Chinese characters if one is installed."""
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in _CJK if name in installed)]
     spines = {"axes.spines.top": False, "axes.spines.right": False}
-    return {"font.family": fonts, "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False, **spines}
+    return {"font.family": _fonts(), "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False, **spines}
+
+
+@cache
+def _fonts() -> list[str]:
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of a weight that a font does not have
+    if not any(font.name in _CJK for font in fontManager.ttflist):  # a list that may be older than an installed font
+        for path in filter(_CJK_FILES.search, findSystemFonts()):
+            fontManager.addfont(path)
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _CJK if name in installed)]
 
 
 def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, row_names: Sequence[str] = ()) -> Any:
