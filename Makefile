@@ -8,10 +8,13 @@ INNER := {{cookiecutter.project_slug}}
 # Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` does the kills.
 N ?= 105
 CHANGES ?= 210
+# TORCH=cpu takes a torch without CUDA's libraries; uv knows where it lies, and others (its --torch-backend).
+TORCH ?=
+INSTALL = $(if $(TORCH),$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH),$(BIN)/pip install --quiet)
 # One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
-.PHONY: demo test test-oldest faults bench bake lint clean
+.PHONY: demo test test-oldest faults bench bake lint lock clean
 
 demo: .venv/project bake
 	cd $(PROJECT) && $(BIN)/python main.py --model_name lenet --dataset digits --max_epochs 15
@@ -30,7 +33,7 @@ test-oldest: .venv-oldest/installed
 
 .venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
-	$(OLDEST)/pip install --quiet ".[dev,oldest]"
+	$(OLDEST)/pip install --quiet ".[dev]"
 	$(OLDEST)/cookiecutter . --no-input --overwrite-if-exists -o build
 	$(OLDEST)/uv pip compile --quiet --python $(OLDEST)/python --resolution lowest-direct --all-extras \
 		$(PROJECT)/pyproject.toml --output-file build/oldest.txt
@@ -64,14 +67,22 @@ bake: .venv/project
 # What a project needs and nothing else; the tests' packages come on top.
 .venv/project: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet .
+	$(BIN)/pip install --quiet . $(if $(TORCH),uv)
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
-	$(BIN)/pip install --quiet $(PROJECT)
+	$(INSTALL) $(PROJECT)
 	touch $@
 
 .venv/installed: .venv/project
 	$(BIN)/pip install --quiet ".[dev]" "$(PROJECT)[dev]"
 	touch $@
+
+# constraints.txt of a project: the versions in .venv, with which the tests have run.
+lock: .venv/installed
+	$(BIN)/uv pip freeze --python $(BIN)/python | grep -v " @ " > build/tried.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --all-extras --python $(BIN)/python \
+		--constraints build/tried.txt $(PROJECT)/pyproject.toml --output-file build/needed.txt
+	echo "# The versions that the template was tried with: pip install -e . -c constraints.txt" > "$(INNER)/constraints.txt"
+	grep --fixed-strings --line-regexp --file build/tried.txt build/needed.txt >> "$(INNER)/constraints.txt"
 
 clean:
 	rm -rf .venv .venv-oldest build

@@ -24,8 +24,15 @@ def test_a_workflow_has_the_form_of_one(workflow: Path, tmp_path: Path) -> None:
 
 def test_the_weekly_one_runs_what_the_template_has_from_the_lowest_python_on() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/weekly.yml").read_text(encoding="utf-8"))["jobs"]
-    commands = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
-    assert commands == {".ci/run", "make test-oldest"}
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    others = commands.pop("other_systems")
+    assert commands == {"newest": [".ci/run"], "oldest": ["make test-oldest"]}
+    assert jobs["other_systems"]["strategy"]["matrix"]["os"] == ["windows-latest", "macos-latest"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "cookiecutter . --no-input -o build" in readme
+    assert others[1] == "cookiecutter . --no-input -o build"
+    assert others[-1].endswith('-m "not slow" tests/engine')
+    assert (ROOT / "tests/engine").is_dir()
     assert (ROOT / ".ci/run").is_file()
     assert re.search("^test-oldest:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     lowest = jobs["newest"]["strategy"]["matrix"]["python"][0]

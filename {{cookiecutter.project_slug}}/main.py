@@ -28,7 +28,7 @@ SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to
 
 def parse(argv: list[str]) -> Settings:
     """The settings of a command line; help and errors end the program, with exit status 0 or 2."""
-    return parser.parse(argv, SEEDS, resume.restore)
+    return parser.parse(argv, SEEDS, resume.restore, resume.find_config)
 
 
 def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:

@@ -71,3 +71,41 @@ def test_a_run_goes_on_in_an_odd_folder(train, tmp_path: Path, monkeypatch: pyte
     again = main.main(["--config", f"{ODD}/lightning_logs/version_0/config.yaml", "--default_root_dir", ODD])
     assert again == whole
     assert os.listdir(f"{ODD}/lightning_logs").count("version_1") == 1
+
+
+WITHOUT_UNIX = """
+import os, signal, sys
+import torch, pytorch_lightning  # what they need is theirs
+for name in ("SIGHUP",):  # SIGUSR1 and SIGKILL are asked for by Lightning and torch
+    delattr(signal, name)
+for name in ("sched_getaffinity", "fork", "getuid", "geteuid", "killpg", "getpgid", "setsid"):
+    delattr(os, name)
+sys.modules.update(dict.fromkeys(("fcntl", "pwd", "grp", "resource", "termios", "pty", "readline")))
+import main
+main.main(sys.argv[1:])
+main.main(["--ckpt_path", "last", "--max_epochs", "2"])
+"""
+
+
+@pytest.mark.slow
+def test_what_only_unix_has_is_not_needed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_UNIX, *TOYS, "--max_epochs", "1"]
+    path = os.pathsep.join([str(PROJECT), str(HERE)])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "2" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()[-1]
+
+
+def test_the_debugger_runs_with_the_flags_of_the_last_run(train) -> None:
+    train("--max_epochs", 1, "--lr", 0.3)
+    wanted = train("--max_epochs", 2, "--lr", 0.05, "--run_name", "second")
+    [launch] = json.loads((PROJECT / ".vscode/launch.json").read_text(encoding="utf-8"))["configurations"]
+    assert Path(launch["program"].replace("${workspaceFolder}", str(PROJECT))).is_file()
+    assert main.main(launch["args"]) == wanted
+    assert "lr: 0.05" in Path("lightning_logs/version_2/config.yaml").read_text()
+
+
+def test_there_is_no_last_config_yet(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--config", "last"])
+    assert "--config last: No such file or directory" in capsys.readouterr().err

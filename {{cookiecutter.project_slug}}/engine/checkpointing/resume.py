@@ -43,6 +43,13 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     return Restored(path, flags, init_from, job_id, bool(ckpt_path))
 
 
+def find_config(name: str) -> Path:
+    """The file that --config means; `last` is that of the run below the working directory that was begun last."""
+    root = run_folder.logs_root(None)
+    numbers = run_folder.versions(root) if name == "last" and not Path(name).exists() else []
+    return root / f"version_{max(numbers)}" / "config.yaml" if numbers else Path(name)
+
+
 def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:
     """The flags of the run that wrote a checkpoint: from its run folder, or else from the checkpoint itself."""
     if run := run_folder.run_of(ckpt_path):

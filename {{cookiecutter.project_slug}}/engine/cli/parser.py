@@ -38,17 +38,20 @@ class Restored(NamedTuple):
     asked: bool = False
 
 
-def parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
+def parse(
+    argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored], find_config: Callable[[str], Path] = Path
+) -> Settings:
     """The settings of a command line. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
 
-    seeds: those that --seed_index counts. restore: finds what a run goes on from (engine.checkpointing.resume).
+    seeds: those that --seed_index counts. restore: finds what a run goes on from, and find_config: the file that
+        --config means (engine.checkpointing.resume).
     """
     if "_ARGCOMPLETE" in os.environ:
         from engine.cli import completion
 
         completion.run()
     try:
-        return _parse(argv, seeds, restore)
+        return _parse(argv, seeds, restore, find_config)
     except UsageError as error:
         stop(error.args[0])
     except SyntaxError as error:
@@ -68,7 +71,9 @@ def takes_no_checkpoint(action: str) -> bool:
     return action in features_and_commands.commands() and "ckpt_path" not in features_and_commands.commands()[action]
 
 
-def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored]) -> Settings:
+def _parse(
+    argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Restored], find_config: Callable[[str], Path]
+) -> Settings:
     features_and_commands.features()  # a broken one is an error even where its flags are not read
     action, argv = _action(argv)
     if features_and_commands.commands().get(action) == ["argv"]:  # it parses its own flags
@@ -79,7 +84,7 @@ def _parse(argv: list[str], seeds: tuple[int, ...], restore: Callable[..., Resto
     arguments = split([word for word in argv if word not in _HELP])
     given: dict[str, RawValue] = {}
     for _, path in texts_of(("config",), arguments):
-        given |= config_file.read(Path(path))
+        given |= config_file.read(find_config(path))
     given |= {key: RawValue(PlainText(text)) for key, text in texts_of(_CLASS_FLAGS, arguments)}
     texts = {key: raw.text for key, raw in given.items()} | dict(texts_of(_RESUME_FLAGS, arguments))
     restored = restore(action, argv, texts)
