@@ -17,7 +17,7 @@ from engine.launch import signals, terminal
 from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback, LightningModule
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
@@ -87,7 +87,7 @@ def run(
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import LambdaCallback
 
-    from data import DInterface
+    from data import build_data
     from engine.checkpointing import checkpoint_io
     from engine.launch import watchdog
     from engine.logging import loggers
@@ -95,19 +95,19 @@ def run(
     from model import MInterface
 
     hardware.silence_warnings()
-    build = {"build_data": DInterface.from_settings, "build_model": MInterface.from_settings}
+    build = {"build_data": build_data, "build_model": MInterface.from_settings}
     if not needs_trainer(settings.action):
         return run_action(settings, build)
     groups = settings.arguments
     loggers.check(settings.action, **groups["loggers"])
     seed_everything(seed, verbose=False)
-    data = DInterface.from_settings(settings)
+    data = build_data(settings)
     model = MInterface.from_settings(settings, data)
     if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
     prepared = hardware.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
-    callbacks = load_callbacks(run_dir, data, seed, enable_progress_bar, **groups["callbacks"])
+    callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
     if settings.action == "fit":
         callbacks.append(LambdaCallback(on_train_start=lambda *_: run_folder.write_config(settings, run_dir)))
@@ -125,9 +125,10 @@ def run(
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
     with watchdog.watch(trainer, hang_minutes):
-        run_action(settings, build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir})
-    run_folder.finish(trainer, run_dir, settings.job_id, model.latest_metrics)
-    return model.latest_metrics
+        context = build | {"trainer": trainer, "model": model, "data": data, "run_dir": run_dir}
+        metrics = run_action(settings, context) or {}
+    run_folder.finish(trainer, run_dir, settings.job_id, metrics)
+    return metrics
 
 
 def load(ckpt_path: str, *argv: str) -> "LoadedRun":
@@ -135,14 +136,14 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
 
     ckpt_path: as of --ckpt_path. argv: further flags, such as "--data_dir", "elsewhere".
     """
-    from data import DInterface
+    from data import build_data
     from engine.checkpointing.run_folder import run_of
     from engine.training.loaded_run import LoadedRun
     from model import MInterface
 
     settings = parse(["test", "--ckpt_path", ckpt_path, *argv])
     assert settings.ckpt_path
-    data = DInterface.from_settings(settings)
+    data = build_data(settings)
     model = MInterface.from_settings(settings, data)
     load_features(run_of(settings.ckpt_path) or Path(), model, data, settings.arguments)  # one of them checks the data
     return LoadedRun(model, data, settings.flags, settings.ckpt_path)
@@ -150,11 +151,13 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
 
 def load_callbacks(
     run_dir: Path,
+    model: "LightningModule",
     data: "DInterface",
     seed: int,
     bar: bool,
     *,
     monitor: str = "val_loss",
+    monitor_mode: Literal["min", "max"] | None = None,
     save_top_k: Annotated[int, ">= -1"] = 1,
     every_n_train_steps: Annotated[int, ">= 1"] | None = None,
     every_n_minutes: Annotated[float, ">= 0"] | None = None,
@@ -163,7 +166,8 @@ def load_callbacks(
 ) -> list["Callback"]:
     """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.
 
-    monitor: the metric that says which checkpoint is best (more is better for acc and the like).
+    monitor: the metric that says which checkpoint is best; whether less or more is better is known of torchmetrics.
+    monitor_mode: whether less or more of it is better, for a metric that only you know.
     save_top_k: how many of the best checkpoints to keep.
     every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
     every_n_minutes: the same by the clock.
@@ -171,24 +175,32 @@ def load_callbacks(
     bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step. With
         patience, a metric that is NaN stops the run too, or counts as no better.
     """
+    from pytorch_lightning.utilities.model_helpers import is_overridden
+
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
-    from engine.checkpointing.find_checkpoint import monitor_mode
+    from engine.checkpointing.monitor_mode import mode_of
     from engine.logging.progress import EpochLines, ProgressBar
     from engine.training.early_stopping import EarlyStopping
     from engine.training.gradient_guard import GradientGuard
+    from engine.training.metric_logging import MetricState
     from engine.training.step_seeding import SeedEachStep
+    from model import MInterface
 
-    monitor = monitor if data.split("val") is not None else monitor.replace("val_", "train_", 1)
+    has_validation = data.split("val") is not None and is_overridden("validation_step", model)
+    required = patience is not None or monitor != "val_loss"  # by default, a system may log other names
+    monitor = monitor if has_validation else monitor.replace("val_", "train_", 1)
+    mode = mode_of(monitor, monitor_mode, dict(model.metrics.items()) if isinstance(model, MInterface) else {})
     callbacks: list[Callback] = [
         SeedEachStep(seed),
+        MetricState(),
         ProgressBar() if bar else EpochLines(),
-        BestCheckpoint(run_dir / "checkpoints", monitor, monitor_mode(monitor), save_top_k),
+        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k, required),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),
     ]
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, monitor_mode(monitor), patience, bad_steps))
+        callbacks.append(EarlyStopping(monitor, mode, patience, bad_steps))
     return callbacks
 
 

@@ -16,12 +16,12 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import main as project
-from engine.checkpointing.find_checkpoint import monitor_mode
+from engine.checkpointing.monitor_mode import mode_of
 from engine.errors import UsageError
 
 Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
         settings = project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
         if settings.flags["run_name"]:
             raise UsageError("--run_name: each trial is a run of its own; --tags marks all of them")
-        return search(space, fixed, options)
+        given = settings.flags["monitor_mode"] if options.metric == settings.flags["monitor"] else None
+        return search(space, fixed, options, mode_of(options.metric, given))
     except SystemExit as exit:
         if isinstance(exit.code, int) and exit.code > 128:  # a signal: the trial's own command is not the sweep's
             print(f"the sweep goes on with:\n{shlex.join(['python', 'sweep.py', *argv])}", flush=True)
@@ -110,8 +111,10 @@ def suggest(trial: Any, space: Space) -> dict[str, Any]:
     return values
 
 
-def search(space: Space, fixed: list[str], options: argparse.Namespace) -> tuple[float, dict[str, Any]]:
-    """Runs trials until so many are finished, then prints and draws the result."""
+def search(
+    space: Space, fixed: list[str], options: argparse.Namespace, mode: Literal["min", "max"]
+) -> tuple[float, dict[str, Any]]:
+    """Runs trials until so many are finished, then prints and draws the result. mode: which of the values is best."""
     try:
         import optuna
     except ModuleNotFoundError:
@@ -122,7 +125,7 @@ def search(space: Space, fixed: list[str], options: argparse.Namespace) -> tuple
     study = optuna.create_study(
         study_name=options.study or options.space.stem,
         storage=storage,
-        direction="maximize" if monitor_mode(options.metric) == "max" else "minimize",
+        direction="maximize" if mode == "max" else "minimize",
         pruner=optuna.pruners.MedianPruner() if options.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )

@@ -147,6 +147,59 @@ def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls
 
 
+class Logging(Module):
+    """Logs a mean and a maximum."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.log("mean", float(batch_idx), on_step=True, on_epoch=True, batch_size=1 + batch_idx)
+        self.log("most", float(batch_idx), reduce_fx="max", on_step=False, on_epoch=True, batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.batches = getattr(self, "batches", 0) + 1
+
+
+def test_call_after_logging_and_the_state_of_self_log() -> None:
+    seen: list[tuple[str, int, int]] = []
+    kept: dict[str, object] = {}
+    made, module = trainer(), Logging()
+    progress = made.fit_loop.epoch_loop.batch_progress.current
+
+    def after_batch() -> None:
+        seen.append(("batch", module.batches, progress.processed - progress.completed))
+        if module.batches == 2:
+            kept.update(compat.logged_state(made))
+
+    compat.call_after_logging(
+        made, after_batch, lambda: seen.append(("epoch", module.batches, len(made.callback_metrics)))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.fit(module, DataLoader(torch.zeros(3, 2)))
+    assert seen == [("batch", 1, 1), ("batch", 2, 1), ("batch", 3, 1), ("epoch", 3, 4)]
+    assert made.callback_metrics["mean"] == pytest.approx((1 * 0 + 2 * 1 + 3 * 2) / 6)
+    assert made.callback_metrics["most"] == 2
+
+    again = trainer()
+    compat.restore_latest(again, {"val_loss": 0.5})
+    assert again.callback_metrics == {"val_loss": 0.5}
+    again.strategy.connect(module)
+    compat.restore_logged(again, [kept, kept])  # of two processes
+    results = again.fit_loop.epoch_loop._results
+    assert float(results["training_step.mean"].compute()) == pytest.approx(2 / 3)
+    assert int(results["training_step.mean"].cumulated_batch_size) == 6
+    assert float(results["training_step.most"].value) == 2 or float(results["training_step.most"].value) == 1
+
+
+def test_restore_metric() -> None:
+    first, second = SumMetric(), SumMetric()
+    first.update(2)
+    second.update(3)
+    compat.restore_metric("sum", third := SumMetric(), [first.metric_state, second.metric_state])
+    assert third.update_called
+    assert third.compute() == 5
+
+
 def test_set_process_group_timeout() -> None:
     strategy = DDPStrategy()
     assert strategy._timeout == timedelta(minutes=30)

@@ -67,7 +67,10 @@ REFUSED = [
     ("--freeze head", "--freeze head: no parameter has such a name; the network has layers"),
     ("--freeze layers", "--freeze layers leaves no parameter to train"),
     ("--unfreeze_epoch 1", "--unfreeze_epoch needs --freeze"),
-    ("--strategy ddp2", "--strategy ddp2; did you mean 'ddp'?; there are: auto, ddp, ddp_find_unused_parameters_false,"),
+    (
+        "--strategy ddp2",
+        "--strategy ddp2; did you mean 'ddp'?; there are: auto, ddp, ddp_find_unused_parameters_false,",
+    ),
     ("--devices 2,9", "Lightning's Trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
     ("--monitor val_f1", "--monitor val_f1: there is no such metric; there are: train_loss, train_acc, val_loss"),
     ("--loss mse_loss --class_weights balanced", "--class_weights goes with a loss over classes"),

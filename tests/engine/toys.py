@@ -416,6 +416,8 @@ class Spread(MInterface):
 class DefectRecall(Metric):
     """The share of the items of class 1 that are found."""
 
+    higher_is_better = True
+
     def __init__(self, num_classes: int, wanted: int = 1) -> None:
         super().__init__()
         self.wanted = wanted
@@ -436,9 +438,9 @@ class Acc(DefectRecall):
 
 
 class Yield(DefectRecall):
-    """The same by a name that does not say that more is better."""
+    """The same, and does not say whether more is better."""
 
-    higher_is_better = True
+    higher_is_better = None
 
 
 def trapezoid(done: float) -> float:

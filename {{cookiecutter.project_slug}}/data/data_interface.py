@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable
+from types import MethodType
 from typing import Annotated, Any, cast
 
 import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import Dataset, IterableDataset
 
 from engine.checkpointing import data_record
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
-from engine.datamodule.resumable_loader import ResumableLoader
+from engine.datamodule.resumable_loader import ResumableLoader, skip_empty_batches
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
@@ -84,6 +87,12 @@ class DInterface(SplitDataModule):
             data.restore()
         return data
 
+    def setup(self, stage: str) -> None:
+        module = cast(Any, self.trainer).lightning_module
+        skip_empty_batches(module)
+        if is_overridden("transfer_batch_to_device", module):  # Lightning would take this one's instead
+            self.transfer_batch_to_device = MethodType(LightningDataModule.transfer_batch_to_device, self)  # type: ignore[method-assign]
+
     def train_dataloader(self) -> ResumableLoader:
         dataset, trainer = self.split("train"), cast(Any, self.trainer)
         self._train_loader = self._loader(
@@ -97,10 +106,10 @@ class DInterface(SplitDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader(self.split("val"))
+        return self._loader(self.split("val"), pad=False)
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader(self.split("test"))
+        return self._loader(self.split("test"), pad=False)
 
     def predict_dataloader(self) -> ResumableLoader:
         return self._loader(self.predict_dataset or self.split("test"))

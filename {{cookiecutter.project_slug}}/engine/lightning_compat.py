@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UsageError
+
 _STEP_HOOKS = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
     *("on_before_optimizer_step", "on_train_batch_end"),
@@ -165,16 +167,114 @@ def merge_ranks(metric: Any, name: str, rows: Any) -> Any:
 
 
 def keep_dtype(module: Any) -> None:
-    """Has a module of metrics move to devices with the one it is in, but keep its dtype.
+    """Has a metric, or a module of metrics, move to devices with the one it is in, but keep its dtype.
 
     torchmetrics ignores `half()` and the like, not `to(dtype)`, by which Lightning's bf16-true and 16-true cast a
     network. Without it, sums over an epoch are in 16 bits: of 60,000 items every count above 256 is wrong.
     """
 
-    def apply(self: Any, function: Any, recurse: bool = True) -> Any:
-        return type(self)._apply(self, lambda one: one.to(function(one.new_empty(0)).device), recurse)
+    def apply(self: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return type(self)._apply(self, lambda one: one.to(function(one.new_empty(0)).device), *args, **kwargs)
 
     module._apply = types.MethodType(apply, module)
+
+
+def restore_metric(name: str, metric: Any, states: list[dict[str, Any]]) -> None:
+    """Sets the state of a metric (`metric_state`), merged where fewer processes go on than there were.
+
+    Raises:
+        UsageError: the metric of that name has no way to merge its state.
+    """
+    import torch
+
+    for key in states[0]:
+        values = [state[key] for state in states]
+        if isinstance(values[0], list):
+            setattr(metric, key, [one.to(metric.device) for value in values for one in value])
+        elif (merged := merge_ranks(metric, key, torch.stack(values))) is None:
+            raise UsageError(f"{name} of this epoch is on {len(values)} devices: go on with these until its end")
+        else:
+            setattr(metric, key, merged.to(metric.device))
+    mark_as_updated(metric)
+
+
+def logged_state(trainer: Any) -> dict[str, dict[str, Any]]:
+    """What `self.log` has collected in the training epoch so far, in plain values and tensors.
+
+    Lightning keeps none of it in a checkpoint: after a kill, the epoch's mean would be one of the batches since.
+    Upstream: Lightning-AI/pytorch-lightning#20288, on reading alone.
+    """
+    states = {}
+    for key, result in trainer.fit_loop.epoch_loop._results.items():
+        if not result.has_reset:
+            meta, sync = vars(result.meta).copy(), result.meta.sync
+            meta |= {"_sync": None, "reduce_fx": meta["reduce_fx"].__name__}
+            state = {"meta": meta, "sync": [sync.should, sync.rank_zero_only], "cache": result._forward_cache}
+            states[key] = state | {"state": dict(result.metric_state) if result.is_tensor else None}
+    return states
+
+
+def restore_latest(trainer: Any, latest: dict[str, Any]) -> None:
+    """Adds the values of an earlier process to `trainer.callback_metrics`, where there are no newer ones."""
+    import torch
+
+    values = {name: torch.as_tensor(value) for name, value in latest.items()}
+    trainer._logger_connector._callback_metrics = values | trainer._logger_connector._callback_metrics
+
+
+def restore_logged(trainer: Any, states: list[dict[str, dict[str, Any]]]) -> None:
+    """Sets what `self.log` has collected in an epoch. states: `logged_state` of one or several processes."""
+    from pytorch_lightning.trainer.connectors.logger_connector import result as lightning
+
+    results, device = trainer.fit_loop.epoch_loop._results, trainer.strategy.root_device
+    for key in {key: None for state in states for key in state}:
+        own = [state[key] for state in states if key in state]
+        meta, (should, rank_zero_only) = own[0]["meta"].copy(), own[0]["sync"]
+        del meta["_sync"]
+        metadata = lightning._Metadata(**meta)
+        metadata.sync = lightning._Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only)
+        results[key] = made = lightning._ResultMetric(metadata, is_tensor=own[0]["state"] is not None).to(device)
+        if made.is_tensor:
+            restore_metric(key, made, [one["state"] for one in own])
+        else:
+            made.value = trainer.lightning_module.get_submodule(metadata.metric_attribute)
+            mark_as_updated(made)
+        cache = own[0]["cache"]
+        made._forward_cache = cache if cache is None else cache.to(device)
+    if results:
+        trainer._logger_connector._first_loop_iter = False  # else the next batch would be taken for the epoch's first
+
+
+def call_after_logging(trainer: Any, after_batch: Any, after_epoch: Any) -> None:
+    """Has functions called when all hooks of a training batch, or of an epoch, have run and `self.log` is written out.
+
+    A checkpoint that is saved in a callback's hook misses what the module's own hook of that name changes, the rows
+    that Lightning logs thereafter, and the step of ReduceLROnPlateau. While they are called, Lightning's counters
+    stand where they stood in on_train_batch_end and on_train_epoch_end, which is where it knows how to go on.
+    Upstream: Lightning-AI/pytorch-lightning#20919.
+    """
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    log_batch, log_epoch = connector.update_train_step_metrics, connector.update_train_epoch_metrics
+
+    def batch() -> None:
+        log_batch()
+        for progress in (loop.batch_progress.total, loop.batch_progress.current):
+            progress.completed -= 1
+        after_batch()
+        for progress in (loop.batch_progress.total, loop.batch_progress.current):
+            progress.completed += 1
+
+    def epoch() -> None:
+        if (
+            trainer.fit_loop.restarting and loop._num_ready_batches_reached()
+        ):  # Lightning leaves it out, having no metrics
+            loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        log_epoch()
+        loop._batches_that_stepped += 1
+        after_epoch()
+        loop._batches_that_stepped -= 1
+
+    connector.update_train_step_metrics, connector.update_train_epoch_metrics = batch, epoch
 
 
 def all_finite(gradients: list[Any]) -> bool:

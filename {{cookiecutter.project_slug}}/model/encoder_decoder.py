@@ -43,7 +43,7 @@ class EncoderDecoder(MInterface):
         self.teacher_forcing = teacher_forcing
         self.is_multiclass = False  # predict gives token ids, not logits
         for stage in ("train", "val", "test"):
-            self.metrics[f"{stage}_exact_match"] = MeanMetric()
+            self.metrics[f"{stage}_exact_match"] = ExactMatch()
 
     def step(self, batch: Any, stage: str) -> Tensor:
         source, target = batch
@@ -61,6 +61,12 @@ class EncoderDecoder(MInterface):
             else:
                 metric.update(logits[counts].detach(), target[counts])
         return loss
+
+
+class ExactMatch(MeanMetric):
+    """The share of texts that are right to the last token, 0 to 1."""
+
+    higher_is_better = True  # type: ignore[assignment]
 
 
 class Rewriter(nn.Module):

@@ -6,20 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
-from engine.checkpointing.find_checkpoint import monitor_mode
 from engine.cli.settings import Settings
 from engine.datamodule.item_fields import Fields, ItemFields
-from engine.datamodule.resumable_loader import drop_padding
 from engine.errors import UsageError
 from engine.lightning_compat import cache_signature
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
 from engine.training.answers import Answer, build_heads, main_output, task_of
 from engine.training.hardware import to_channels_last
-from engine.training.metric_logging import STAGES, MetricLoggingModule
+from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
 from engine.training.metrics import IGNORE_INDEX
 
 _OWN_STEPS = ("step", "training_step", "predict_step")
@@ -128,8 +126,11 @@ class MInterface(MetricLoggingModule):
         return self.answer if meant and (self.asked_task or not self.has_own_step) else Answer("none")
 
     @classmethod
-    def from_settings(cls, settings: Settings, data: Any) -> "MInterface":
-        """The network of a command line; the dataset's attributes (`num_classes` ...) fill its missing arguments."""
+    def from_settings(cls, settings: Settings, data: Any) -> LightningModule:
+        """The network of a command line; the dataset's attributes (`num_classes` ...) fill its missing arguments.
+
+        A plain LightningModule is left as it is.
+        """
         arguments = dict(settings.arguments["network"])
         for name in settings.inferred:
             given = arguments.setdefault(name, known := data.attribute(name))
@@ -137,12 +138,17 @@ class MInterface(MetricLoggingModule):
                 raise UsageError(f"{settings.network.name} needs --{name}: {settings.dataset.name} does not know it")
             if known is not None and known != given:
                 raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
+        network_class, system = settings.network.load(), settings.arguments["system"]
+        bases = network_class.__mro__ if isinstance(network_class, type) else ()
+        if LightningModule in bases and cls not in bases:
+            own: LightningModule = network_class(**arguments)
+            own.save_hyperparameters(settings.flags)
+            return own
         kwargs: dict[str, Any] = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")}
         data.sample()  # before the first weights are drawn: it seeds
-        network_class, system = settings.network.load(), settings.arguments["system"]
         if "." in (loss := system.get("loss", "")):
             kwargs["loss"] = losses.arguments_from_data(loss, kwargs["loss"], data.attribute)
-        if isinstance(network_class, type) and issubclass(network_class, cls):
+        if cls in bases:
             parameters = inspect.signature(network_class).parameters.values()
             if any(one.kind is one.VAR_KEYWORD or one.name == "component_kwargs" for one in parameters):
                 arguments["component_kwargs"] = kwargs | {"target_info": data.target_info()}
@@ -156,10 +162,6 @@ class MInterface(MetricLoggingModule):
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             if monitor not in model.metrics:  # a subclass may log others
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
-            more_is_better = getattr(model.metrics[monitor], "higher_is_better", None)
-            if more_is_better is not None and more_is_better != (monitor_mode(monitor) == "max"):
-                said = f"its higher_is_better is {more_is_better}, and its name does not say so"
-                raise UsageError(f"--monitor {monitor}: {said}: end the name of the class in Score or Error")
         data.item_fields = model.item_fields
         if (sample := data.sample()) is not None and not model.has_own_step:
             model.notes += [note for note in [model.item_fields.split(sample).note] if note]
@@ -336,12 +338,10 @@ class MInterface(MetricLoggingModule):
                 gradient.mul_(size / rest)  # Lightning has divided by `size` what are only `rest` batches
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        if (batch := drop_padding(self.trainer.val_dataloaders, batch, batch_idx)) is not None:
-            self.step(batch, "val")
+        self.step(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        if (batch := drop_padding(self.trainer.test_dataloaders, batch, batch_idx)) is not None:
-            self.step(batch, "test")
+        self.step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         args, kwargs = self.arguments(batch)
@@ -373,9 +373,10 @@ class MInterface(MetricLoggingModule):
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
         self.trainer.precision_plugin.convert_module(self)
         self.restore_answer(checkpoint)
-        for name, state in checkpoint.get("metrics", {}).items():  # parts of the loss
-            if state.keys() == {"total", "items"}:
-                self._part_metric(name)
+        for states in saved_metrics(checkpoint):
+            for path, state in states.items():
+                if path.startswith("metrics.") and state.keys() == {"total", "items"}:  # parts of the loss
+                    self._part_metric(path.removeprefix("metrics."))
         super().on_load_checkpoint(checkpoint)
 
     def restore_answer(self, checkpoint: dict[str, Any]) -> None:

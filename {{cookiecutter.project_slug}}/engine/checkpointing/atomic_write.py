@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.errors import UsageError, printable
 
-_reported: set[str] = set()  # the files of which `optional` has said that they cannot be written
+_reported: set[Path] = set()  # the files of which `optional` has said that they cannot be written
 
 
 class WriteError(OSError):
@@ -98,8 +98,8 @@ def optional(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if str(path) not in _reported:
-            _reported.add(str(path))
+        if path.absolute() not in _reported:
+            _reported.add(path.absolute())
             why = str(error) if isinstance(error, WriteError) else f"cannot write {path}: {error.strerror or error}"
             print(f"{printable(why)}; the run goes on", file=sys.stderr, flush=True)
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -11,10 +12,11 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from engine.checkpointing.monitor_mode import file_name
 from engine.checkpointing.run_folder import resume_command
 from engine.errors import UsageError
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
-from engine.lightning_compat import mark_validation_as_interrupted
+from engine.lightning_compat import call_after_logging, mark_validation_as_interrupted
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,19 +24,24 @@ class BestCheckpoint(ModelCheckpoint):
 
     Between two runs their folder may be moved, `save_top_k` changed, and `monitor` too: the best is then found anew.
     Files of a run that went on elsewhere, or was killed, and that this one does not write again, are removed.
+
+    required: raise UsageError where `monitor` is not logged; otherwise the latest epoch is then the best.
     """
 
     state_key = "BestCheckpoint"  # Lightning's builds its key anew at every hook
 
-    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"], save_top_k: int) -> None:
+    def __init__(
+        self, folder: Path, monitor: str, mode: Literal["min", "max"], save_top_k: int, required: bool = True
+    ) -> None:
+        self.required, self.of_training = required, monitor.startswith("train")
         super().__init__(
             folder,
-            f"best-epoch{{epoch}}-{monitor}={{{monitor}:.6f}}",
+            f"best-epoch{{epoch}}-{file_name(monitor)}={{{monitor}:.6f}}",
             monitor,
             auto_insert_metric_name=False,
             mode=mode,
             save_top_k=save_top_k,
-            save_on_train_epoch_end=monitor.startswith("train_"),
+            save_on_train_epoch_end=self.of_training,
             enable_version_counter=False,
         )
         self._unknown = set[str]()
@@ -47,12 +54,42 @@ class BestCheckpoint(ModelCheckpoint):
         models = {os.path.basename(path): score for path, score in state["best_k_models"].items()}
         return {**state, **names, "best_k_models": models, "dirpath": "", "mode": self.mode}
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.of_training:
+            self._check_monitor(trainer, pl_module)  # in the sanity check too: before it is trained in vain
+        super().on_validation_end(trainer, pl_module)
+        self._remove_unknown(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.of_training:
+            self._check_monitor(trainer, pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
+        self._remove_unknown(trainer)
+
+    def _check_monitor(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics or self.monitor == "epoch":
+            return
+        if trainer.sanity_checking and len(trainer.num_sanity_val_batches) > 1:
+            return  # of several validation sets Lightning does not tell the names yet
+        logged = ", ".join(trainer.callback_metrics) or "nothing"
+        missing = f"{type(module).__name__} logs no {self.monitor}, but {logged}"
+        if self.required:
+            raise UsageError(f"--monitor {self.monitor}: {missing}")
+        if trainer.is_global_zero:
+            print(f"{missing}: the latest epoch counts as the best, unless --monitor names one of these", flush=True)
+        self._follow_epochs()
+
+    def _follow_epochs(self) -> None:
+        self.monitor, self.mode, self.filename = "epoch", "max", "best-epoch{epoch}-epoch={epoch:.0f}"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best checkpoints so far, by their file names, if they are the best by the same metric."""
 
         def moved(path: str) -> str:
             return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
+        if state_dict["monitor"] == "epoch" and not self.required:
+            self._follow_epochs()
         if (before := (state_dict["monitor"], state_dict.get("mode", self.mode))) != (self.monitor, self.mode):
             found = f"the best checkpoint is found anew, by {self.monitor} ({self.mode})"
             rank_zero_only(print)(f"{found}: until now it was by {before[0]} ({before[1]})", flush=True)
@@ -73,16 +110,8 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_k_models = {path: score for path, score in self.best_k_models.items() if path in models}
         if models and len(models) == self.save_top_k:
             self.kth_best_model_path, self.kth_value = models[-1], self.best_k_models[models[-1]]
-        pattern = f"best-*-{glob.escape(str(self.monitor))}=*.ckpt"
+        pattern = f"best-*-{glob.escape(file_name(str(self.monitor)))}=*.ckpt"
         self._unknown = {str(path) for path in Path(str(self.dirpath)).glob(pattern)} - self.best_k_models.keys()
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        super().on_validation_end(trainer, module)
-        self._remove_unknown(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, module)
-        self._remove_unknown(trainer)
 
     def _remove_unknown(self, trainer: Trainer) -> None:
         """Removes what lay there when training began and is not among the best, once there are some."""
@@ -123,11 +152,11 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps last.ckpt, and on a signal saves it and ends the run with exit status 128 + n.
 
-    It saves only where a resumed run repeats the rest exactly: right after an optimizer step or, where a validation
-    follows that step, at the start of the validation, which the resumed run then does first; never between batches
-    whose gradients accumulate. Where max_steps, max_time or early stopping ends a run within an epoch, that is before
-    what ends the epoch: with a later end, the run goes on as if it had not ended. As a `Checkpoint` it runs after all
-    other callbacks.
+    It saves only where a resumed run repeats the rest exactly: when all hooks of an optimizer step have run or, where a
+    validation follows that step, at the start of the validation, which the resumed run then does first; never between
+    batches whose gradients accumulate. Where max_steps, max_time or early stopping ends a run within an epoch, that is
+    before what ends the epoch: with a later end, the run goes on as if it had not ended. As a `Checkpoint` it runs
+    after all other callbacks.
 
     run_dir: the run folder. every_n_train_steps, every_n_minutes: when to save besides the end of each epoch.
     """
@@ -152,6 +181,10 @@ class LastCheckpoint(Checkpoint):
     # After Lightning has set its own handlers, which end a run with status 0 and nothing saved.
     on_sanity_check_start = on_test_start = on_predict_start = _install  # type: ignore[assignment]
 
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            call_after_logging(trainer, partial(self._after_batch, trainer), partial(self._after_epoch, trainer))
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
         self.signals.defer, self._step = True, trainer.global_step
@@ -164,7 +197,7 @@ class LastCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self.signals.restore()
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _after_batch(self, trainer: Trainer) -> None:
         before, self._step = self._step, trainer.global_step
         self._stepped = self._step != before
         every = self.every_n_train_steps
@@ -176,7 +209,7 @@ class LastCheckpoint(Checkpoint):
         ends = trainer.should_stop and trainer.current_epoch >= least[0] and self._step >= least[1]
         if ends or 0 <= trainer.max_steps <= self._step:
             self._due = True
-        self._validates = _validates_after(trainer, batch_idx)
+        self._validates = _validates_after(trainer, trainer.fit_loop.batch_idx)
         if self._stepped and not self._validates:
             self._save_if_due(trainer)
 
@@ -200,7 +233,7 @@ class LastCheckpoint(Checkpoint):
         self._validating = False
         self.signals.ask_soon()
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def _after_epoch(self, trainer: Trainer) -> None:
         if trainer.is_last_batch:
             self._due = True
             self._save_if_due(trainer)

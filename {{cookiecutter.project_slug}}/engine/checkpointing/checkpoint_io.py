@@ -1,5 +1,6 @@
 """Reading and writing checkpoint files: writes are atomic, reads execute no code."""
 
+import io
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from engine.cli import features_and_commands
 from engine.errors import UsageError
@@ -20,7 +22,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """Writes to NAME.part, syncs it to disk, and then renames it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves; at every moment `path` is the old file or the new one, whole."""
+        """Saves; at every moment `path` is the old file or the new one, whole.
+
+        Raises:
+            UsageError: a value is of a type that `load` refuses.
+        """
         path = Path(path)
         part = path.with_name(path.name + ".part")
         try:
@@ -29,6 +35,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if get_unsafe_globals_in_checkpoint(part):
+                part.unlink()
+                what = f"{_refused_value(checkpoint)} is put in, by on_save_checkpoint or save_hyperparameters perhaps"
+                raise UsageError(f"no checkpoint can hold it: {what}; list(queue) or torch.as_tensor(array) would do")
             replace(part, path)
         except (OSError, RuntimeError) as error:  # torch wraps a full disk in a RuntimeError
             with suppress(OSError):  # a disk that has become read-only
@@ -42,6 +52,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Removes a file, or the folder of a sharded checkpoint."""
         remove(Path(path))
+
+
+def _refused_value(value: Any, key: str = "") -> str:
+    """Key and type of the first value that `load` refuses, or ""."""
+    if isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return next((found for name, one in items if (found := _refused_value(one, f"{key}.{name}"))), "")
+    torch.save(value, file := io.BytesIO())
+    file.seek(0)
+    return f"{key[1:]} ({type(value).__name__})" if get_unsafe_globals_in_checkpoint(file) else ""
 
 
 def replace(part: Path, path: Path) -> None:

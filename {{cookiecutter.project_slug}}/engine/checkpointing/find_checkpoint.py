@@ -4,8 +4,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+from engine.checkpointing.monitor_mode import file_name, given_mode, known_mode, mode_of
 from engine.checkpointing.run_folder import find_named, versions
 from engine.cli import features_and_commands
 from engine.errors import UsageError
@@ -53,19 +54,27 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     raise UsageError(f"--{flag} {name}: no checkpoint in {path}/checkpoints/")
 
 
-def monitor_mode(monitor: str) -> Literal["min", "max"]:
-    """The `mode` of ModelCheckpoint and EarlyStopping, by the metric's name: "max" for accuracies and the like."""
-    more = "acc accuracy precision recall f1 f1score auroc auc iou dice psnr ssim r2 r2score map bleu match score"
-    within = "accuracy precision recall score jaccard kappa similarity corrcoef quality noiseratio explainedvariance"
-    name = monitor.lower()
-    more_is_better = {*name.split("_")} & {*more.split()} or any(one in name for one in within.split())
-    return "max" if more_is_better else "min"
-
-
 def best_checkpoint(run: Path) -> tuple[str, float | None, int | None]:
     """The monitored metric of the best checkpoint of a run, its value and its epoch; ("", None, None)."""
     match = _BEST.fullmatch(files[-1].name) if (files := _best_checkpoints(run)) else None
     return (match[3], float(match[4]), int(match[2]) + bool(match[1])) if match else ("", None, None)
+
+
+def best_mode(run: Path, monitor: str) -> Literal["min", "max"]:
+    """Whether less or more of the metric is better by whose name a run has its best checkpoints.
+
+    As it was given to the run, or is known of the metric, or as the checkpoints say. "epoch" counts where no metric was
+    logged.
+
+    Raises:
+        UsageError: nobody knows.
+    """
+    if monitor == "epoch":
+        return "max"
+    files = run.glob("checkpoints/best-*.ckpt")
+    same = (path for path in files if (match := _BEST.fullmatch(path.name)) and match[3] == file_name(monitor))
+    said = (_state(path).get("mode") for path in same)
+    return mode_of(monitor, given_mode(run) or known_mode(monitor) or next(said, None))
 
 
 def _mtime(path: Path) -> float:
@@ -108,8 +117,10 @@ def _best_checkpoints(run: Path) -> list[Path]:
     if not scores:
         return []
     monitor = list(scores.values())[-1][3]
-    pick = max if monitor_mode(monitor) == "max" else min
     values = {path: float(match[4]) for path, match in scores.items() if match[3] == monitor}
+    if len(values) == 1:
+        return [*values]
+    pick = max if best_mode(run, monitor) == "max" else min
     best = [path for path, value in values.items() if value == pick(values.values())]
     try:
         return [pick(best, key=_score)] if len(best) > 1 else best
@@ -121,6 +132,11 @@ def _best_checkpoints(run: Path) -> list[Path]:
 
 def _score(path: Path) -> float:
     """The value of the metric, of which the name of the file has six decimals."""
+    return float(_state(path)["current_score"])
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What BestCheckpoint has put into a checkpoint."""
     from engine.checkpointing import checkpoint_io  # needs torch
 
-    return float(checkpoint_io.load(path)["callbacks"]["BestCheckpoint"]["current_score"])
+    return cast(dict[str, Any], checkpoint_io.load(path)["callbacks"]["BestCheckpoint"])

@@ -102,7 +102,7 @@ def _table(metrics: dict[str, float]) -> str:
     """A line a metric; of a training a column for its last epoch and one for the best checkpoint, which was tested."""
     last, best = dict(metrics), dict[str, float]()
     if "best_epoch" in metrics:
-        best = {name: last.pop(name) for name in metrics if name.startswith(("best_", "test_"))}
+        best = {name: last.pop(name) for name in metrics if name.startswith(("best_", "test"))}
         best = {name.removeprefix("best_"): value for name, value in best.items()}
     heads = [
         f"{label}epoch {one.pop('epoch')}" if "epoch" in one else "" for label, one in (("", last), ("best: ", best))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from engine.checkpointing import run_folder, run_lock
 from engine.checkpointing.atomic_write import read_json
 from engine.checkpointing.find_checkpoint import best_checkpoint
+from engine.checkpointing.monitor_mode import file_name
 from engine.cli import config_file
 from engine.errors import UsageError, nearest, printable
 
@@ -49,7 +50,7 @@ class RunRecord(NamedTuple):
     def epochs(self) -> int:
         """The number of epochs in metrics.csv that have ended and been measured."""
         with suppress(FileNotFoundError), (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = (row for row in csv.DictReader(file) if any(row[name] for name in row if _is_of_epoch(name)))
+            rows = (row for row in csv.DictReader(file) if any(row[name] for name in row if is_of_epoch(name)))
             return max((int(row["epoch"]) + 1 for row in rows if (row.get("epoch") or "").isdigit()), default=0)
         return 0
 
@@ -109,11 +110,14 @@ def read(folder: Path) -> RunRecord:
     last = entries[-1] if entries else {}
     holder = run_lock.holder(folder)
     state = last.get("ended") or (f"running ({holder})" if holder else "killed" if last else "")
-    return RunRecord(folder, flags, state, last.get("started", ""), *best_checkpoint(folder))
+    monitor, best, epoch = best_checkpoint(folder)
+    if file_name(flags.get("monitor", "")) == monitor:
+        monitor = flags["monitor"] if monitor else ""  # val/loss is val_loss in the name of a file
+    return RunRecord(folder, flags, state, last.get("started", ""), monitor, best, epoch)
 
 
-def _is_of_epoch(metric: str | None) -> bool:
-    """Whether a metric is one of training or validation, over an epoch."""
+def is_of_epoch(metric: str | None) -> bool:
+    """Whether a metric is one of training or validation over a whole epoch."""
     return bool(metric) and re.match("(train|val)[_/]", metric) is not None and not metric.endswith("_step")  # type: ignore[union-attr, arg-type]
 
 

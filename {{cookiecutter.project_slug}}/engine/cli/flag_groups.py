@@ -22,6 +22,7 @@ _DATASET_NOT_FLAGS = {"split", "train", "download", "root"}  # filled by DInterf
 # Flags that an argument of a network or a dataset may share, as they mean the same there.
 _SHARED = {"seed", "max_epochs", "log_every_n_steps", "batch_size", "num_workers", "data_dir", "val_fraction"}
 _SHARED |= {"test_fraction", "stratify", "lr", "weight_decay", "warmup_steps", "warmup_epochs"}
+_SHARED_OF_SYSTEM = {"monitor", "max_steps"}  # a LightningModule may ask for them too, for its schedule
 _WORDS = ("config", "print_config", "help", "help_all")
 # What a flag is called elsewhere -> here.
 _OTHER_NAMES = {
@@ -81,6 +82,7 @@ class FlagGroups(NamedTuple):
     classes: "model_name" and "dataset" -> the class.
     groups: what the flags are arguments of, in the order of the help; settings.Settings lists the keys.
     flags: by name. An argument of a type that no command line can express stays with its default.
+    ignored: flags that the network takes no notice of, with the reason.
     """
 
     action: str
@@ -88,6 +90,7 @@ class FlagGroups(NamedTuple):
     classes: dict[str, ClassReference]
     groups: dict[str, Signature]
     flags: dict[str, Flag]
+    ignored: dict[str, str]
 
     def known(self, name: str) -> bool:
         """Whether it is a flag, or some `**kwargs` takes it."""
@@ -99,6 +102,8 @@ class FlagGroups(NamedTuple):
 
     def unknown_flag(self, name: str) -> UsageError:
         """The error for a flag that nobody has, or not here: whose it is, or which one may be meant."""
+        if name in self.ignored:
+            return UsageError(f"--{name} would have no effect: {self.ignored[name]}")
         for group in self.groups.values():
             if name in group.parameters and name not in self.flags:
                 text = "is of a type that a command line cannot give; set it in the code"
@@ -126,19 +131,33 @@ def collect(
     groups: dict[str, Signature] = {"run": _read(ROOT / "main.py", "run")}
     groups["data"] = data = _read(ROOT / "data/data_interface.py", "DInterface")
     groups["system"] = _read(ROOT / "model/model_interface.py", "MInterface").without({"component_kwargs"})
+    ignored = dict[str, str]()
     if "dataset" in classes:
-        dataset = _signature(classes["dataset"], used)
+        dataset, not_flags = _signature(classes["dataset"], used), _DATASET_NOT_FLAGS
         filled = {"data_dir"} & dataset.parameters.keys()  # DInterface only hands it on: the dataset's default counts
-        if "split" in dataset.parameters:
-            filled |= SPLIT_FLAGS - {"seed"}  # the dataset has its own splits
+        argument, values = dataset.split_values or ("", {})
+        if argument:
+            filled |= SPLIT_FLAGS - {"seed"} if "val" in values else {"test_fraction"}  # the dataset has its own splits
+            not_flags = not_flags | {argument}
+            ignored[argument] = f"{dataset.owner} is built with it once a split: {', '.join(values.values())}"
         elif "train" in dataset.parameters:
             filled |= {"test_fraction"}
-        groups |= {"dataset": dataset.without(_DATASET_NOT_FLAGS), "data": data.without(filled)}
+        if dataset.base == "LightningDataModule":  # its constructor is called once
+            filled, not_flags = data.parameters.keys() - {"seed"}, set[str]()
+            ignored |= dict.fromkeys(filled - dataset.parameters.keys(), f"{dataset.owner} loads its data itself")
+        groups |= {"dataset": dataset.without(not_flags), "data": data.without(filled)}
+    groups["schedule"] = _read(ROOT / "engine/training/lr_schedulers.py", "factor")
     if "model_name" in classes:
-        groups["network"] = _with_types_of(groups["system"], _signature(classes["model_name"], used))
-        groups["system"] = groups["system"].without(groups["network"].overrides or ())
+        network = _with_types_of(groups["system"], _signature(classes["model_name"], used))
+        groups["network"], names_ignored = network, {*network.ignored}
+        if network.base == "LightningModule":
+            names_ignored = {"schedule", *groups["system"].parameters}
+        if "schedule" in names_ignored:
+            names_ignored |= groups.pop("schedule").parameters.keys()
+        reason = f"{network.owner} trains by methods of its own, which do not use it"
+        ignored |= dict.fromkeys(names_ignored - network.parameters.keys(), reason)
+        groups["system"] = groups["system"].without(network.overrides | names_ignored)
     groups |= {
-        "schedule": _read(ROOT / "engine/training/lr_schedulers.py", "factor"),
         "callbacks": _read(ROOT / "main.py", "load_callbacks"),
         "loggers": _read(ROOT / "main.py", "load_loggers"),
         "hardware": _read(ROOT / "engine/training/hardware.py", "configure"),
@@ -154,7 +173,9 @@ def collect(
     order = ["run", "dataset", "data", "network", "system", *TORCH_GROUPS]
     groups = {key: groups[key] for key in dict.fromkeys([*order, *groups]) if key in groups}
     _refuse_clashes(groups)
-    return FlagGroups(action, names, classes, groups, flags_of(groups))
+    flags = flags_of(groups)
+    ignored = {key: why for key, why in ignored.items() if key not in flags}
+    return FlagGroups(action, names, classes, groups, flags, ignored)
 
 
 def action_group(action: str) -> dict[str, Signature]:
@@ -182,8 +203,9 @@ def _refuse_clashes(groups: dict[str, Signature]) -> None:
             owner = f"engine/features/{key}" if key in features() else "the Trainer" if key == "trainer" else "main.py"
             taken |= dict.fromkeys(group.parameters.keys() - _SHARED, owner)
     for key in ("network", "dataset"):
+        shared = _SHARED_OF_SYSTEM if key in groups and groups[key].base else set[str]()
         for name in groups[key].parameters if key in groups else ():
-            if name in taken:
+            if name in taken and name not in shared:
                 what = f"the argument {name} of {groups[key].owner} has the name of a flag of {taken[name]}"
                 raise UsageError(f"--{name}: {what}: rename the argument")
 

@@ -103,7 +103,7 @@ def _parse(
         _show_help(action, table, everything="--help_all" in argv)
 
     # Texts -> values.
-    kept = restored.flags
+    kept = {key: raw for key, raw in restored.flags.items() if key not in table.ignored}
     if "dataset" in kept and names["dataset"] != kept["dataset"].text and not _is_gone("dataset", kept["dataset"].text):
         kept = {key: raw for key, raw in kept.items() if key in table.flags.keys() - table.groups["dataset"].parameters}
     if kept and "stratify" in table.flags:  # a run from before this flag was there
@@ -113,6 +113,8 @@ def _parse(
     if restored.init_from:
         given["init_from"] = RawValue(restored.init_from)
     kept = _given_by_the_run(kept, given, action)
+    if "monitor" in given and "monitor" in kept and given["monitor"].text != kept["monitor"].text:
+        kept = {key: raw for key, raw in kept.items() if key != "monitor_mode"}  # it is the other metric's
     for key, raw in given.items():
         if not table.known(key):
             raise UsageError(f"{raw.where}{table.unknown_flag(key)}")

@@ -67,7 +67,7 @@ def complete(
         if one.default is REQUIRED and one.name not in table.flags and not _may_have(dataset, one.name):
             raise UsageError(f"{one.owner} needs {one.name}, which a command line cannot give: give it a default")
     values = {name: value for name, value in values.items() if not isinstance(value, Expression)}
-    arguments: dict[str, dict[str, Any]] = {kind: {} for kind in TORCH_GROUPS}
+    arguments: dict[str, dict[str, Any]] = {kind: {} for kind in ("system", "schedule", "data", *TORCH_GROUPS)}
     for key, group in table.groups.items():
         taken = [name for name in values if name in group.parameters or (group.accepts_any and name not in table.flags)]
         if key in ("network", "system", *TORCH_GROUPS):

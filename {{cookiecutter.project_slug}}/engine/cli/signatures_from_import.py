@@ -6,7 +6,19 @@ from functools import reduce
 from typing import Any
 
 from engine.cli import annotations
-from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, is_plain, is_super, keys_of
+from engine.cli.signatures_from_source import (
+    REQUIRED,
+    Expression,
+    Parameter,
+    Signature,
+    base_of,
+    ignored_flags,
+    is_plain,
+    is_super,
+    keys_of,
+)
+
+_NO_ARGUMENTS = {f"{name}.__init__" for name in ("Module", "LightningModule", "LightningDataModule", "DataHooks")}
 
 
 def from_object(target: Any, owner: str = "") -> Signature:
@@ -26,16 +38,35 @@ def from_object(target: Any, owner: str = "") -> Signature:
             default = Expression(repr(default))
         annotation = () if parameter.annotation is parameter.empty else annotations.from_hint(parameter.annotation)
         parameters[name] = Parameter(name, annotation or annotations.of_default(default), default, docs, owner)
+    mro = getattr(target, "__mro__", ())
+    try:
+        source = inspect.getsource(target)
+    except (OSError, TypeError):  # a function written in C, or in a notebook
+        source = ""
+    signature = Signature(owner, parameters, None, accepts_any, base_of({one.__name__ for one in mro}), source=source)
+    if signature.base != "MInterface":
+        return signature
     # All that a subclass of MInterface hands on to it is among the parameters already.
-    base = next((one for one in getattr(target, "__mro__", ()) if one.__name__ == "MInterface"), None)
-    overrides = set(inspect.signature(base).parameters) if base else None
-    return Signature(owner, parameters, None, accepts_any, overrides)
+    index = next(number for number, one in enumerate(mro) if one.__name__ == "MInterface")
+    own = {name for one in mro[:index] if "__init__" in vars(one) for name in inspect.signature(one).parameters}
+    ignored = ignored_flags([_class_definition(one, inspect) for one in mro[:index]]) - own
+    overrides = frozenset(inspect.signature(mro[index]).parameters)
+    return signature.without(ignored)._replace(overrides=overrides, ignored=ignored)
+
+
+def _class_definition(target: type, inspect: Any) -> ast.ClassDef:
+    import textwrap
+
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(target))).body[0]  # type: ignore[return-value]
+    except (OSError, SyntaxError):  # without a source, as in a notebook
+        return ast.ClassDef(target.__name__, [], [], [], [])
 
 
 def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str, Any], bool]:
     """The parameters by name, those behind `**kwargs` included, and whether further keywords stay unknown."""
     function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
-    if function in visited or function is object.__init__ or function.__qualname__ == "Module.__init__":
+    if function in visited or function is object.__init__ or function.__qualname__ in _NO_ARGUMENTS:
         return {}, False
     try:
         spec = _signature(function, inspect).parameters

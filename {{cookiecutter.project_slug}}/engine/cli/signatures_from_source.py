@@ -12,7 +12,21 @@ from engine.errors import UsageError
 
 REQUIRED = type("Required", (), {"__repr__": lambda self: "required"})()
 # Bases whose constructors need nothing: a class on them without an `__init__` has no arguments.
-_BASES_WITHOUT_ARGUMENTS = {"Module", "Dataset", "IterableDataset", "object", "MInterface", "LightningModule", "ABC"}
+_OURS = ("MInterface", "LightningModule", "LightningDataModule")  # what decides which other flags there are
+_BASES_WITHOUT_ARGUMENTS = {"Module", "Dataset", "IterableDataset", "object", "ABC", *_OURS}
+# Flags of MInterface -> its attributes through which a method of a subclass takes notice of them.
+_OPTIMIZER_FLAGS = {"lr": "lr", "optimizer": "optimizer_name", "weight_decay": "weight_decay", "lr_scale": "lr_scale"}
+_OPTIMIZER_FLAGS |= {"no_decay_norm_bias": "no_decay_norm_bias", "schedule": "schedule"}
+_LOSS_FLAGS = {"loss": "loss", "class_weights": "loss", "heads": "heads"}
+_LOSS_FLAGS |= {"metrics": "metrics", "metric_thresholds": "metrics"}
+# Arguments that ask a dataset for a split, and the values that mean one.
+_SPLIT_ARGUMENTS = ("split", "mode", "phase", "partition", "image_set")
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_STEPS = {"training_step", "validation_step", "test_step"}
 _PROPERTIES = {"property", "cached_property", "functools.cached_property"}
 _HELP_LINE = re.compile(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*:\s+(\S.*)")
 
@@ -49,14 +63,47 @@ class Signature(NamedTuple):
 
     attributes: those of its instances, as values or Expressions; None where only an instance can tell.
     accepts_any: it has a `**kwargs` that takes any further keyword.
+    source: of a class, as text.
+    base: "MInterface", "LightningModule" or "LightningDataModule", of whose subclass it is the constructor; else "".
     overrides: of a subclass of MInterface, the arguments of MInterface that it has or sets itself.
+    ignored: of a subclass of MInterface, those of which its own methods take no notice; "schedule" for the schedule's.
     """
 
     owner: str
     parameters: dict[str, Parameter]
     attributes: dict[str, Any] | None = None
     accepts_any: bool = False
-    overrides: set[str] | None = None
+    base: str = ""
+    overrides: frozenset[str] = frozenset()
+    ignored: frozenset[str] = frozenset()
+    source: str = ""
+
+    @property
+    def split_values(self) -> tuple[str, dict[str, str]] | None:
+        """Of a dataset, the argument that asks for a split, and its value for "train", "val" and "test".
+
+        The values are those that a Literal or a check (`assert mode in ("train", "val")`) lists, in the words of
+        _SPLIT_WORDS; without one, those three words. None where no argument has such values.
+        """
+        for name in _SPLIT_ARGUMENTS:
+            if (parameter := self.parameters.get(name)) is None:
+                continue
+            checked = re.search(rf"\b{name}(?: not)? in [\[({{]([^\])}}]*)", self.source)
+            accepted = annotations.choices(parameter.annotation) or re.findall(
+                r"['\"](\w+)['\"]", checked[1] if checked else ""
+            )
+            values = {
+                split: value
+                for split, words in _SPLIT_WORDS.items()
+                for value in accepted
+                if str(value).lower() in words
+            }
+            if "train" in values:
+                return name, values
+            said = {word for words in _SPLIT_WORDS.values() for word in words}
+            if not accepted and (name == "split" or parameter.default is REQUIRED or parameter.default in said):
+                return name, {split: split for split in _SPLIT_WORDS}
+        return None
 
     def without(self, names: Any) -> "Signature":
         """The same without some of the arguments."""
@@ -100,8 +147,7 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         if node.decorator_list or node.keywords or len(functions) > 1:
             return None
         if not functions:
-            overrides = set[str]() if "MInterface" in bases else None
-            signature = Signature(node.name, {}, _attributes(node), overrides=overrides)
+            signature = Signature(node.name, {}, _attributes(node), base=base_of(bases), ignored=ignored_flags([node]))
             return signature if bases <= _BASES_WITHOUT_ARGUMENTS else None
         function = functions[0]
         docs += "\n" + (ast.get_docstring(function, clean=False) or "")
@@ -121,13 +167,35 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         annotation = annotations.from_syntax(argument.annotation, names) or annotations.of_default(default)
         parameters[argument.arg] = Parameter(argument.arg, annotation, default, docs, node.name)
     known = not keyword_only and bases <= _BASES_WITHOUT_ARGUMENTS
+    text = "" if keyword_only else ast.unparse(node)
+    signature = Signature(node.name, parameters, _attributes(node) if known else None, base=base_of(bases), source=text)
     if not is_system:
-        return Signature(node.name, parameters, _attributes(node) if known else None)
+        return signature
     asked, filled = keys_of(function, spec.kwarg.arg) if spec.kwarg else ({}, set[str]())
     for name, default in asked.items():
         parameters.setdefault(name, Parameter(name, (), Expression(default), docs, node.name))
-    overrides = parameters.keys() | filled | _super_keywords(function)
-    return Signature(node.name, parameters, _attributes(node) if known else None, overrides=overrides)
+    overrides = frozenset(parameters.keys() | filled | _super_keywords(function))
+    return signature._replace(overrides=overrides, ignored=ignored_flags([node]))
+
+
+def base_of(names: set[str]) -> str:
+    """Which of the base classes that Signature tells apart is among some names."""
+    return next((one for one in _OURS if one in names), "")
+
+
+def ignored_flags(classes: list[ast.ClassDef]) -> frozenset[str]:
+    """The arguments of MInterface of which the methods of a subclass (and its own bases) take no notice."""
+    methods = {one.name for node in classes for one in node.body if isinstance(one, ast.FunctionDef)}
+    attributes = [one for node in classes for one in ast.walk(node) if isinstance(one, ast.Attribute)]
+    own = {one.attr for one in attributes if ast.unparse(one.value) == "self"}
+    handed_on = {one.attr for one in attributes if ast.unparse(one.value) in ("super()", "MInterface")}
+    ignored = set[str]()
+    if "configure_optimizers" in methods - handed_on:
+        ignored |= {flag for flag, attribute in _OPTIMIZER_FLAGS.items() if attribute not in own}
+    # MInterface.step takes the loss and the metrics; it is called by MInterface's three steps.
+    if "step" in methods - handed_on or (methods - handed_on >= _STEPS and "step" not in own):
+        ignored |= {flag for flag, attribute in _LOSS_FLAGS.items() if attribute not in own}
+    return frozenset(ignored)
 
 
 def keys_of(function: ast.AST, kwargs: str) -> tuple[dict[str, str], set[str]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from engine import lightning_compat
 from engine.checkpointing.atomic_write import adding, write_atomically
@@ -46,14 +47,9 @@ def run(
     if not trainer.is_global_zero:
         return
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
-    if getattr(model, "network", None) is None:
-        raise UsageError(f"{type(model).__name__} is a system without one `network`; export its parts by hand")
-    model.channels_last = False
-    network = model.network.to(memory_format=torch.contiguous_format).eval()
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
-    args, named = model.arguments(next(iter(data.test_dataloader())) if batch is None else batch)
-    examples = dict(enumerate(args)) | named
+    network, examples = _network_and_inputs(model, next(iter(data.test_dataloader())) if batch is None else batch)
     if others := [
         type(one).__name__ for one in examples.values() if not isinstance(one, torch.Tensor) or not one.dim()
     ]:
@@ -82,6 +78,28 @@ def run(
     path = run_dir / "labels.json"
     write_atomically(path, json.dumps(labels, indent=2, ensure_ascii=False) + "\n")
     print(path)
+
+
+def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[Any, Any]]:
+    """What is exported, and an example of its inputs, by position or by name.
+
+    Of a LightningModule of one's own, `forward` is, with `example_input_array` or else the first value of a batch.
+    """
+    name = type(model).__name__
+    if hasattr(model, "arguments"):
+        if model.network is None:
+            raise UsageError(f"{name} is a system without one `network`; export its parts by hand")
+        model.channels_last = False
+        args, named = model.arguments(batch)
+        return model.network.to(memory_format=torch.contiguous_format).eval(), dict(enumerate(args)) | named
+    if not is_overridden("forward", model):
+        raise UsageError(f"export calls {name}.forward, which it does not have: write it")
+    inputs = model.example_input_array
+    if inputs is None:
+        inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+    if isinstance(inputs, torch.Tensor):
+        inputs = (inputs,)
+    return model.eval(), inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
 
 
 def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any], shapes: Any) -> Any:

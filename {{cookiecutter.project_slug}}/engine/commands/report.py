@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from engine.checkpointing import run_folder, run_records
 from engine.checkpointing.atomic_write import replacing
-from engine.checkpointing.find_checkpoint import monitor_mode
+from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.errors import UsageError, printable
 
@@ -148,7 +148,7 @@ def _seconds(events: Path) -> float:
 
 def _of_epoch(metric: str) -> bool:
     """Whether a metric is one of an epoch, not of a step or a setting."""
-    return metric.startswith(("train_", "val_", "test_")) and not metric.endswith("_step")
+    return re.match("(train|val|test)[_/]", metric) is not None and not metric.endswith("_step")
 
 
 def write(runs: list[Run], folder: Path, page: bool) -> None:
@@ -201,14 +201,21 @@ def chosen_values(run: Run) -> dict[str, float]:
     those of the best validation."""
     values = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics if metric.startswith("test")}
     monitor = run.record.monitor or run.flags.get("monitor", "val_loss")
-    if monitor not in run.metrics:
+    if monitor == "epoch":  # where no metric was logged, the latest one counts as the best
+        monitored = run.epoch_of[run.epoch_of == run.record.best_epoch]
+        monitored = -monitored.index.to_series()  # its last row
+    elif monitor not in run.metrics:
         return values
-    monitored = run.metrics[monitor].dropna()
-    if run.record.best is not None:
-        monitored = monitored[run.epoch_of.reindex(monitored.index) == run.record.best_epoch]
-        monitored = (monitored - run.record.best).abs()  # the checkpoint's name has fewer digits
-    elif monitor_mode(monitor) == "max":
-        monitored = -monitored
+    else:
+        monitored = run.metrics[monitor].dropna()
+        mode = given_mode(run.record.folder) or known_mode(monitor)
+        if run.record.best is not None:
+            monitored = monitored[run.epoch_of.reindex(monitored.index) == run.record.best_epoch]
+            monitored = (monitored - run.record.best).abs()  # the checkpoint's name has fewer digits
+        elif mode is None:
+            return values  # nobody knows which is the best
+        elif mode == "max":
+            monitored = -monitored
     if monitored.empty:
         return values
     step = monitored.idxmin()

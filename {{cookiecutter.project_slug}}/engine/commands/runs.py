@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from engine.checkpointing import run_lock, run_records
-from engine.checkpointing.find_checkpoint import monitor_mode
+from engine.checkpointing.find_checkpoint import best_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.errors import UsageError
 
@@ -58,11 +58,11 @@ def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
     if column is None:
         return records
     if column == "best":
-        if len(monitors := {record.monitor for record in records if record.monitor}) > 1:
-            raise UsageError(
-                f"--sort best: the runs were chosen by {' and '.join(sorted(monitors))}: pick some by --where"
-            )
-        sign = -1 if monitors and monitor_mode(monitors.pop()) == "max" else 1
+        chosen = {(record.monitor, best_mode(record.folder, record.monitor)) for record in records if record.monitor}
+        if len(chosen) > 1:
+            by = " and ".join(" ".join(one) for one in sorted(chosen))
+            raise UsageError(f"--sort best: the runs were chosen by {by}: pick some by --where")
+        sign = -1 if chosen and chosen.pop()[1] == "max" else 1
         return sorted(records, key=lambda record: math.inf if record.best is None else sign * record.best)
     columns: dict[str, Any] = {"age": _age, "size": _size, "epochs": RunRecord.epochs}
     if column not in columns and not any(column in record.flags for record in records):

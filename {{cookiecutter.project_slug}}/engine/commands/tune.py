@@ -30,11 +30,14 @@ def run(
         raise UsageError("tune takes no --fast_dev_run: it needs some 100 steps")
     if "batch_size" in what and trainer.world_size > 1:
         raise UsageError("tune --what batch_size looks for what one device can do: --devices 1")
+    if not hasattr(model, "schedule"):
+        raise UsageError(
+            f"tune works on MInterface and its subclasses, and {type(model).__name__} is a LightningModule"
+        )
     model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
     trainer.limit_val_batches = 0  # type: ignore[attr-defined]
     for name in dict.fromkeys(what):
         (_tune_lr if name == "lr" else _tune_batch_size)(trainer, model, data, run_dir)
-    model.latest_metrics = {}  # nothing was measured
 
 
 def _fit(trainer: Trainer, model: Any, data: Any, callback: Callback, steps: int) -> None:

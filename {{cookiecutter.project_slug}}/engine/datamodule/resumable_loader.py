@@ -1,6 +1,7 @@
 """ResumableLoader: batches in an order that a resumed run repeats, from any batch of an epoch on."""
 
 import copy
+import functools
 import itertools
 import weakref
 from collections import deque
@@ -34,6 +35,8 @@ class ResumableLoader:
     current_epoch: called when a training epoch starts, for its number; None for other loaders.
     accumulate: batches of an optimizer step.
     rank, world_size: of the data-parallel processes.
+    pad: repeat items where the ranks' shares are not of one size; otherwise a batch may be None (skip_empty_batches).
+    drop_last: leave out a last batch that is smaller.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class ResumableLoader:
         world_size: int = 1,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
+        pad: bool = True,
+        drop_last: bool = False,
     ) -> None:
         # Not `dataset` and `sampler`: what has these, Lightning takes for a DataLoader that it may rebuild.
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
@@ -63,7 +68,15 @@ class ResumableLoader:
         batching: dict[str, Any] = {"dataset": dataset, "batch_size": batch_size}
         if not self.iterable:
             self.epoch_sampler = ResumableBatchSampler(
-                dataset, batch_size, seed=seed, shuffle=shuffle, weights=weights, rank=rank, world_size=world_size
+                dataset,
+                batch_size,
+                seed=seed,
+                shuffle=shuffle,
+                weights=weights,
+                rank=rank,
+                world_size=world_size,
+                pad=pad,
+                drop_last=drop_last,
             )
             batching = {"dataset": SeededDataset(dataset), "batch_sampler": self.epoch_sampler}
         self.loader = DataLoader(
@@ -164,15 +177,19 @@ def _copy(batch: Any) -> Any:
     )
 
 
-def drop_padding(loader: Any, batch: Any, batch_idx: int) -> Any:
-    """A batch without the items that only give all ranks the same number of steps; None where no item is left.
+def skip_empty_batches(module: Any) -> None:
+    """Has a LightningModule's validation_step and test_step not be called for None, a batch without items.
 
-    Every tensor in it whose length is that of the batch is cut.
+    A process has one where another one has an item more: all have to take the same number of steps.
     """
-    if not isinstance(loader, ResumableLoader) or loader.iterable or loader.world_size == 1:
-        return batch
-    positions = loader.epoch_sampler.positions(batch_idx)
-    size = int((positions < len(loader.data)).sum())  # type: ignore[arg-type]
-    if size in (0, len(positions)):
-        return batch if size else None
-    return apply_to_collection(batch, torch.Tensor, lambda x: x[:size] if x.shape[:1] == positions.shape else x)
+
+    def unless_empty(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def call(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            return None if batch is None else step(batch, *args, **kwargs)
+
+        return call
+
+    for name in ("validation_step", "test_step"):
+        if not hasattr(step := getattr(module, name), "__wrapped__"):
+            object.__setattr__(module, name, unless_empty(step))

@@ -14,8 +14,9 @@ from engine.errors import UsageError
 class ResumableBatchSampler(Sampler[list[int]]):
     """Yields this rank's batches of epoch `epoch` from batch `start` on; both are set before each iteration.
 
-    Each rank takes every `world_size`-th item of a global batch. The order is padded with its own beginning so that
-    all ranks take the same number of steps. Arguments: see ResumableLoader.
+    Each rank takes every `world_size`-th item of a global batch. All ranks take the same number of steps: in training
+    the order is padded with its own beginning, elsewhere a rank's last batch may be smaller, or empty. Arguments: see
+    ResumableLoader.
     """
 
     def __init__(
@@ -28,12 +29,15 @@ class ResumableBatchSampler(Sampler[list[int]]):
         weights: torch.Tensor | None,
         rank: int,
         world_size: int,
+        pad: bool = True,
+        drop_last: bool = False,
     ) -> None:
         self.chunked = hasattr(unwrap_subset(dataset), "order")
         if weights is not None and self.chunked:
             raise UsageError(f"--balanced: {type(unwrap_subset(dataset)).__name__} is read in chunks, not item by item")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.shuffle, self.weights, self.rank, self.world_size = shuffle, weights, rank, world_size
+        self.pad, self.drop_last = pad, drop_last
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -47,7 +51,10 @@ class ResumableBatchSampler(Sampler[list[int]]):
             order = order[:end].view(self.world_size, -1).T.flatten()
         for number in range(self.start, len(self)):
             seed_key = ("batch", self.seed, self.epoch, number, self.rank)
-            yield SeededBatch(order[self._rank_slice(number)].tolist(), seed_key)
+            indices = order[self._rank_slice(number)].tolist()
+            if not self.pad:
+                indices = indices[: int((self.positions(number) < len(self.dataset)).sum())]  # type: ignore[arg-type]
+            yield SeededBatch(indices, seed_key)
 
     def positions(self, number: int) -> torch.Tensor:
         """The positions of this rank's items of a batch in the order; from the dataset's length on they are padding."""
@@ -59,6 +66,8 @@ class ResumableBatchSampler(Sampler[list[int]]):
         """The position at which each global batch begins, and the one at which the last batch ends."""
         global_size, total = self.batch_size * self.world_size, -(-len(self.dataset) // self.world_size)  # type: ignore[arg-type]
         total *= self.world_size
+        if self.drop_last:
+            total -= total % global_size
         bounds = [*range(0, total, global_size), total]
         if len(bounds) > 2 and total - bounds[-2] == self.world_size and self.batch_size > 2:
             bounds[-2] -= self.world_size  # batch norm cannot train on a batch of one: give it a companion

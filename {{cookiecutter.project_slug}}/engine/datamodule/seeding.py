@@ -43,6 +43,8 @@ class SeededDataset(Dataset[Any]):
         self.dataset = dataset
 
     def __getitems__(self, batch: SeededBatch) -> Any:
+        if not batch:
+            return []
         reseed(*batch.seed_key)
         dataset, indices = resolve_subset(self.dataset, list(batch))
         return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else fetch_items(dataset, indices)
@@ -55,7 +57,9 @@ class Collate:
         self.collate_fn = collate_fn
 
     def __call__(self, items: Any) -> Any:
-        return self.collate_fn(items) if isinstance(items, list) else items
+        if isinstance(items, list):
+            return self.collate_fn(items) if items else None  # this process has no item of a last batch
+        return items
 
 
 def fetch_items(dataset: Any, indices: list[int]) -> list[Any]:

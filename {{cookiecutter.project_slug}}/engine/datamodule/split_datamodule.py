@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
+from engine.cli import signatures_from_import
 from engine.datamodule import class_balance
 from engine.datamodule.class_balance import num_classes
 from engine.datamodule.item_fields import ItemFields
@@ -44,6 +45,11 @@ class SplitDataModule(LightningDataModule):
         self.dataset_class, self.splitter, self.seed = dataset_class, splitter, seed
         self.val_fraction, self.test_fraction, self.stratify = val_fraction, test_fraction, stratify
         self._parameters = inspect.signature(dataset_class).parameters
+        # The argument that asks for a split, and its values; "" where the class has none.
+        self._split_argument, self._split_values = signatures_from_import.from_object(dataset_class).split_values or (
+            "",
+            {},
+        )
         defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
         if dataset_class.__module__.startswith("torchvision."):
             defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
@@ -182,18 +188,25 @@ class SplitDataModule(LightningDataModule):
                 splits: list[dict[str, Any]] = (
                     [{"train": True}, {"train": False}] if "train" in self._parameters else [{}]
                 )
-                if "split" in self._parameters:
-                    splits = [{"split": name} for name in ("train", "val", "test")]
+                if self._split_argument:
+                    splits = [{self._split_argument: value} for value in self._split_values.values()]
                 for split in splits:
                     self.dataset_class(**self.arguments, **split, download=True)
         self._prepared = True
 
     def _build(self, name: str) -> None:
         """Builds a split, and those that are cut from the same dataset."""
-        if "split" in self._parameters:
-            if self.splitter:
+        if self._split_argument:
+            if self.splitter and "val" in self._split_values:
                 raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation split of its own")
-            dataset: Any = self.dataset_class(**self.arguments, split=name)
+            if name == "test" and name not in self._split_values:
+                self._splits[name] = None
+                return
+            value = self._split_values.get(name, self._split_values["train"])
+            dataset: Any = self.dataset_class(**self.arguments, **{self._split_argument: value})
+            if name != "test" and "val" not in self._split_values:
+                self._random_split(dataset, None)
+                return
             unwanted = self.arguments.get(f"{name}_fraction") == 0 and len(dataset) == 0
             self._splits[name] = None if unwanted else dataset
         elif "train" not in self._parameters:

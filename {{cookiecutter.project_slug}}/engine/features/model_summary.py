@@ -41,10 +41,12 @@ class Summary(Callback):
         if self.depth is not None:
             from pytorch_lightning.utilities.model_summary import ModelSummary
 
-            args, kwargs = module.arguments(sample) if (sample := self.data.sample()) is not None else ((), {})
-            module.example_input_array = kwargs or tuple(args) or None  # for the columns of input and output sizes
+            own = module.example_input_array
+            if own is None and hasattr(module, "arguments") and (sample := self.data.sample()) is not None:
+                args, kwargs = module.arguments(sample)
+                module.example_input_array = kwargs or tuple(args) or None  # for the columns of input and output sizes
             print(ModelSummary(module, max_depth=self.depth))
-            module.example_input_array = None
+            module.example_input_array = own
 
 
 def _flops(module: Any, data: Any) -> float | None:

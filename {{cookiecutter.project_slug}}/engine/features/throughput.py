@@ -6,6 +6,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.launch.data_parallel_rank import data_parallel_rank
+from engine.logging import loggers
 
 
 def callbacks(run_dir: Any, model: Any, data: Any, *, throughput: bool = False) -> list[Callback]:
@@ -36,7 +37,7 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         self._pause()
-        module.log_now({"items_per_second": self.items / self.seconds})
+        loggers.log_now(trainer, {"items_per_second": self.items / self.seconds})
 
     def _pause(self) -> None:
         """Adds the seconds since the start."""

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from engine.checkpointing import run_folder
 from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically
+from engine.checkpointing.run_records import is_of_epoch
 from engine.cli import config_file
 from engine.errors import UsageError
 from engine.lightning_compat import summary_writer
@@ -176,9 +177,10 @@ class EventWriter:
     close = flush
 
 
-def is_of_epoch(name: str) -> bool:
-    """Whether a metric is one of training or validation over a whole epoch."""
-    return name.startswith(("train_", "val_")) and not name.endswith("_step")
+def log_now(trainer: Any, values: dict[str, float]) -> None:
+    """Writes values to every logger of a Trainer at once, in a row of their own."""
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step)
 
 
 def logged(loggers: Iterable[Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 
 from engine.lightning_compat import all_finite
+from engine.logging import loggers
 
 
 class GradientGuard(Callback):
@@ -51,7 +52,7 @@ class GradientGuard(Callback):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-        module.log_now({"skipped_steps": self.skipped})  # type: ignore[operator]
+        loggers.log_now(trainer, {"skipped_steps": self.skipped})
 
     def state_dict(self) -> dict[str, int]:
         """The number of steps skipped."""

@@ -15,6 +15,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, P
 from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from engine.cli.value_ranges import range_error
@@ -98,6 +99,7 @@ def configure(
     if keep_memory and keep_freed_memory():
         enabled.append("malloc keeps memory")
     network = getattr(model, "network", None) or nn.Identity()
+    channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
     channels_last = channels_last and strategy != "model_parallel"  # which shards contiguous weights only
     if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
@@ -139,7 +141,7 @@ def make_trainer(
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
     options["profiler"] = profiler(options.get("profiler"), run_dir)
-    if data.split("val") is None:
+    if data.split("val") is None or not is_overridden("validation_step", model):
         options["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.checkpointing import checkpoint_io
 from engine.errors import UsageError
-from engine.training.answers import main_output
+from engine.training.answers import Answer, main_output
 
 
 class LoadedRun:
@@ -65,7 +65,7 @@ class LoadedRun:
         outputs = self._model.predict_step((*batch, torch.zeros(len(batch[0]))), 0)  # a 0 for the target
         if heads := getattr(self._model, "heads", {}):
             return {name: head.answer.probabilities(outputs[name]) for name, head in heads.items()}
-        answer = self._model.predicts
+        answer = getattr(self._model, "predicts", Answer("none"))
         values = answer.probabilities(main_output(outputs))
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
         return values if invert is None else invert(values)

@@ -1,17 +1,17 @@
-"""MetricLoggingModule: metrics of each stage, logged at the end of an epoch and kept in checkpoints."""
+"""Metrics of each stage: MetricLoggingModule logs them after an epoch, MetricState keeps them in checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
-from engine.checkpointing.checkpoint_io import check_weights_fit
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.lightning_compat import keep_dtype, mark_as_updated, merge_ranks
+from engine.lightning_compat import keep_dtype, logged_state, restore_latest, restore_logged, restore_metric
 from engine.logging import loggers
 from engine.training import metrics
 
@@ -19,17 +19,11 @@ STAGES = ("train", "val", "test")
 
 
 class MetricLoggingModule(LightningModule):
-    """Has `metrics` for each stage, such as `train_loss` and `val_acc`; a resumed run goes on with their state.
-
-    What a step logs by `self.log_now` is written before the step's checkpoint, so that a resumed run repeats no row;
-    what it logs by Lightning's `self.log` comes after.
-    """
+    """Has `metrics` for each stage, such as `train_loss` and `val_acc`, and logs them at the end of each epoch."""
 
     def __init__(self, names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any]) -> None:
         """Builds the metrics; arguments as of metrics.build."""
         super().__init__()
-        self.latest_metrics: dict[str, float] = {}  # the latest value of each metric
-        self.loaded_metrics: dict[str, float] = {}  # of the checkpoint that was loaded last, see metrics_of
         self.metrics, self._metric_buffers = nn.ModuleDict(), dict[str, MetricBuffer]()
         for stage in STAGES:
             built = metrics.build(names, loss, target_info)
@@ -56,9 +50,13 @@ class MetricLoggingModule(LightningModule):
         self._log_epoch("test")
 
     def log_now(self, values: dict[str, float]) -> None:
-        """Writes values to every logger at once, before this step's checkpoint: a resumed run repeats no row."""
-        for logger in self.loggers:
-            logger.log_metrics({"epoch": self.current_epoch, **values}, step=self.global_step)
+        """Writes values to every logger at once, in a row of their own."""
+        loggers.log_now(self.trainer, values)
+
+    def flush_metrics(self) -> None:
+        """Updates the metrics with the batches that are held back."""
+        for buffer in self._metric_buffers.values():
+            buffer.flush()
 
     def _log_epoch(self, stage: str) -> None:
         self._metric_buffers[stage].flush()
@@ -68,55 +66,91 @@ class MetricLoggingModule(LightningModule):
             metric.reset()
         self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
-            self.latest_metrics |= {name: value.item() for name, value in values.items()}
-            self.log_now({name: self.latest_metrics[name] for name in values})
+            self.log_now({name: value.item() for name, value in values.items()})
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for buffer in self._metric_buffers.values():
-            buffer.flush()
-        updated = {name: metric for name, metric in self.stage_metrics("").items() if metric.update_called}
-        checkpoint["metrics"] = {name: self._gathered_state(metric) for name, metric in updated.items()}
-        checkpoint["latest"] = self.latest_metrics
-        checkpoint |= loggers.logged(self.loggers)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "state_dict" in checkpoint:  # --strategy model_parallel has loaded it already
-            check_weights_fit(self, checkpoint["state_dict"])
-        self.loaded_metrics = metrics_of(checkpoint)
-        if self.trainer.state.fn == "fit":
-            last = self.trainer.max_epochs
-            if last is not None and 0 <= last <= checkpoint["epoch"]:
-                raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
-            self.latest_metrics = dict(checkpoint.get("latest", {}))
-            loggers.rewind(self.loggers, checkpoint)
-        here = data_parallel_rank(self.trainer)
-        for name, state in checkpoint.get("metrics", {}).items():  # of an epoch that goes on
-            if name in self.metrics:
-                _restore(name, self.metrics[name], state, here.rank, here.size)
+class MetricState(Callback):
+    """Keeps in checkpoints what has been measured in the epoch so far, and which rows are logged.
 
-    def _gathered_state(self, metric: Metric) -> dict[str, Any]:
-        """The states of a metric, of each process; every process has to call it at the same time.
+    That is the state of every torchmetrics.Metric of a module, and what `self.log` has collected.
+    """
 
-        A tensor becomes (processes, ...), a list of tensors (every output of the epoch, say) a list of such lists.
-        """
-        here, gathered = data_parallel_rank(self.trainer), dict[str, Any]()
-        for name, value in metric.metric_state.items():
-            if isinstance(value, list):
-                gathered[name] = lists = [[one.cpu() for one in value]] * here.size
-                if here.size > 1:
-                    torch.distributed.all_gather_object(lists, lists[0], here.group)
-            if isinstance(value, Tensor):
-                rows = [torch.empty_like(value) for _ in range(here.size)] if here.size > 1 else [value]
-                if here.size > 1:
-                    torch.distributed.all_gather(rows, value.contiguous(), here.group)
-                gathered[name] = torch.stack(rows)
-        return gathered
+    def __init__(self) -> None:
+        self._logged: list[Any] = []  # of a checkpoint, until Lightning takes them
+        self._latest: dict[str, Any] = {}
+        self.loaded: dict[str, float] = {}  # of the checkpoint that was loaded last, see metrics_of
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for metric in _metrics(module).values() if trainer.precision in ("16-true", "bf16-true") else ():
+            keep_dtype(metric)  # sums over an epoch in 16 bits would be wrong
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        rank, size = data_parallel_rank(trainer)[:2]
+        restore_logged(trainer, self._logged[rank::size])
+        restore_latest(trainer, self._latest)
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        restore_latest(trainer, self._latest)  # of a run that had nothing left to train
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if isinstance(module, MetricLoggingModule):
+            module.flush_metrics()
+        states = {name: metric.metric_state for name, metric in _metrics(module).items() if metric.update_called}
+        gathered = _gather(trainer, {"metrics": states, "logged": logged_state(trainer)})
+        checkpoint["metrics"], checkpoint["logged"] = ([one[key] for one in gathered] for key in ("metrics", "logged"))
+        checkpoint["latest"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
+        checkpoint |= loggers.logged(trainer.loggers)
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.loaded = metrics_of(checkpoint)
+        if trainer.state.fn != "fit":
+            return
+        last = trainer.max_epochs
+        if last is not None and 0 <= last <= checkpoint["epoch"]:
+            raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
+        self._logged, self._latest = checkpoint.get("logged", []), checkpoint.get("latest", {})
+        loggers.rewind(trainer.loggers, checkpoint)
+        states, (rank, size, _) = saved_metrics(checkpoint), data_parallel_rank(trainer)
+        for name, metric in _metrics(module).items():
+            if own := [state[name] for state in states[rank::size] if name in state]:
+                restore_metric(name.removeprefix("metrics."), metric, own)
+
+
+def _metrics(module: LightningModule) -> dict[str, Metric]:
+    """The metrics of a module, by their path in it."""
+    for collection in module.modules():
+        if isinstance(collection, MetricCollection):
+            collection.values()  # writes the state of a compute group to each of its metrics
+    return {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
+
+
+def _gather(trainer: Trainer, value: Any) -> list[Any]:
+    """A value of each data-parallel process; all have to call it at the same time."""
+    here = data_parallel_rank(trainer)
+    if here.size == 1:
+        return [value]
+    gathered = [None] * here.size
+    on_cpu = apply_to_collection(value, Tensor, lambda tensor: tensor.cpu())
+    torch.distributed.all_gather_object(gathered, on_cpu, here.group)
+    return gathered
+
+
+def saved_metrics(checkpoint: dict[str, Any]) -> list[dict[str, dict[str, Tensor]]]:
+    """The states in a checkpoint of the metrics of a module, by their path in it; one dict a process."""
+    states = checkpoint.get("metrics", [])
+    if isinstance(states, list):
+        return states
+    size = max((len(rows) for state in states.values() for rows in state.values()), default=0)  # of version 0.2
+    return [
+        {f"metrics.{name}": {key: rows[rank] for key, rows in state.items()} for name, state in states.items()}
+        for rank in range(size)
+    ]
 
 
 def metrics_of(checkpoint: dict[str, Any]) -> dict[str, float]:
     """The latest value of each metric when a checkpoint was saved, and its "epoch", from 1, and "step"."""
     at = {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"]}
-    return at | checkpoint.get("latest", {})
+    return at | {name: float(value) for name, value in checkpoint.get("latest", {}).items()}
 
 
 class MetricBuffer:
@@ -150,18 +184,3 @@ class MetricBuffer:
             batches.clear()
             for metric in self.metrics:
                 metric.update(output, target)
-
-
-def _restore(metric_name: str, metric: Any, state: dict[str, Any], rank: int, world_size: int) -> None:
-    """Restores a gathered state; with another number of processes the first one gets that of all."""
-    for name, rows in state.items():
-        if isinstance(rows, list):
-            own = rows[rank : rank + 1] if len(rows) == world_size else rows if rank == 0 else []
-            setattr(metric, name, [one.to(metric.device) for row in own for one in row])
-        elif len(rows) == world_size:
-            setattr(metric, name, rows[rank])
-        elif (merged := merge_ranks(metric, name, rows)) is None:
-            raise UsageError(f"{metric_name} of this epoch is on {len(rows)} devices: go on with these until its end")
-        elif rank == 0:
-            setattr(metric, name, merged)
-    mark_as_updated(metric)

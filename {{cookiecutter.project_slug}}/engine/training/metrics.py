@@ -9,28 +9,19 @@ from torch import Tensor
 from torchmetrics import Metric, image
 from torchmetrics.classification import MulticlassAccuracy
 
+from engine.checkpointing.monitor_mode import ALIASES
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
 from engine.training import own_components
 from engine.training.answers import task_of
 
-# Short names; any other is a class of torchmetrics, in upper or lower case.
-ALIASES = {
-    "acc": "Accuracy",
-    "f1": "F1Score",
-    "iou": "JaccardIndex",
-    "mae": "MeanAbsoluteError",
-    "mse": "MeanSquaredError",
-    "r2": "R2Score",
-    "psnr": "PeakSignalNoiseRatio",
-    "ssim": "StructuralSimilarityIndexMeasure",
-}
 IGNORE_INDEX = -100  # the default of cross_entropy
 
 
 class Mean(Metric):
     """Weighted mean, of the losses of batches. torchmetrics' MeanMetric checks for NaN at each step (1.9)."""
 
+    higher_is_better = False
     total: Tensor
     items: Tensor  # the sum of the weights
 

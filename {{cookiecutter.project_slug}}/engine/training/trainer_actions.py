@@ -1,6 +1,8 @@
 """The actions of main.py: fit, validate and test by Lightning's Trainer, all others by their file in commands/."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from engine.checkpointing import run_folder
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
-from engine.errors import printable
+from engine.errors import UsageError, printable
 
 Run = Callable[[Settings], dict[str, float]]
 
@@ -35,48 +37,96 @@ def needs_trainer(action: str) -> bool:
 
 
 def run_action(settings: Settings, context: dict[str, Any]) -> Any:
-    """Runs the action; fit, validate and test return the metrics.
+    """Runs the action; returns the metrics, or what a command returns.
 
     context: what a command may take besides the settings and the checkpoint, by name (`NEEDS` of engine.cli.plugins).
     """
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     context = context | {"settings": settings, "ckpt_path": path}
+    with _weights_fit(context.get("model"), path):
+        return _run(settings, context, path)
+
+
+def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
+    from pytorch_lightning.utilities.model_helpers import is_overridden  # once the command line is valid
+
     if settings.action in features_and_commands.commands():
         arguments = {name: context[name] for name in features_and_commands.commands()[settings.action]}
         return features_and_commands.load_command(settings.action)(**arguments, **settings.arguments["action"])
     trainer, model, data = (context[name] for name in ("trainer", "model", "data"))
     if settings.action == "fit":
         trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        if path and trainer.global_step == model.loaded_metrics["step"] and trainer.is_global_zero:
+        loaded = _loaded_metrics(trainer)
+        if path and trainer.global_step == loaded["step"] and trainer.is_global_zero:
             later = "a later --max_epochs, --max_steps or --max_time, or a longer --patience, goes on"
             print(f"the run is finished, at step {trainer.global_step}: nothing is trained; {later}", flush=True)
-        model.latest_metrics |= {"epoch": trainer.fit_loop.epoch_progress.current.processed} | _measure_best(
-            trainer, model, data
-        )
-    else:
-        evaluate = trainer.validate if settings.action == "validate" else trainer.test
-        evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-    return model.latest_metrics
+        metrics = _latest_metrics(trainer) | {"epoch": trainer.fit_loop.epoch_progress.current.processed}
+        return metrics | _measure_best(trainer, model, data)
+    step = "validation_step" if settings.action == "validate" else "test_step"
+    if not is_overridden(step, model):
+        raise UsageError(f"{settings.action} calls {type(model).__name__}.{step}, which it does not have: write it")
+    evaluate = trainer.validate if settings.action == "validate" else trainer.test
+    evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    return _latest_metrics(trainer)
+
+
+@contextmanager
+def _weights_fit(model: Any, path: str | None) -> Iterator[None]:
+    """Says in one line which weights of a checkpoint do not fit.
+
+    torch finds that, after all hooks of the network, which may rename some.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if path and f"in loading state_dict for {type(model).__name__}:" in str(error):
+            from engine.checkpointing import checkpoint_io  # needs torch
+
+            checkpoint_io.check_weights_fit(model, checkpoint_io.load(Path(path))["state_dict"])
+        raise
+
+
+def _latest_metrics(trainer: Any) -> dict[str, float]:
+    """The latest value of all that is logged; `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if re.sub("_(step|epoch)$", "", name) not in values.keys() - {name}
+    }
+
+
+def _loaded_metrics(trainer: Any) -> dict[str, float]:
+    """What the checkpoint that was loaded last says of its metrics."""
+    from engine.training.metric_logging import MetricState
+
+    return next(one for one in trainer.callbacks if isinstance(one, MetricState)).loaded
 
 
 def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     """Tests the best checkpoint, or the last weights where none was kept.
 
     Returns:
-        The checkpoint's epoch and the metrics of the split that it was chosen by: `best_epoch`, `best_val_loss` ...
+        The metrics of the test, and of the checkpoint, with its epoch, those of the split that it was chosen by:
+        `best_epoch`, `best_val_loss` ...
     """
+    from pytorch_lightning.utilities.model_helpers import is_overridden
+
     from engine.checkpointing import checkpoint_io
     from engine.training.metric_logging import metrics_of
 
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     path = path if path and Path(path).exists() else None
-    if data.split("test") is not None:
+    has_test = data.split("test") is not None and is_overridden("test_step", model)
+    if has_test:
         trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    measured = _latest_metrics(trainer) if has_test else {}
     if not path:
-        return {}
-    best = model.loaded_metrics if data.split("test") is not None else metrics_of(checkpoint_io.load(Path(path)))
-    split = trainer.checkpoint_callback.monitor.partition("_")[0]
-    return {f"best_{name}": value for name, value in best.items() if name == "epoch" or name.startswith(f"{split}_")}
+        return measured
+    best = _loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path)))
+    split = re.split("[_/]", trainer.checkpoint_callback.monitor)[0]
+    chosen = {name: value for name, value in best.items() if name == "epoch" or re.match(f"{split}[_/]", name)}
+    return measured | {f"best_{name}": value for name, value in chosen.items()}
 
 
 def print_start(settings: Settings, trainer: Any, run_dir: Path, hardware: list[str]) -> None:

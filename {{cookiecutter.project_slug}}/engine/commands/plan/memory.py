@@ -125,6 +125,10 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
 
 def keep_lr_constant(model: Any) -> None:
     """Removes the learning-rate schedule, which may need the length of training."""
+    if not hasattr(model, "schedule"):
+        raise UsageError(
+            f"plan works on MInterface and its subclasses, and {type(model).__name__} is a LightningModule"
+        )
     model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from engine.checkpointing.atomic_write import write_atomically, write_errors
@@ -56,6 +57,9 @@ def run(
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
             or none is there.
     """
+    if not (hasattr(model, "unpack_batch") or is_overridden("predict_step", model)):
+        name = type(model).__name__
+        raise UsageError(f"predict calls {name}.predict_step, which it does not have: return self(batch[0]) there, say")
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
     name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"

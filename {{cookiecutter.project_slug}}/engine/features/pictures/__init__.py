@@ -42,7 +42,7 @@ class Pictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         path = self.run_dir / "first_batch.png"
         self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # Lightning skips it from now on
-        if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists():
+        if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists() or not _has_targets(module):
             return
         inputs, target = unpack_batch(module, batch)
         if (images := find_images(inputs)) is not None:
@@ -64,6 +64,8 @@ class Pictures(Callback):
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self._draw_module_pictures(trainer, module, batch)
+        if not _has_targets(module):
+            return
         output, module.last_output = getattr(module, "last_output", None), None
         inputs, target = unpack_batch(module, batch)
         if not (self.split and isinstance(output, Tensor) and isinstance(target, Tensor) and len(output)):
@@ -163,6 +165,11 @@ class Pictures(Callback):
         classes = self.data.attribute("classes")
         names = self._class_names(len(classes)) if isinstance(classes, list | tuple) else []
         return [names[index] if 0 <= index < len(names) else str(index) for index in target.tolist()]
+
+
+def _has_targets(module: Any) -> bool:
+    """Whether it says what is input and what is target of a batch; a LightningModule of one's own does not."""
+    return hasattr(module, "unpack_batch")
 
 
 @cache
