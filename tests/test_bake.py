@@ -17,9 +17,10 @@ from tests.conftest import INNER, ROOT, copy, git, run
 
 QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text())
 FILES = """
-.editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml AGENTS.md LICENSE README.md data/__init__.py
-data/data_interface.py data/digits.py data/lightning_data_interface.py data/mnist.py engine/__init__.py
-engine/checkpointing/__init__.py engine/checkpointing/atomic_write.py engine/checkpointing/checkpoint_callbacks.py
+.devcontainer/devcontainer.json .editorconfig .github/workflows/ci.yml .gitignore .pre-commit-config.yaml
+.vscode/launch.json AGENTS.md LICENSE README.md constraints.txt data/__init__.py data/data_interface.py data/digits.py
+data/lightning_data_interface.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
+engine/checkpointing/atomic_write.py engine/checkpointing/checkpoint_callbacks.py
 engine/checkpointing/checkpoint_io.py engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py
 engine/checkpointing/monitor_mode.py engine/checkpointing/resume.py engine/checkpointing/run_folder.py
 engine/checkpointing/run_lock.py engine/checkpointing/run_records.py engine/checkpointing/safe_file_names.py
@@ -125,7 +126,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 13640), ("core", 8880)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 13750), ("core", 8950)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most
@@ -166,7 +167,7 @@ def test_free_text_comes_out_as_it_went_in(bake, text: str) -> None:
 def test_there_is_little_to_answer_and_to_look_at(bake) -> None:
     assert len([name for name in QUESTIONS if not name.startswith("_")]) <= 9
     project = bake(examples="none")
-    assert len([path for path in project.iterdir() if path.name[0] != "."]) <= 12
+    assert len([path for path in project.iterdir() if path.name[0] != "."]) <= 13
     assert {path.name for path in (project / "model").iterdir()} == {"__init__.py", "model_interface.py"}
     data = {"__init__.py", "data_interface.py", "lightning_data_interface.py"}
     assert {path.name for path in (project / "data").iterdir()} == data
