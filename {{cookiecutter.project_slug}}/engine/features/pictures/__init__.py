@@ -189,6 +189,7 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
 
     with matplotlib.rc_context(plots.style()), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
+        warnings.filterwarnings("always", "Glyph .* missing from")
         if (figure := draw()) is None:
             return
         canvas = FigureCanvasAgg(figure)
