@@ -82,7 +82,8 @@ def test_a_classifier_of_images_gets_all_its_pictures(capsys: pytest.CaptureFixt
     assert tags("images") == {"curves", "first_batch", "confusion_matrix", "mistakes"}
     assert min(min(size(name)[:2]) for name in pictures) > 100
     assert all(np.ptp(imread(RUN / name)) > 0.9 for name in pictures)  # something is drawn on them
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "no installed font has" not in line] == []  # a machine may have no Chinese one
 
 
 def test_no_pictures() -> None:
