@@ -42,17 +42,18 @@ engine/features/l1_penalty.py engine/features/log_grad_norm.py engine/features/m
 engine/features/mirror/download.py engine/features/mirror/storage.py engine/features/mixup.py
 engine/features/model_parallel/__init__.py engine/features/model_parallel/sharded_checkpoint.py
 engine/features/model_summary.py engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
-engine/features/pictures/plots.py engine/features/pictures/prediction_samples.py engine/features/throughput.py
-engine/features/weight_averaging.py engine/features/weight_histograms.py engine/launch/__init__.py
-engine/launch/cluster_job.py engine/launch/data_parallel_rank.py engine/launch/signals.py engine/launch/slurm.py
-engine/launch/terminal.py engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py
-engine/logging/__init__.py engine/logging/loggers.py engine/logging/progress.py engine/training/__init__.py
-engine/training/answers.py engine/training/early_stopping.py engine/training/gradient_guard.py
-engine/training/hardware.py engine/training/loaded_run.py engine/training/losses.py engine/training/lr_schedulers.py
-engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py engine/training/name_patterns.py
-engine/training/optimizers.py engine/training/own_components.py engine/training/step_seeding.py
-engine/training/step_timer.py engine/training/trainer_actions.py main.py model/__init__.py model/lenet.py
-model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
+engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
+engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
+engine/launch/data_parallel_rank.py engine/launch/signals.py engine/launch/slurm.py engine/launch/terminal.py
+engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py
+engine/logging/html_page.py engine/logging/loggers.py engine/logging/plots.py engine/logging/progress.py
+engine/training/__init__.py engine/training/answers.py engine/training/early_stopping.py
+engine/training/gradient_guard.py engine/training/hardware.py engine/training/loaded_run.py engine/training/losses.py
+engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py
+engine/training/name_patterns.py engine/training/optimizers.py engine/training/own_components.py
+engine/training/step_seeding.py engine/training/step_timer.py engine/training/trainer_actions.py main.py
+model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py
+tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(

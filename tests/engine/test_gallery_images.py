@@ -201,12 +201,15 @@ def test_only_training_images_are_cut_out_at_random() -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"no image", b""])
-def test_a_file_that_is_no_image_is_named(wrong: bytes) -> None:
+def test_a_file_that_is_no_image_is_named(wrong: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     write_digits(Path("digits"), 80)
     Path("digits/digit 4/a.jpg").write_bytes(wrong)
     Path("digits/digit 4/notes.txt").write_bytes(b"not looked at")
+    train = folder_of(test_fraction=0, val_fraction=0)
+    assert "1 of 81 training images cannot be read, and will end a run: digits/digit 4/a.jpg" in capsys.readouterr().err
+    assert not Path("digits/mean_std.json").exists()
     with pytest.raises(ValueError, match=r"digits/digit 4/a\.jpg is no image, or is broken"):
-        folder_of(test_fraction=0, val_fraction=0)
+        train[train.paths.index("digits/digit 4/a.jpg")]
 
 
 def test_a_folder_without_classes_or_images_says_so() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import toys
-from engine.features.pictures.plots import images, masks, scaled_like
 from engine.features.pictures.prediction_samples import PredictionSamples
+from engine.logging.plots import images, masks, scaled_like
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loggers import ask, tensorboard

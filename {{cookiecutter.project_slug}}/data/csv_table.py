@@ -208,6 +208,15 @@ class CsvTable(Dataset):
         """A whole batch at once."""
         return self.features[indices], self.targets[indices]
 
+    @property
+    def feature_names(self) -> list[str]:
+        """Of the F features: NAME=TEXT for each text of a column, and whether a number was missing."""
+        names: list[str] = []
+        for name, fitted in self.columns.items():
+            texts = [f"{name}={text}" for text in fitted.get("texts", ())]
+            names += texts or [name, f"{name} is missing"][: 1 + fitted["missing"]]
+        return names
+
     def inverse_transform(self, values: torch.Tensor) -> torch.Tensor:
         """Numbers as the network tells them, (N, ...) -> in the unit of the file, which scale_target leaves."""
         mean, std = self.scale

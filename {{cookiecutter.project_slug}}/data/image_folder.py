@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ class ImageFolder(Dataset):
             mean, std = ([sum(mean) / 3], [sum(std) / 3]) if grey else (mean, std)
         else:
             training = [path for path, _ in splits["train"]]
-            mean, std = self._statistics(root / "mean_std.json", training, v2.Compose([*_whole(img_size), *PIXELS]))
+            mean, std = self._statistics(root / "mean_std.json", training, split)
         # input = (pixel - mean) / std, pixel from 0 (black) to `white`, after the short side was made `size` long
         self.preprocessing: dict[str, Any] = {"channels": "grey" if grey else "rgb", "size": img_size, "white": 1}
         self.preprocessing |= {"resize": "bilinear", "cut": "centre", "mean": mean, "std": std}
@@ -116,8 +117,9 @@ class ImageFolder(Dataset):
         """(C, S, S) of an image file, as in validation."""
         return self._plain(read(path, self.in_channels))
 
-    def _statistics(self, kept: Path, paths: list[str], transform: Any) -> tuple[list[float], list[float]]:
+    def _statistics(self, kept: Path, paths: list[str], split: str) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, image after image, or as they were kept."""
+        transform = v2.Compose([*_whole(self.img_size), *PIXELS])
         known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         some = paths[:: 1 + len(paths) // _MOST]
         names = [Path(path).relative_to(kept.parent).as_posix() for path in some]
@@ -126,14 +128,24 @@ class ImageFolder(Dataset):
         name = f"{self.in_channels} channels, size {self.img_size}, files {which}"  # of other files they are others
         if name not in known:
             total, squares = torch.zeros(2, self.in_channels, dtype=torch.float64)
+            broken = list[ValueError]()
             for path in some:
-                pixels = transform(read(path, self.in_channels)).double()  # (C, S, S)
+                try:
+                    pixels = transform(read(path, self.in_channels)).double()  # (C, S, S)
+                except ValueError as error:
+                    broken.append(error)  # raised once more when it is fetched
+                    continue
                 total, squares = total + pixels.mean((1, 2)), squares + pixels.square().mean((1, 2))
-            mean = total / len(some)
-            std = (squares / len(some) - mean.square()).clamp_min(1e-8).sqrt()
+            if len(broken) == len(some):
+                raise broken[0]
+            if broken and split == "train":  # once, though each split reads them
+                said = f"{len(broken)} of {len(some)} training images cannot be read"
+                print(f"{said}, and will end a run: {broken[0]}", file=sys.stderr)
+            mean = total / (number := len(some) - len(broken))
+            std = (squares / number - mean.square()).clamp_min(1e-8).sqrt()
             known[name] = {"mean": mean.tolist(), "std": std.tolist()}
             part = kept.with_suffix(f".{os.getpid()}.part")
-            if os.access(kept.parent, os.W_OK):  # or each split computes them again
+            if os.access(kept.parent, os.W_OK) and not broken:  # or each split computes them again
                 part.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
                 part.replace(kept)
         return known[name]["mean"], known[name]["std"]

@@ -75,6 +75,12 @@ def command_flags(name: str) -> list[str]:
     return [one.arg for one in spec.kwonlyargs]
 
 
+def stand_in(action: str) -> str | None:
+    """A dotted path to the class `NoNetwork` of a command, which then needs no --model_name; None of any other."""
+    has_one = action in commands() and "\nclass NoNetwork(" in _text(source("commands", action))
+    return f"engine.commands.{action}.NoNetwork" if has_one else None
+
+
 def split_flags() -> set[str]:
     """The flags in the SPLIT_FLAGS of features: they say which item is in which split."""
     return _listed("SPLIT_FLAGS")

@@ -90,8 +90,10 @@ def _parse(
     restored = restore(action, argv, texts)
 
     # The names of network, dataset, loss and optimiser -> their classes -> their signatures -> flags.
-    names = {key: raw.text for key, raw in (restored.flags | given).items() if key in _CLASS_FLAGS}
     help_words = _HELP.intersection(argv)
+    if (stand_in := features_and_commands.stand_in(action)) and not help_words:
+        given.setdefault("model_name", RawValue(PlainText(stand_in)))
+    names = {key: raw.text for key, raw in (restored.flags | given).items() if key in _CLASS_FLAGS}
     if help_words and not names.keys() & FOLDERS:
         _show_help(action, None, everything=False)
     if not help_words:

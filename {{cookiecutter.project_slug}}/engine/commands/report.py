@@ -1,7 +1,6 @@
 """`report`: runs side by side: a table, curves, files for a spreadsheet and MATLAB."""
 
 import argparse
-import base64
 import csv
 import html
 import io
@@ -20,6 +19,7 @@ from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.errors import UsageError, printable
+from engine.logging import html_page
 
 _MAX_POINTS = 2000  # of a curve of the page, about
 
@@ -344,11 +344,6 @@ def write_page(runs: list[Run], file: Any) -> None:
             f"<details><summary>{html.escape(f'{name} ({run.name})')}</summary><pre>{html.escape(flags)}</pre>"
         )
         for picture in sorted(run.record.folder.glob("*.png")):
-            data = base64.b64encode(picture.read_bytes()).decode()
-            parts.append(
-                f'<figure><img src="data:image/png;base64,{data}"><figcaption>{picture.stem}</figcaption></figure>'
-            )
+            parts.append(html_page.picture(picture))
         parts.append("</details>")
-    style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:4px}img{max-width:100%}"
-    head = f'<!doctype html><meta charset="utf-8"><title>report</title><style>{style}</style>'
-    file.write("\n".join([head, *parts]).encode())
+    file.write(html_page.page("report", parts))

@@ -31,6 +31,8 @@ def callbacks(
 class Mixup(Callback):
     """Sets `module.batch_transform`, which a training step applies to its batch; its draws are seeded by the step."""
 
+    changes_step = True  # `plan` and `preview` run with it
+
     def __init__(self, mixup: float | None, cutmix: float | None, data: Any) -> None:
         self.alphas, self.data = {"MixUp": mixup, "CutMix": cutmix}, data
 

@@ -1,24 +1,21 @@
 """Pictures of a run as PNG and in TensorBoard: curves, first batch, confusion matrix, mistakes, sample images."""
 
-import re
-import sys
-import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from engine.checkpointing.atomic_write import optional, replacing
-from engine.features.pictures import plots
 from engine.features.pictures.metric_curves import curves
-from engine.features.pictures.prediction_samples import PredictionSamples, find_images, unpack_batch
+from engine.features.pictures.prediction_samples import PredictionSamples, unpack_batch
 from engine.launch.data_parallel_rank import data_parallel_rank
+from engine.logging import plots
+from engine.logging.plots import find_images
 
 _FIRST_BATCH_IMAGES = 32
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -172,34 +169,15 @@ def _has_targets(module: Any) -> bool:
     return hasattr(module, "unpack_batch")
 
 
-@cache
-def _say_no_font() -> None:
-    line = "pictures: no installed font has all characters of the class names; for Chinese, Debian has fonts-noto-cjk"
-    print(line, file=sys.stderr, flush=True)
-
-
 def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
     """Renders a figure once, as a PNG file and for TensorBoard and Weights & Biases; a full disk is only reported.
 
     draw: returns the figure, or None where there is nothing to draw.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.image import imsave
 
-    with matplotlib.rc_context(plots.style()), warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
-        warnings.filterwarnings("always", "Glyph .* missing from")
-        if (figure := draw()) is None:
-            return
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    for one in caught:
-        if re.match("Glyph .* missing from", str(one.message)):
-            _say_no_font()
-        else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    if (pixels := plots.render(draw)) is None:
+        return
     with optional(path), replacing(path) as part:
         imsave(part, pixels, format="png")
     for logger in trainer.loggers:

@@ -7,6 +7,8 @@ from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 from torch.nn import functional
 
+from engine.logging.plots import find_images
+
 _MAX_MISTAKES, _MAX_IMAGES, _MAX_PAIRS, _MAX_CLASSES = 24, 8, 5000, 1000  # that are drawn
 
 
@@ -89,16 +91,6 @@ class PredictionSamples:
         if size:
             counts = torch.zeros(size, size, dtype=torch.long) if counts is None else counts
             self.counts = strategy.reduce(counts.to(device), group, "sum").cpu()
-
-
-def find_images(inputs: list[Any]) -> Tensor | None:
-    """The first input that is images (B, 1|3, H, W), or the middle frames of clips (B, T, 1|3, H, W)."""
-    for tensor in inputs:
-        if isinstance(tensor, Tensor) and tensor.dim() == 5 and tensor.shape[2] in (1, 3):
-            tensor = tensor[:, tensor.shape[1] // 2]
-        if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[1] in (1, 3) and tensor.numel():
-            return None if tensor.is_complex() else tensor
-    return None
 
 
 def unpack_batch(module: Any, batch: Any) -> tuple[list[Any], Any]:

@@ -2,10 +2,13 @@
 
 import logging
 import re
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +43,41 @@ def _fonts() -> list[str]:
             fontManager.addfont(path)
     installed = {font.name for font in fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _CJK if name in installed)]
+
+
+@cache
+def _say_no_font() -> None:
+    line = "pictures: no installed font has all characters of the class names; for Chinese, Debian has fonts-noto-cjk"
+    print(line, file=sys.stderr, flush=True)
+
+
+def render(draw: Callable[[], Any]) -> Any:
+    """The pixels (H, W, 3), bytes, of the figure that `draw` makes, in `style`; None where that makes None."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with matplotlib.rc_context(style()), warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
+        if (figure := draw()) is None:
+            return None
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    for one in caught:
+        if re.match("Glyph .* missing from", str(one.message)):
+            _say_no_font()
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def find_images(inputs: list[Any]) -> Tensor | None:
+    """The first input that is images (B, 1|3, H, W), or the middle frames of clips (B, T, 1|3, H, W)."""
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and tensor.dim() == 5 and tensor.shape[2] in (1, 3):
+            tensor = tensor[:, tensor.shape[1] // 2]
+        if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[1] in (1, 3) and tensor.numel():
+            return None if tensor.is_complex() else tensor
+    return None
 
 
 def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, row_names: Sequence[str] = ()) -> Any:

@@ -1,0 +1,269 @@
+"""`preview`: look at the data before training: first batches, classes, broken items, leaks, learning rates, speed."""
+
+import html
+import itertools
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from engine.checkpointing.atomic_write import replacing, write_atomically
+from engine.cli import features_and_commands
+from engine.cli.settings import Settings
+from engine.commands.preview import items, pictures
+from engine.commands.preview.findings import Finding, problems, table
+from engine.commands.preview.items import SplitItems
+from engine.errors import UsageError, printable
+from engine.logging import html_page
+from engine.training import hardware, optimizers
+
+_SHOWN = 10  # lines of a finding that are printed; the page has all
+_POINTS = 1000  # of the learning rate, about
+_NUM_STEPS, _LOADING_SECONDS = 12, 1.0  # for which network and loading are timed
+_WORKERS = (0, 1, 2, 4)
+_TRAINER = (
+    "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic "
+    "accumulate_grad_batches max_steps max_time limit_train_batches overfit_batches"
+).split()
+
+
+class NoNetwork(nn.Module):
+    """Stands for the network where --model_name is not given; nothing calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Takes any input."""
+        return self.weight
+
+
+def run(
+    settings: Settings,
+    build_data: Callable[..., Any],
+    build_model: Callable[..., Any],
+    *,
+    preview_dir: str = "preview",
+    check_all: bool = False,
+    check_seconds: Annotated[float, "> 0"] = 5.0,
+) -> None:
+    """Prints what the splits hold and what may be wrong with them, and draws what the network gets; trains nothing.
+
+    Items that cannot be read are all named, with exit status 1. Items of the same content are named where they are in
+    two splits or have two targets: the same bytes of the file, or else of the input. The page preview_dir/preview.html
+    has everything, and needs no other file. Without --model_name no step is timed; learning rates and speeds are those
+    of one device.
+
+    Args:
+        preview_dir: folder for the page and its pictures.
+        check_all: read every item, however long that takes, of a stream too. The same item is found by its bytes; a
+            picture that was saved once more in another size is not.
+        check_seconds: how long to read each split, in random order, and of a stream the first 1,000 items at most; the
+            table says how many that were.
+
+    Raises:
+        UsageError: preview_dir cannot be written.
+    """
+    if settings.arguments["trainer"].get("fast_dev_run"):
+        raise UsageError("preview takes no --fast_dev_run: it trains nothing")
+    folder = Path(preview_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--preview_dir {folder}: {error.strerror}") from None
+    seed_everything(settings.arguments["run"]["seed"], verbose=False)
+    data = build_data(settings)
+    found = (items.read(data, name, check_seconds, check_all) for name in ("train", "val", "test"))
+    splits = [split for split in found if split is not None]
+    findings, lines = problems(data, splits), table(data, splits)
+    print(*lines, sep="\n", flush=True)
+    damaged = any(one.no_batch for one in findings)
+    draws, tried, steps = dict[str, tuple[list[Any], list[str]]](), list[str](), None
+    try:
+        for split in splits:
+            if split.name != "test":
+                draws[split.name] = pictures.batch_draws(data, split.name, split.drawn)
+        steps, tried = _try_network(settings, data, build_model)
+    except Exception as error:
+        if not damaged:
+            raise  # the user's own
+        tried = [f"no step is tried: {printable(str(error).partition(chr(10))[0])}"]
+    if steps and steps.transform:
+        batches, names = draws["train"]
+        draws["train"] = [steps.transform(*batch) for batch in batches], names
+    print(*tried, *_texts(findings, _SHOWN), sep="\n", flush=True)
+    _write(folder, data, splits, [*lines, *tried, *_texts(findings, None)], draws, steps)
+    print(folder / "preview.html")
+    if any(split.broken for split in splits):
+        raise SystemExit(1)
+
+
+def _texts(findings: list[Finding], most: int | None) -> list[str]:
+    """A line for each finding, and its details below it."""
+    lines = ["", "what may be wrong:" if findings else "nothing stands out in what was looked at"]
+    for finding in findings:
+        lines.append(f"- {printable(finding.sentence)}")
+        lines += [f"    {printable(one)}" for one in finding.details[:most]]
+        if most and (more := len(finding.details) - most) > 0:
+            lines.append(f"    and {more} more: see the page")
+    return lines
+
+
+class _Steps(Callback):
+    """Takes the learning rates of the whole run, and the seconds of some steps without the loading of their batches.
+
+    steps, rates: some of the planned steps, and the rates there by name; empty where the run has no end, or schedules
+    of its own. transform: of training batches, where a feature sets one.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps, self.total, self._begun = num_steps, math.inf, 0.0
+        self.steps: list[int] = []
+        self.rates: dict[str, list[float]] = {}
+        self.seconds: list[float] = []
+        self.num_items: list[int] = []
+        self.transform: Callable[..., Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.transform = getattr(module, "batch_transform", None)
+        self.total = float(trainer.estimated_stepping_batches)
+        schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+        if (
+            1 <= self.total < math.inf
+            and len(trainer.optimizers) == 1
+            and all(hasattr(one, "lr_lambdas") for one in schedules)
+        ):
+            last = int(self.total) - 1
+            self.steps = sorted({*range(0, last, 1 + last // _POINTS), last})
+            self._plan(trainer.optimizers[0], schedules)
+        trainer.should_stop = not self.num_steps
+
+    def _plan(self, optimizer: Any, schedules: list[Any]) -> None:
+        first = [group["lr"] for group in optimizer.param_groups]
+        for step in self.steps:
+            for schedule in schedules:
+                rates = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, rate, factor in rates:
+                    group["lr"] = rate * factor(step)
+            for name, rate in optimizers.rates(optimizer).items():
+                self.rates.setdefault(name, []).append(rate)
+        for group, rate in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = rate
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        _synchronize()
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        _synchronize()
+        self.seconds.append(time.perf_counter() - self._begun)
+        self.num_items.append(module.num_items(batch))
+        trainer.should_stop = len(self.seconds) >= self.num_steps
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any]) -> tuple[_Steps, list[str]]:
+    """The planned learning rates; with a network, the time of its steps and of loading too; and what to say of them."""
+    is_named = settings.network.load() is not NoNetwork
+    chosen, speeds = data.num_workers, dict[int, float]()
+    for workers in (0,) if isinstance(data.split("train"), IterableDataset) else _WORKERS:
+        if is_named:
+            data.num_workers = workers
+            speeds[workers] = _loading_speed(data)
+    data.num_workers = chosen
+    model = build_model(settings, data)
+    hardware.configure(model, data, **settings.arguments["hardware"])
+    steps = _Steps(_NUM_STEPS if is_named else 0)
+    features = features_and_commands.load_features(Path(), model, data, settings.arguments)
+    options = {key: value for key, value in settings.arguments["trainer"].items() if key in _TRAINER}
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    options |= {"devices": 1, "plugins": [], "max_epochs": settings.arguments["run"]["max_epochs"]}
+    options["callbacks"] = [steps, *(one for one in features if getattr(one, "changes_step", False))]
+    trainer = hardware.make_trainer(model, data, Path(), **options)
+    trainer.limit_val_batches = 0
+    trainer.fit(model, data)
+    lines = [""]
+    for name, rates in steps.rates.items():
+        said = f"{rates[0]:.3g} at first, {max(rates):.3g} at most, {rates[-1]:.3g} at last"
+        lines.append(f"{name}: {said}, over {steps.total:,.0f} steps")
+    if len(steps.seconds) > 2:
+        speed = statistics.median(steps.num_items[2:]) / statistics.median(steps.seconds[2:])
+        lines.append(f"{settings.network.name} on {trainer.strategy.root_device.type}: {speed:,.0f} items/s")
+        said = ", ".join(f"{speed:,.0f} with {workers}" for workers, speed in speeds.items())
+        lines += [f"loading, items/s by --num_workers: {said}", _limit(speeds, speed)]
+    return steps, lines
+
+
+def _loading_speed(data: Any) -> float:
+    """Items a second of the training batches, once the workers are at it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: that is asked here
+        loader = data.train_dataloader()
+        start, begun, count = time.perf_counter(), 0.0, 0
+        for number, batch in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
+            now = time.perf_counter()
+            count += data.item_fields.split(batch).num_items() if begun else 0
+            if begun and now - begun > _LOADING_SECONDS:
+                break
+            if not begun and (number > 2 * data.num_workers or now - start > 5 * _LOADING_SECONDS):
+                begun = now  # what the workers loaded ahead is used up
+        loader.close()
+    return count / (now - begun)
+
+
+def _limit(loading: dict[int, float], network: float) -> str:
+    """Which of the two a run waits for. Without workers they take turns."""
+    if loading[0] >= 10 * network:
+        return "the network limits: loading takes less than a tenth of the time with --num_workers 0"
+    if enough := [workers for workers, speed in loading.items() if workers and speed >= network]:
+        return f"the network limits: loading keeps up with --num_workers {enough[0]}"
+    best = max(loading, key=lambda workers: loading[workers])
+    return f"loading limits: it is quickest with --num_workers {best}, and the network waits for it"
+
+
+def _write(
+    folder: Path,
+    data: Any,
+    splits: list[SplitItems],
+    lines: list[str],
+    draws: dict[str, tuple[list[Any], list[str]]],
+    steps: _Steps | None,
+) -> None:
+    """Writes the pictures, learning_rate.csv and the page; without matplotlib, a page of texts and tables."""
+    parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]
+    figures: dict[str, Callable[[], Any]] = {}
+    for split in splits:
+        batches, names = draws.get(split.name, ([], []))
+        if batches:
+            figures |= pictures.draw_batch(data, split, batches, names)
+            if shown := pictures.table(data, batches[0], names):
+                parts.append(f"<h2>first items of the {split.name} split</h2>{pictures.html_table(shown)}")
+    invert = data.attribute("inverse_transform") or (lambda values: values)
+    numbers = {split.name: torch.tensor(split.numbers) for split in splits if split.numbers}
+    if numbers := {name: invert(one[one.isfinite()]).numpy() for name, one in numbers.items()}:
+        figures["targets"] = partial(pictures.chart, numbers, "target", "density")
+    if steps and steps.steps:
+        figures["learning_rate"] = partial(pictures.chart, steps.rates, "step", "learning rate", steps.steps)
+        rows = [["step", *steps.rates], *zip(steps.steps, *steps.rates.values(), strict=True)]
+        write_atomically(folder / "learning_rate.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    try:
+        parts += [html_page.picture(pictures.save(folder, name, draw)) for name, draw in figures.items()]
+    except ModuleNotFoundError as error:
+        print(f"no pictures are drawn: {error.name} is not installed", file=sys.stderr)
+    with replacing(folder / "preview.html") as part:
+        part.write_bytes(html_page.page("preview", parts))
