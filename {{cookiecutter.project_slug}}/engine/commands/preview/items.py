@@ -154,7 +154,8 @@ def read(data: Any, name: str, seconds: float, check_all: bool) -> SplitItems | 
     names = None if is_stream else item_ids(split)
     if names and os.path.isfile(names[0]):  # those that were not looked at too
         found.targets |= {} if known is None else dict(zip(names, known.tolist(), strict=True))
-        found.contents = dict.fromkeys({*names} - {name for name, _ in found.broken}, b"")
+        broken = {name for name, _ in found.broken}
+        found.contents = {name: b"" for name in names if name not in broken}
     elif found.drawn:
         found.contents = {}
     return found
