@@ -31,17 +31,19 @@ engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py engine
 engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py engine/commands/__init__.py
 engine/commands/consolidate.py engine/commands/export.py engine/commands/new.py engine/commands/plan/__init__.py
 engine/commands/plan/costs.py engine/commands/plan/memory.py engine/commands/predict/__init__.py
-engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py engine/commands/report.py
-engine/commands/runs.py engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/class_balance.py
-engine/datamodule/item_fields.py engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py
-engine/datamodule/seeding.py engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py
-engine/features/__init__.py engine/features/activation_checkpointing.py engine/features/compile.py
-engine/features/cross_validation.py engine/features/data_check_on_resume.py engine/features/device_stats.py
-engine/features/environment_info.py engine/features/freeze.py engine/features/initialization.py
-engine/features/l1_penalty.py engine/features/log_grad_norm.py engine/features/mirror/__init__.py
-engine/features/mirror/download.py engine/features/mirror/storage.py engine/features/mixup.py
-engine/features/model_parallel/__init__.py engine/features/model_parallel/sharded_checkpoint.py
-engine/features/model_summary.py engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
+engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py
+engine/commands/preview/__init__.py engine/commands/preview/findings.py engine/commands/preview/items.py
+engine/commands/preview/pictures.py engine/commands/report.py engine/commands/runs.py engine/commands/tune.py
+engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodule/item_fields.py
+engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py engine/datamodule/seeding.py
+engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py engine/features/__init__.py
+engine/features/activation_checkpointing.py engine/features/compile.py engine/features/cross_validation.py
+engine/features/data_check_on_resume.py engine/features/device_stats.py engine/features/environment_info.py
+engine/features/freeze.py engine/features/initialization.py engine/features/l1_penalty.py
+engine/features/log_grad_norm.py engine/features/mirror/__init__.py engine/features/mirror/download.py
+engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
+engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summary.py
+engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
 engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
 engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
 engine/launch/data_parallel_rank.py engine/launch/signals.py engine/launch/slurm.py engine/launch/terminal.py
@@ -127,7 +129,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 13750), ("core", 8950)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 14690), ("core", 9155)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

@@ -58,6 +58,7 @@ def render(draw: Callable[[], Any]) -> Any:
 
     with matplotlib.rc_context(style()), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
+        warnings.filterwarnings("always", "Glyph .* missing from")
         if (figure := draw()) is None:
             return None
         canvas = FigureCanvasAgg(figure)
