@@ -7,6 +7,7 @@ from pathlib import Path
 
 import main
 import pytest
+import torch
 from engine.cli import discovery
 from paths import HERE, PROJECT
 
@@ -76,3 +77,18 @@ def test_a_run_of_0_1_goes_on_to_the_same_end(old_run: Path, capfd: pytest.Captu
     main.main(["export", "--ckpt_path", "best"])
     assert (old_run / "network.pt2").is_file()
     assert not [path for path in RUN.parent.iterdir() if path.name != "version_0"]
+
+
+def test_a_vision_transformer_of_0_1_is_measured_the_same() -> None:
+    pytest.importorskip("model.vit_small")
+    argv = ["--model_name", "vit_small", "--dataset", "digits", "--patch_size", "4", "--dim", "8", "--depth", "1"]
+    main.main([*argv, "--num_heads", "2", "--max_epochs", "1", "--limit_train_batches", "2"])
+    path = RUN / "checkpoints" / "last.ckpt"
+    checkpoint, old = torch.load(path, weights_only=True), {}
+    for key, value in checkpoint["state_dict"].items():
+        key = key.replace("positions", "places").replace(".qkv.", ".asks.")
+        old[key.replace(".projection.", ".gives.").replace(".mlp.", ".wide.")] = value
+    assert old.keys() != checkpoint["state_dict"].keys()
+    new = main.main(["test", "--ckpt_path", "last"])
+    torch.save(checkpoint | {"state_dict": old}, path)
+    assert main.main(["test", "--ckpt_path", "last"]) == new

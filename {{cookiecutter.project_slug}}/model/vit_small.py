@@ -54,6 +54,7 @@ class ViTSmall(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, num_tokens, dim))
         self.blocks = nn.Sequential(*(Block(dim, num_heads, dropout) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        self.register_load_state_dict_pre_hook(_rename_keys_of_version_0_1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, C, S, S)."""
@@ -81,3 +82,10 @@ class Block(nn.Module):
         attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
         tokens = tokens + self.dropout(self.projection(attended))
         return tokens + self.dropout(self.mlp(tokens))
+
+
+def _rename_keys_of_version_0_1(_module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    names = {"places": "positions", "asks": "qkv", "gives": "projection", "wide": "mlp"}
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        parts = key.removeprefix(prefix).split(".")
+        state_dict[prefix + ".".join(names.get(part, part) for part in parts)] = state_dict.pop(key)
