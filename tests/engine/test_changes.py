@@ -388,9 +388,18 @@ def test_within_an_epoch_whose_order_follows_from_the_devices_these_stay(dataset
     assert "the run stopped within an epoch of --batch_size 8 on 1 device: go on with these until" in told[1]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_what_is_measured_of_an_epoch_goes_on_with_other_devices(train, before: int, after: int) -> None:
-    argv = [*TOYS, "--model_name", "toys.Line", "--dataset", "toys.Numbers", "--loss", "mse_loss", "--max_epochs", "1"]
+MEASURED = {
+    "numbers": ("toys.Line", "toys.Numbers", "mse_loss", ["psnr", "r2"]),
+    "classes": ("toys.Net", "plain_loop.Points", "cross_entropy", ["auroc", "averageprecision", "f1"]),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("kind", MEASURED)
+def test_what_is_measured_of_an_epoch_goes_on_with_other_devices(kind: str, before: int, after: int) -> None:
+    network, dataset, loss, metrics = MEASURED[kind]
+    argv = [*TOYS, "--model_name", network, "--dataset", dataset, "--loss", loss, "--max_epochs", "1"]
+    argv += ["--dropout", "0"] if kind == "classes" else []
     argv += [
         "--every_n_train_steps",
         "1",
@@ -399,7 +408,7 @@ def test_what_is_measured_of_an_epoch_goes_on_with_other_devices(train, before: 
         "--test_fraction",
         "0",
     ]  # 5 batches of 16 and one of 10
-    wanted = main.main([*argv, "--batch_size", "16", "--metrics", "psnr", "r2"])
+    wanted = main.main([*argv, "--batch_size", "16", "--metrics", *metrics])
 
     def go_on(*metrics: str) -> tuple[int, str]:
         first = [*argv, "--metrics", *metrics, "--devices", str(before), "--batch_size", str(16 // before)]
@@ -407,10 +416,10 @@ def test_what_is_measured_of_an_epoch_goes_on_with_other_devices(train, before: 
         second = ["--ckpt_path", "last", "--devices", str(after), "--batch_size", str(16 // after)]
         return plain_loop.run(second, [], after)
 
-    assert go_on("psnr", "r2")[0] == 0
+    assert go_on(*metrics)[0] == 0
     told = json.loads(Path("lightning_logs/version_1/metrics.json").read_text())
     assert told == pytest.approx(wanted, rel=1e-4)
-    if before == 2:
+    if (kind, before, after) == ("numbers", 2, 1):
         status, said = go_on("pearsoncorrcoef")
         assert status == 2
         assert "train_pearsoncorrcoef of this epoch is on 2 devices: go on with these until its end" in said

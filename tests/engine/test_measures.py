@@ -16,7 +16,7 @@ from paths import TOYS
 from plain_loop import CutOff
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 RUN = Path("lightning_logs/version_0")
 
@@ -50,6 +50,23 @@ class Reused(toys.Blobs):
 def test_batches_may_use_the_same_memory(train) -> None:
     argv = ["--max_epochs", 2, "--lr", 0.02, "--batch_size", 4, "--logger", "csv"]
     assert train(*argv, "--dataset", "test_measures.Reused") == train(*argv)
+
+
+class ReusedAnswers(toys.YesNo):
+    """Questions whose answers are in memory that is used again."""
+
+    memory = torch.empty(1000)
+
+    @staticmethod
+    def collate_fn(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        torch.stack([target for _, target in items], out=(targets := ReusedAnswers.memory[: len(items)]))
+        return torch.stack([points for points, _ in items]), targets
+
+
+def test_targets_that_a_metric_keeps_may_use_the_same_memory(train) -> None:
+    argv = ["--model_name", "toys.Line", "--loss", "binary_cross_entropy_with_logits", "--max_epochs", 1]
+    argv += ["--batch_size", 4, "--metrics", "auroc", "hingeloss"]  # hingeloss takes each batch as it comes
+    assert train(*argv, "--dataset", "test_measures.ReusedAnswers") == train(*argv, "--dataset", "toys.YesNo")
 
 
 class ReusedStream(toys.Endless):
@@ -110,6 +127,46 @@ def test_auroc_and_average_precision_are_exact(train) -> None:
     assert (told["val_auroc"], told["val_averageprecision"]) == pytest.approx((auroc, precision), abs=1e-6)
     binned = train(*argv, "--test_fraction", 0.4, "--metric_thresholds", 5)["val_auroc"]
     assert binned != pytest.approx(auroc, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Metric")  # that it keeps the outputs
+@pytest.mark.parametrize("bins", [[], ["--metric_thresholds", "200"]])
+def test_auroc_and_calibration_do_not_depend_on_the_batches(train, bins: list[str]) -> None:
+    argv = ["--dataset", "plain_loop.Points", "--max_epochs", 1, "--lr", 0, "--val_fraction", 0.5, "--dropout", 0]
+    argv += ["--num_sanity_val_steps", 0, "--metrics", "auroc", "calibrationerror", "hingeloss", *bins]
+    one, many = (train(*argv, "--batch_size", size) for size in (1, 45))  # some single items have all logits in 0..1
+    for name in ("val_auroc", "val_calibrationerror", "val_hingeloss"):
+        assert one[name] == pytest.approx(many[name], abs=1e-6), name
+
+
+class Masks(Dataset):
+    """Images of which every pixel is of one of three classes."""
+
+    num_classes, num_channels = 3, 2
+
+    def __len__(self) -> int:
+        return 10000
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(2, 64, 64), torch.randint(3, (64, 64))
+
+
+class Pixels(nn.Conv2d):
+    """Logits of each pixel."""
+
+    def __init__(self, num_channels: int, num_classes: int) -> None:
+        super().__init__(num_channels, num_classes, 1)
+
+
+def test_the_memory_of_an_exact_metric_is_said_where_it_is_much(train, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dataset", "test_measures.Masks", "--model_name", "test_measures.Pixels", "--metrics", "auroc"]
+    argv += ["--fast_dev_run", "--batch_size", 1]
+    train(*argv)
+    said = "exact auroc: 0.7 GB for the outputs of an epoch and 4 GB at its end, or bins by --metric_thresholds 200"
+    assert said in capsys.readouterr().out  # 8000 * 64 * 64 pixels of 3 * 4 + 8 bytes
+    train(*argv, "--metric_thresholds", 200)
+    train("--fast_dev_run", "--metrics", "auroc")
+    assert "exact auroc" not in capsys.readouterr().out
 
 
 def test_auroc_of_an_epoch_that_was_cut_off_is_exact() -> None:

@@ -165,6 +165,8 @@ class MInterface(MetricLoggingModule):
         data.item_fields = model.item_fields
         if (sample := data.sample()) is not None and not model.has_own_step:
             model.notes += [note for note in [model.item_fields.split(sample).note] if note]
+            exact = model.stage_metrics("train")
+            model.notes += metric_classes.memory_notes(exact, len(data.split("train")), data.target_info())
         model.save_hyperparameters(settings.flags)
         if not model.is_multiclass:
             model.set_unit(data.attribute("inverse_transform"))
@@ -269,7 +271,7 @@ class MInterface(MetricLoggingModule):
                 head.answer.probabilities(aligned.detach()) if head.answer.task != "multiclass" else aligned.detach()
             )
             for metric in self.head_metrics[stage, name]:
-                metric.update(shown, target[name])
+                metric_classes.update(metric, shown, target[name])
         weighted = [head.weight * parts[f"{name}_loss"] for name, head in self.heads.items()]
         return parts | {"loss": torch.stack(weighted).sum()}
 

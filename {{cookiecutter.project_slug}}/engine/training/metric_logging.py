@@ -161,17 +161,18 @@ class MetricBuffer:
 
     def __init__(self, metrics: list[Metric]) -> None:
         self.metrics, self.batches = metrics, list[tuple[Tensor, Tensor]]()
-        states = [state for metric in metrics for state in metric.metric_state.values() if isinstance(state, Tensor)]
+        states = [state for metric in metrics for state in metric.metric_state.values()]
         self.inverse_transform: Callable[[Tensor], Tensor] | None = None
-        self.capacity = 1 if any(state.is_floating_point() for state in states) else 16
+        self.keeps_batches = any(isinstance(state, list) for state in states)
+        self.capacity = 1 if any(isinstance(one, Tensor) and one.is_floating_point() for one in states) else 16
 
     def add(self, output: Tensor, target: Tensor) -> None:
-        """Adds a batch; a large one, such as of masks, is not held back. What is held back is a copy."""
+        """Adds a batch; a large one, such as of masks, is not held back. What is held back or kept is a copy."""
         if self.inverse_transform is not None:
             output, target = self.inverse_transform(output), self.inverse_transform(target)
         if self.batches and [tensor.shape[1:] for tensor in self.batches[0]] != [output.shape[1:], target.shape[1:]]:
             self.flush()
-        if self.capacity > 1 and output.numel() <= 2**14:
+        if self.keeps_batches or (self.capacity > 1 and output.numel() <= 2**14):
             output, target = output.clone(), target.clone()  # a network or a collate_fn may use its memory again
         self.batches.append((output, target))
         if len(self.batches) == self.capacity or output.numel() > 2**14:
@@ -183,4 +184,4 @@ class MetricBuffer:
             output, target = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
             batches.clear()
             for metric in self.metrics:
-                metric.update(output, target)
+                metrics.update(metric, output, target)

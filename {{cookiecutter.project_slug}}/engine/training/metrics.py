@@ -1,13 +1,19 @@
 """Metrics by name: the mean of the loss, and torchmetrics set up for the task of the loss and the data."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
 import torchmetrics
 from torch import Tensor
 from torchmetrics import Metric, image
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassHingeLoss,
+    MulticlassPrecisionRecallCurve,
+)
 
 from engine.checkpointing.monitor_mode import ALIASES
 from engine.errors import UsageError, nearest
@@ -16,6 +22,7 @@ from engine.training import own_components
 from engine.training.answers import task_of
 
 IGNORE_INDEX = -100  # the default of cross_entropy
+_OF_PROBABILITIES = (MulticlassPrecisionRecallCurve, MulticlassCalibrationError, MulticlassHingeLoss)  # with subclasses
 
 
 class Mean(Metric):
@@ -65,6 +72,30 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
     return {"loss": Mean()} | built
+
+
+def update(metric: Metric, output: Tensor, target: Tensor) -> None:
+    """Adds a batch to a metric; one that compares the scores of items gets probabilities in place of logits of classes.
+
+    torchmetrics (1.9) would take a batch for probabilities if all of its logits happen to lie in 0..1.
+    """
+    metric.update(output.float().softmax(1) if isinstance(metric, _OF_PROBABILITIES) else output, target)
+
+
+def memory_notes(metrics: dict[str, Metric], num_items: int, target_info: dict[str, Any]) -> list[str]:
+    """What to know of metrics that keep every output of an epoch, where they need a gigabyte or more at its end.
+
+    metrics: of a stage, by name. target_info: as of `build`, with the "shape" of a target.
+    """
+    exact = [name for name, metric in metrics.items() if getattr(metric, "thresholds", 0) is None]
+    num_targets = num_items * math.prod(target_info.get("shape", (0,)))
+    scores = target_info.get("num_classes") if target_info.get("is_integer") else 1
+    gigabytes = len(exact) * num_targets * (4 * (scores or 1) + 8) / 1e9  # a score has 4 bytes, a target 8
+    if 6 * gigabytes < 1:  # torchmetrics 1.9 computes in five times what it has kept
+        return []
+    names = " and ".join(name.partition("_")[2] for name in exact)
+    needs = f"{gigabytes:.1f} GB for the outputs of an epoch and {6 * gigabytes:.0f} GB at its end"
+    return [f"exact {names}: {needs}, or bins by --metric_thresholds 200"]
 
 
 def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
