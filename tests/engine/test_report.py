@@ -2,6 +2,9 @@
 
 import base64
 import csv
+import html
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +100,58 @@ def test_one_page_has_all_and_needs_no_other_file(logs) -> None:
     for label in ("model_name a, lr 0.1", "hidden_dim 8"):  # what differs
         assert label in page
     assert page.count('class="plotly-graph-div"') == 4  # a figure a metric
+
+
+SWITCH_OFF = """<script>addEventListener("load", () => {
+    const plot = document.querySelectorAll(".plotly-graph-div")[2];
+    for (const kind of ["mousedown", "mouseup"])
+        plot.querySelector(".legendtoggle").dispatchEvent(new MouseEvent(kind, {bubbles: true}));
+    setTimeout(() => {
+        const seen = (what) => [...plot.querySelectorAll(what)].map((one) => one.textContent);
+        const shown = plot.data.map((one) => String(one.visible ?? true));
+        document.title = JSON.stringify([seen(".gtitle"), seen(".xtitle"), seen(".legendtext"), shown]);
+    }, 1500);
+});</script>"""
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page_and_switches_curves_off(logs) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium and no google-chrome is installed")
+    report("--html")
+    page = Path("report/report.html")
+    page.write_text(page.read_text(encoding="utf-8") + SWITCH_OFF, encoding="utf-8")
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--user-data-dir=profile"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000", *offline]
+    done = subprocess.run(
+        [*command, "--dump-dom", page.absolute().as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    tags = Tags()
+    tags.feed(done.stdout)
+    assert tags.count["svg"] >= 4  # drawn
+    assert not [one for one in tags.addresses if not one.startswith("data:")]
+    wanted = [["val_acc"], ["epoch"], ["model_name a, lr 0.1", "version_10"]]  # version_2 has no point
+    assert json.loads(html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0])) == [
+        *wanted,
+        ["legendonly", "true", "true"],
+    ]
+
+
+def test_legends_say_what_most_runs_have_otherwise(logs) -> None:
+    for number, flags in enumerate(
+        ["lr: 0.1\nseed: 0", "lr: 0.1\nseed: 1", "lr: 0.1\nseed: 0\nwidth: 3", "lr: 0.5\nseed: 2"]
+    ):
+        folder = Path(f"lightning_logs/version_{30 + number}")
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"model_name: a\ndataset: d\n{flags}\n")
+        (folder / "metrics.csv").write_text("epoch,step,val_loss\n0,1,0.5\n1,2,0.25\n")
+    report("--html", *(f"version_{30 + number}" for number in range(4)))
+    page = Path("report/report.html").read_text(encoding="utf-8")
+    names = re.findall(r'"name":"((?:seed|lr) [^"]*)"', page)
+    assert names[:4] == ["seed 0", "seed 1", "seed 0, width 3", "lr 0.5, seed 2"]
+    assert '"text":"epoch"' in page
 
 
 class Tags(HTMLParser):

@@ -11,6 +11,7 @@ import shutil
 import struct
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,12 +235,15 @@ def _differing(runs: list[Run]) -> list[str]:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """What the legend calls each run: its --run_name, or else the flags in which the runs differ, or its folder."""
+    """What the legend calls each run: its --run_name, or else the flags that most runs have otherwise, or its name."""
     flags = [name for name in _differing(runs) if name not in ("run_name", "tags", "notes")]
+    counts = {flag: Counter(run.flags.get(flag) for run in runs).most_common(1)[0] for flag in flags}
+    usual = {flag: value for flag, (value, count) in counts.items() if count > len(runs) / 2}
     texts = []
     for run in runs:
         name = run.flags.get("run_name", "none")
-        differ = ", ".join(f"{flag} {run.flags[flag]}" for flag in flags if flag in run.flags)
+        own = [flag for flag in flags if flag in run.flags and run.flags[flag] != usual.get(flag)]
+        differ = ", ".join(f"{flag} {run.flags[flag]}" for flag in own)
         texts.append(
             name if name not in ("none", "null") else textwrap.shorten(differ, 60, placeholder=" ...") or run.name
         )
@@ -298,16 +302,33 @@ def write_arrays(runs: list[Run], file: Any) -> None:
     savemat(file, arrays, oned_as="column", long_field_names=True)
 
 
+def _drawn(runs: list[Run]) -> dict[str, Any]:
+    """The `curves` of each metric that some run has two points of.
+
+    A metric of epochs is over epochs, so that runs with batches of other sizes compare, unless one has several values
+    of an epoch; any other is over steps.
+    """
+    import pandas
+
+    frames = {metric: frame for metric in _metrics(runs) if (frame := curves(runs, metric)).count().max() > 1}
+    for metric, frame in frames.items():
+        by_epoch = [frame[name].dropna() for name in frame]
+        by_epoch = [one.set_axis(run.epoch_of.reindex(one.index)) for one, run in zip(by_epoch, runs, strict=True)]
+        if _of_epoch(metric) and not any(one.index.has_duplicates or one.index.hasnans for one in by_epoch):
+            frames[metric] = pandas.concat(by_epoch, axis=1, keys=[*frame]).sort_index().rename_axis("epoch")
+    return frames
+
+
 def draw(runs: list[Run], file: Any) -> None:
     """A panel for each metric that some run has two points of, with the curves of all runs."""
     from matplotlib.figure import Figure
 
-    frames = {metric: frame for metric in _metrics(runs) if (frame := curves(runs, metric)).count().max() > 1}
+    frames = _drawn(runs)
     columns = max(1, math.ceil(math.sqrt(len(frames))))
     rows = max(1, math.ceil(len(frames) / columns))
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     for number, (metric, frame) in enumerate(frames.items(), 1):
-        axes = figure.add_subplot(rows, columns, number, xlabel="step")
+        axes = figure.add_subplot(rows, columns, number, xlabel=frame.index.name)
         axes.set_title(metric, parse_math=False)
         for name, label in zip(frame, labels(runs), strict=True):  # a run without points keeps its colour
             axes.plot(frame[name].dropna(), label=label)
@@ -322,21 +343,23 @@ def write_page(runs: list[Run], file: Any) -> None:
     """One page that needs no other file: the table, curves to point at and switch off, pictures and flags."""
     from plotly import graph_objects
 
-    parts, names = [summary(runs).to_html(index=False, na_rep="", float_format="{:.4g}".format)], labels(runs)
+    table, names = summary(runs).to_html(index=False, na_rep="", float_format="{:.4g}".format), labels(runs)
+    parts = [f'<div style="overflow-x: auto">{table}</div>']
     script: Any = True  # the first figure brings plotly's own along
-    for metric in _metrics(runs):
-        frame = curves(runs, metric)
+    for metric, frame in _drawn(runs).items():
         figure = graph_objects.Figure(
-            layout={"title": {"text": html.escape(metric)}, "xaxis": {"title": {"text": "step"}}}
+            layout={"title": {"text": html.escape(metric)}, "xaxis": {"title": {"text": frame.index.name}}}
         )
         for run, name in zip(runs, names, strict=True):
             points = frame[_plain_cell(run.name)].dropna()
             points = points[:: 1 + len(points) // _MAX_POINTS]
+            hover = f"{metric} %{{y}}<br>{frame.index.name} %{{x}}"
+            if frame.index.name == "step":
+                hover += ", epoch %{customdata}"
             epochs = run.epoch_of.reindex(points.index)
-            hover = f"{metric} %{{y}}<br>step %{{x}}, epoch %{{customdata}}"
             figure.add_scatter(x=points.index, y=points, customdata=epochs, name=html.escape(name), hovertemplate=hover)
         figure.update_layout(showlegend=True, height=400)
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=script))
+        parts.append(figure.to_html({"displaylogo": False}, full_html=False, include_plotlyjs=script))
         script = False
     for run, name in zip(runs, names, strict=True):
         flags = "".join(f"{flag}: {text}\n" for flag, text in run.flags.items())
