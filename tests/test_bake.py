@@ -31,6 +31,7 @@ engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py engine
 engine/cli/split_argv.py engine/cli/type_conversion.py engine/cli/value_ranges.py engine/commands/__init__.py
 engine/commands/consolidate.py engine/commands/export.py engine/commands/new.py engine/commands/plan/__init__.py
 engine/commands/plan/costs.py engine/commands/plan/memory.py engine/commands/predict/__init__.py
+engine/commands/predict/explain.py engine/commands/predict/layer_output.py
 engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py
 engine/commands/preview/__init__.py engine/commands/preview/findings.py engine/commands/preview/items.py
 engine/commands/preview/pictures.py engine/commands/report.py engine/commands/runs.py engine/commands/tune.py
@@ -129,7 +130,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 14690), ("core", 9155)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 14965), ("core", 9155)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

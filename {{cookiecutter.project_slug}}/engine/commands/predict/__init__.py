@@ -19,6 +19,8 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from engine.checkpointing.atomic_write import write_atomically, write_errors
+from engine.commands.predict.explain import Explanations
+from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.splits import item_ids
@@ -34,10 +36,12 @@ def run(
     ckpt_path: str,
     run_dir: Path,
     *,
-    format: Literal["csv", "npy", "pt", "png"] = "csv",
+    format: Literal["csv", "npy", "pt", "png"] | None = None,
     images: str | None = None,
     rows: str | None = None,
     head_name: str | None = None,
+    layer: str | None = None,
+    explain: Literal["integrated_gradients", "saliency", "input_x_gradient", "grad_cam"] | None = None,
 ) -> None:
     """Writes a row for each item: number, path or id where the dataset has such, true target, class and probabilities.
 
@@ -49,9 +53,13 @@ def run(
 
     Args:
         format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
+            None is csv, or npy with layer.
         images: predict each image file below this folder, or this one file, instead of the test split.
         rows: predict each row of this file instead of the test split, with a target or without.
         head_name: which output to write, of a network that gives a dict of several.
+        layer: write the output of this layer (features.3) instead, with a picture of its first two principal
+            components; with explain grad_cam, the layer that it looks at.
+        explain: also draw which pixels speak for a class, in the 12 worst mistakes of the test split, or in images.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
@@ -63,15 +71,26 @@ def run(
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
     name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
-    trainer.callbacks.append(PredictionWriter(run_dir, format, data, name, head_name))  # type: ignore[attr-defined]
+    if layer and explain not in (None, "grad_cam"):
+        raise UsageError("--layer and --explain are two commands, but for --explain grad_cam")
+    output = LayerOutput(layer) if layer and not explain else None
+    if output:
+        name = f"layer_{layer}{name.removeprefix('predictions')}"
+    writer = PredictionWriter(run_dir, format or ("npy" if output else "csv"), data, name, head_name, output)
+    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    if explain:
+        trainer.callbacks.append(Explanations(run_dir, explain, data, layer))  # type: ignore[attr-defined]
     trainer.predict(model, data, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
 
 
 class PredictionWriter(Callback):
     """Writes the predictions of each rank, and at the end one file in the order of the items."""
 
-    def __init__(self, folder: Path, format: str, data: Any, name: str, head: str | None) -> None:
+    def __init__(
+        self, folder: Path, format: str, data: Any, name: str, head: str | None, layer: LayerOutput | None
+    ) -> None:
         self.folder, self.format, self.data, self.name, self.head = folder, format, data, name, head
+        self.layer = layer
         self.num_items = 0
         self.integer = False
         self.record = np.dtype([])
@@ -83,21 +102,29 @@ class PredictionWriter(Callback):
         self.folder = Path(folder)
         # What the output means; of a module that does not say, nothing.
         self.answer: Answer = getattr(module, "predicts", Answer("none"))
-        if heads := getattr(module, "heads", {}):
+        if (heads := getattr(module, "heads", {})) and not self.layer:
             if self.head not in heads:
                 raise UsageError(f"--head_name says which output to write: {', '.join(heads)}")
             self.answer = heads[self.head].answer
+        self.true_is_class = self.answer.task == "multiclass"
+        if self.layer:
+            self.layer.attach(module)
+            self.answer = Answer("none")
         self.classifies = self.answer.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
+        outputs = self.layer.take() if self.layer else outputs
         values = self.answer.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
-        if not self.classifies and (invert := self.data.attribute("inverse_transform")) is not None:
+        if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
         self.integer, values = not values.is_floating_point(), values.float().cpu()
         numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
+        if len(numbers) != len(values):
+            what = f"--layer {self.layer.name}" if self.layer else "the network"
+            raise UsageError(f"{what} gives {len(values)} rows for a batch of {len(numbers)} items")
         loader: Any = trainer.predict_dataloaders
         of_files = isinstance(getattr(loader, "data", None), ImageFiles)
         readable = batch[-1].cpu().numpy() if of_files else np.full(len(values), True)
@@ -155,12 +182,12 @@ class PredictionWriter(Callback):
         """The targets of the test split's items (B, T) that a table shows beside `values`; (B, 0) of other inputs."""
         known = getattr(self.data, "predict_dataset", None) is None and not isinstance(batch, Tensor)
         target = module.unpack_batch(batch)[1] if known and hasattr(module, "unpack_batch") else None
-        if self.format != "csv" or not isinstance(target, Tensor) or len(target) != len(values):
+        if not (self.format == "csv" or self.layer) or not isinstance(target, Tensor) or len(target) != len(values):
             return np.empty((len(values), 0))
         target = target.reshape(len(values), -1)
         if target.shape[1] != 1 and (self.classifies or not (self.integer or target.shape == values.shape)):
             return np.empty((len(values), 0))
-        invert = None if self.classifies else self.data.attribute("inverse_transform")
+        invert = None if self.true_is_class else self.data.attribute("inverse_transform")
         return (target if invert is None else invert(target)).double().cpu().numpy()
 
     def _check_shape(self, shape: tuple[int, ...], true_shape: tuple[int, ...]) -> None:
@@ -195,6 +222,12 @@ class PredictionWriter(Callback):
             if ids is not None:
                 lines = (f"{printable(ids[record['number']])}\n" for record in records())  # a name may hold a newline
                 write_atomically(path.with_suffix(".txt"), "".join(lines))
+        if self.layer:
+            stride = 1 + count // MAX_POINTS
+            chosen = [record for at, record in enumerate(records()) if at % stride == 0]
+            values, true = (np.stack([record[key] for record in chosen]) for key in ("values", "true"))
+            names = self.data.attribute("classes")
+            draw_components(path.with_suffix(".png"), values, true, self.true_is_class, names)
         for number in skipped:
             print(f"left out: {printable(dataset.why(number))}", file=sys.stderr)
         written = f"{count} {'files' if self.format == 'png' else 'rows'}"
