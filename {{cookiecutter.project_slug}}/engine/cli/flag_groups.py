@@ -207,7 +207,7 @@ def _refuse_clashes(groups: dict[str, Signature]) -> None:
         for name in groups[key].parameters if key in groups else ():
             if name in taken and name not in shared:
                 what = f"the argument {name} of {groups[key].owner} has the name of a flag of {taken[name]}"
-                raise UsageError(f"--{name}: {what}: rename the argument")
+                raise UsageError(f"--{name}: {what}: rename it, or write a class around it")
 
 
 def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature]) -> Signature:
