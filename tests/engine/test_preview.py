@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from toys import Blobs, Net
 
 PAGE = Path("preview/preview.html")
@@ -360,7 +361,27 @@ def test_of_a_stream_the_first_items_are_looked_at(capsys) -> None:
     assert row(printed, "class 0") == ["334 (33.4 %)"] * 3
 
 
-class Mended(Blobs):
+class Module(LightningDataModule):
+    """Loaders of one's own, of which two validate."""
+
+    num_classes = 3
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Twins("train"), 4, shuffle=True)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(Twins("val"), 4), DataLoader(Twins("test"), 4)]
+
+
+def test_a_datamodule_of_ones_own_is_looked_at(capsys) -> None:
+    preview("test_preview.Module")
+    printed = capsys.readouterr().out
+    assert row(printed, "items") == ["20", "20"]
+    assert said(printed, "1 item is in two splits") == ["train item 0 (train) = val item 19 (val)"]
+    assert "first items of the val split" in PAGE.read_text()
+
+
+class Mistaken(Blobs):
     """Points no one of which can be read."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -369,7 +390,7 @@ class Mended(Blobs):
 
 def test_where_no_item_can_be_read_the_error_is_ones_own() -> None:
     with pytest.raises(KeyError, match="a mistake of one's own"):
-        preview("test_preview.Mended")
+        preview("test_preview.Mistaken")
 
 
 def test_only_so_many_seconds_are_read_unless_all_is_asked_for(capsys) -> None:

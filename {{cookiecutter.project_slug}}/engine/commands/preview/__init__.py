@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from engine.checkpointing.atomic_write import replacing, write_atomically
 from engine.cli import features_and_commands
@@ -23,6 +22,8 @@ from engine.cli.settings import Settings
 from engine.commands.preview import items, pictures
 from engine.commands.preview.findings import Finding, problems, table
 from engine.commands.preview.items import SplitItems
+from engine.datamodule.item_fields import ItemFields
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
 from engine.logging import html_page
 from engine.training import hardware, optimizers
@@ -94,7 +95,11 @@ def run(
         for split in splits:
             if split.name != "test":
                 draws[split.name] = pictures.batch_draws(data, split.name, split.drawn)
-        steps, tried = _try_network(settings, data, build_model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "This DataLoader will create"
+            )  # more workers than cores, as is asked here
+            steps, tried = _try_network(settings, data, build_model)
     except Exception as error:
         if not damaged:
             raise  # the user's own
@@ -180,11 +185,15 @@ def _synchronize() -> None:
 def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any]) -> tuple[_Steps, list[str]]:
     """The planned learning rates; with a network, the time of its steps and of loading too; and what to say of them."""
     is_named = settings.network.load() is not NoNetwork
-    chosen, speeds = data.num_workers, dict[int, float]()
-    for workers in (0,) if isinstance(data.split("train"), IterableDataset) else _WORKERS:
-        if is_named:
-            data.num_workers = workers
-            speeds[workers] = _loading_speed(data)
+    speeds, chosen = dict[int, float](), data.num_workers
+    for workers in _WORKERS if is_named else ():
+        data.num_workers = workers
+        loader = data.train_dataloader()
+        if not isinstance(loader, ResumableLoader) or loader.loader.num_workers in speeds:
+            break  # a LightningDataModule sets them itself
+        speeds[loader.loader.num_workers] = _loading_speed(loader, data.item_fields)
+        if loader.iterable:
+            break
     data.num_workers = chosen
     model = build_model(settings, data)
     hardware.configure(model, data, **settings.arguments["hardware"])
@@ -205,30 +214,27 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
         speed = statistics.median(steps.num_items[2:]) / statistics.median(steps.seconds[2:])
         lines.append(f"{settings.network.name} on {trainer.strategy.root_device.type}: {speed:,.0f} items/s")
         said = ", ".join(f"{speed:,.0f} with {workers}" for workers, speed in speeds.items())
-        lines += [f"loading, items/s by --num_workers: {said}", _limit(speeds, speed)]
+        lines += [f"loading, items/s by --num_workers: {said}", _limit(speeds, speed)] if speeds else []
     return steps, lines
 
 
-def _loading_speed(data: Any) -> float:
-    """Items a second of the training batches, once the workers are at it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: that is asked here
-        loader = data.train_dataloader()
-        start, begun, count = time.perf_counter(), 0.0, 0
-        for number, batch in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
-            now = time.perf_counter()
-            count += data.item_fields.split(batch).num_items() if begun else 0
-            if begun and now - begun > _LOADING_SECONDS:
-                break
-            if not begun and (number > 2 * data.num_workers or now - start > 5 * _LOADING_SECONDS):
-                begun = now  # what the workers loaded ahead is used up
-        loader.close()
+def _loading_speed(loader: ResumableLoader, fields: ItemFields) -> float:
+    """Items a second, once the workers are at it."""
+    start, begun, count = time.perf_counter(), 0.0, 0
+    for number, batch in enumerate(itertools.chain.from_iterable(itertools.repeat(loader))):
+        now = time.perf_counter()
+        count += fields.split(batch).num_items() if begun else 0
+        if begun and now - begun > _LOADING_SECONDS:
+            break
+        if not begun and (number > 2 * loader.loader.num_workers or now - start > 5 * _LOADING_SECONDS):
+            begun = now  # what the workers loaded ahead is used up
+    loader.close()
     return count / (now - begun)
 
 
 def _limit(loading: dict[int, float], network: float) -> str:
     """Which of the two a run waits for. Without workers they take turns."""
-    if loading[0] >= 10 * network:
+    if loading.get(0, 0.0) >= 10 * network:
         return "the network limits: loading takes less than a tenth of the time with --num_workers 0"
     if enough := [workers for workers, speed in loading.items() if workers and speed >= network]:
         return f"the network limits: loading keeps up with --num_workers {enough[0]}"

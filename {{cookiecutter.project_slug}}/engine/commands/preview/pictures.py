@@ -14,6 +14,7 @@ from torch import Tensor
 from engine.checkpointing.atomic_write import replacing
 from engine.commands.preview.items import SplitItems, named, named_targets
 from engine.datamodule.item_fields import Fields
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import SeededBatch, SeededDataset
 from engine.datamodule.splits import item_ids
 from engine.logging import plots
@@ -27,7 +28,9 @@ def batch_draws(data: Any, name: str, drawn: bool) -> tuple[list[Any], list[str]
     Without the items that cannot be read; of a stream, and of what is not drawn at random, there is one draw.
     """
     loader = data.train_dataloader() if name == "train" else data.val_dataloader()
-    if loader.iterable:
+    while isinstance(loader, (list, tuple)):  # of a LightningDataModule
+        loader = loader[0]
+    if not isinstance(loader, ResumableLoader) or loader.iterable:
         return [next(iter(loader))], []
     indices = list(next(iter(loader.epoch_sampler)))
     dataset, collate, names = SeededDataset(loader.data), loader.loader.collate_fn, item_ids(loader.data)
