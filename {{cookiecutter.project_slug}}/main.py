@@ -4,6 +4,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -111,6 +112,7 @@ def run(
     callbacks += load_features(run_dir, model, data, groups)
     if settings.action == "fit":
         callbacks.append(LambdaCallback(on_train_start=lambda *_: run_folder.write_config(settings, run_dir)))
+        callbacks.append(LambdaCallback(on_save_checkpoint=partial(checkpoint_io.add_defaults, settings.defaults)))
     trainer = hardware.make_trainer(
         model,
         data,

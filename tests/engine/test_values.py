@@ -507,9 +507,15 @@ def test_a_flag_that_is_gone(project: Path, mistake: Callable[..., str], capfd: 
     sys.modules.pop("model.shrinks")
     told = mistake("test", "--ckpt_path", "last")
     assert "depth 4: the project has no such flag any more: bring back what has it, or add --no-depth to go on" in told
-    assert "add --no-dropout" in mistake("test", "--ckpt_path", "alone.ckpt", "--no-depth")
+    checkpoint = torch.load("alone.ckpt", weights_only=True)
+    del checkpoint["default_flags"]
+    torch.save(checkpoint, "of_0_1.ckpt")
+    assert "add --no-dropout" in mistake("test", "--ckpt_path", "of_0_1.ckpt", "--no-depth")
+    main.main(["test", "--ckpt_path", "of_0_1.ckpt", "--no-depth", "--no-dropout"])
     main.main(["test", "--ckpt_path", "last", "--no-depth"])
-    main.main(["test", "--ckpt_path", "alone.ckpt", "--no-depth", "--no-dropout"])
+    capfd.readouterr()
+    main.main(["test", "--ckpt_path", "alone.ckpt", "--no-depth"])
+    assert "alone.ckpt: dropout is left out: the project has no such flag any more" in capfd.readouterr().err
 
 
 def test_a_network_that_is_called_otherwise_now(project: Path, mistake: Callable[..., str]) -> None:

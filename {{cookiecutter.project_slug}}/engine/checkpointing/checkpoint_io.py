@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from engine.cli import features_and_commands
+from engine.cli.config_file import RawValue
 from engine.errors import UsageError
 
 
@@ -146,12 +148,18 @@ def refused(path: Path, error: BaseException) -> UsageError:
     return UsageError(f"{path} is refused: {why}")
 
 
-def flags_of(path: Path) -> dict[str, Any]:
-    """The flags of the run that wrote a checkpoint."""
-    flags = load(path).get("hyper_parameters", {})
+def add_defaults(defaults: Collection[str], trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    """Adds to a checkpoint which flags of its run nobody gave; a callback's `on_save_checkpoint`."""
+    checkpoint["default_flags"] = sorted(defaults)
+
+
+def flags_of(path: Path) -> dict[str, RawValue]:
+    """The flags of the run that wrote a checkpoint; version 0.1 did not say which of them nobody gave."""
+    checkpoint = load(path)
+    flags, defaults = checkpoint.get("hyper_parameters", {}), checkpoint.get("default_flags", [])
     if "model_name" not in flags:
         raise UsageError(f"{path} does not say its network: it was not written by this project")
-    return flags
+    return {name: RawValue(value, f"{path}: ", name in defaults) for name, value in flags.items()}
 
 
 def init_weights(module: LightningModule, path: Path, partial: bool) -> None:

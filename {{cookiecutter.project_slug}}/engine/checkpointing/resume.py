@@ -56,4 +56,4 @@ def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:
         return config_file.read(run / "config.yaml", kept=True)
     from engine.checkpointing import checkpoint_io  # a checkpoint that was moved can only be asked with torch
 
-    return {key: RawValue(value, f"{ckpt_path}: ") for key, value in checkpoint_io.flags_of(ckpt_path).items()}
+    return checkpoint_io.flags_of(ckpt_path)
