@@ -41,6 +41,36 @@ def test_a_row_for_each_item_with_class_and_probabilities(train) -> None:
     assert not list(RUN.glob("*.part"))
 
 
+NAMES = {
+    "=cmd|'/C calc'!A0": "'=cmd|'/C calc'!A0",
+    "@SUM(A1:A9)": "'@SUM(A1:A9)",
+    "-1+1|cmd": "'-1+1|cmd",
+    "\t=1": "'\t=1",
+    **{
+        plain: plain for plain in ("-1.5", "+3e-05", "-inf", "-0IErS_cisg", "@ada", "+49 170 123", "a=b", "'=1", "id_7")
+    },
+}
+
+
+def test_no_id_is_a_formula_and_others_stay_as_they_are(train, monkeypatch, capsys) -> None:
+    built = toys.Named.__init__
+
+    def build(self: toys.Named, *args: object, **kwargs: object) -> None:
+        built(self, *args, **kwargs)
+        self.ids = [[*NAMES][index % len(NAMES)] for index in range(self.num_items)]
+
+    monkeypatch.setattr(toys.Named, "__init__", build)
+    monkeypatch.setattr(toys.Named, "classes", ["=1+1", "b", "c"])
+    train("--max_epochs", 1, "--dataset", "toys.Named", "--test_fraction", 0.5)
+    capsys.readouterr()
+    main.main(["predict", "--ckpt_path", "version_0"])
+    with (RUN / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows} == {*NAMES.values()}
+    assert {row["true_name"] for row in rows} == {"'=1+1", "b", "c"}
+    assert "5 texts such as '\\t=1 have a ' in front" in capsys.readouterr().err
+
+
 def test_arrays_hold_what_the_table_holds(train) -> None:
     train("--max_epochs", 1, "--dataset", "toys.Named", "--noise", 0)
     for format in ("csv", "npy", "pt"):

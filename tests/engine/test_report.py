@@ -298,5 +298,6 @@ def test_no_cell_is_a_formula(logs) -> None:
     assert "'=cmd|'/C calc'!A0" in cells
     assert "-1e-3" in cells  # a number
     assert not [text for text in cells if text[:1] in "=+@" and text]
+    assert not [text for text in cells if text.startswith("-1+")]
     for sheet in openpyxl.load_workbook("report/report.xlsx"):
         assert not [cell for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]

@@ -15,7 +15,7 @@ from engine.cli.settings import Settings
 from engine.cli.type_conversion import OutOfRange, PlainText, convert
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from paths import PROJECT
+from paths import PROJECT, TOYS
 
 RUN = Path("lightning_logs/version_0")
 
@@ -594,3 +594,29 @@ def test_cosine_restarts_against_a_loop(factor: float) -> None:
         expected = 0.5 * (1 + math.cos(math.pi * max(0.0, since) / length))
         options = {"lr_scheduler": "cosine_restarts", "lr_every": 3.0, "lr_restart_factor": float(factor)}
         assert rate(tenth, epochs, 90, 0, 10, **options) == pytest.approx(expected, abs=1e-6)
+
+
+WANTS_A_VALUE = "ckpt_path init_from default_root_dir model_name dataset loss optimizer config".split()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        *((f"--{name}=", f"--{name}: expected one argument") for name in WANTS_A_VALUE),
+        ("--mirror=", "--mirror: expected an address or a folder, or none"),
+        ("--trust=", "--trust '' is not true/false"),
+        ("--batch_size=", "--batch_size '' is not int >= 1"),
+        ("--channels_last=", "--channels_last '' is not true/false"),
+        ("--no-channels_last=", "unknown flag --no-channels_last"),
+        ("--print_config=", "--print_config takes no value: ''"),
+        ("--print_config=false", "--print_config takes no value: 'false'"),
+        ("--=1", "'--=1' is no flag"),
+        ("--", "'--' is no flag"),
+    ],
+)
+def test_a_flag_with_nothing_behind_it_is_no_flag_left_out(argv: str, line: str, capsys) -> None:
+    """As `--ckpt_path=$RUN` of a shell that has no RUN: not a run from the beginning."""
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*TOYS, argv])
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"main.py: error: {line}")
+    assert not list(Path().glob("lightning_logs/version_*"))

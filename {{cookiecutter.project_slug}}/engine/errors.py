@@ -1,5 +1,6 @@
 """UsageError, the one-line error of a wrong command line; "did you mean" suggestions; tracebacks of your own frames."""
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,13 +25,17 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
+def escape_formula(text: str) -> str:
+    """A cell of a table, with a ' in front where a spreadsheet would compute or run it; -1.5, -abc and @ada stay."""
+    return f"'{text}" if re.match(r"[=\t\r]|[-+@](?![\w.:/ -]*\Z)", text) else text
+
+
 def print_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A `sys.excepthook`: a traceback with your own frames and the last one; with `python -X dev`, all of them.
 
     The traceback that a worker process of a DataLoader sent along is shortened likewise.
     """
-    import re  # only a run that fails pays for them
-    import sysconfig
+    import sysconfig  # only a run that fails pays for them
     import traceback
 
     if sys.flags.dev_mode or not issubclass(kind, Exception):

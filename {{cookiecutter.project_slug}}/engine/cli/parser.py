@@ -234,6 +234,8 @@ def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
     """The text of each flag on the command line, whose type allows `--dims 4 5`, `--norm` and `--no-norm`."""
     raws = {}
     for name, words in arguments:
+        if name == "print_config" and words:
+            raise UsageError(f"--print_config takes no value: {words[0]!r}")
         if name in ("config", "print_config"):
             name, is_list, is_bool = "", False, name == "print_config"
         elif name not in table.flags and (positive := name.removeprefix("no-")) in table.flags and not words:

@@ -17,12 +17,14 @@ def split(argv: list[str]) -> list[Argument]:
     """The flags in the order of the command line.
 
     Raises:
-        UsageError: a word belongs to no flag, or begins with a single dash and is no number.
+        UsageError: a word belongs to no flag, is a flag without a name, or begins with a single dash and is no number.
     """
     arguments: list[Argument] = []
     for word in argv:
         if word.startswith("--"):
             name, equals, text = word[2:].partition("=")
+            if not name:
+                raise UsageError(f"{word!r} is no flag")
             arguments.append(Argument(name, [text] if equals else []))
         elif re.match(r"-[^\W\d]", word) and word.lower() not in ("-inf", "-nan"):  # `-1e-3` and `-` are values
             raise UsageError(f"{word!r}: a flag begins with two dashes")
@@ -37,12 +39,12 @@ def texts_of(names: tuple[str, ...], arguments: list[Argument]) -> list[tuple[st
     """Those flags of `names` that are given, with their texts, in the order of `names`; `--trust` alone is `true`.
 
     Raises:
-        UsageError: a flag other than `--trust` stands without a value.
+        UsageError: a flag other than `--trust` stands without a value, or with an empty one.
     """
     texts = []
     for name, words in arguments:
         if name in names:
-            if not words and name != "trust":
+            if name != "trust" and not (words and words[0]):  # `--ckpt_path=$RUN`, say, of a shell that has no RUN
                 raise UsageError(f"--{name}: expected one argument")
             texts.append((name, words[0] if words else "true"))
         elif name == "no-trust" and "trust" in names:

@@ -19,7 +19,7 @@ from engine.checkpointing import run_folder, run_records
 from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
-from engine.errors import UsageError, printable
+from engine.errors import UsageError, escape_formula, printable
 from engine.logging import html_page
 
 _MAX_POINTS = 2000  # of a curve of the page, about
@@ -255,10 +255,7 @@ def labels(runs: list[Run]) -> list[str]:
 
 def _plain_cell(value: Any) -> Any:
     """A value of a table; of a text, one that no spreadsheet takes for a formula and no terminal for a command."""
-    if not isinstance(value, str):
-        return value
-    is_formula = value[:1] in ("=", "+", "-", "@") and not re.fullmatch(r"[-+][\d.]+(e[-+]?\d+)?", value)
-    return f"'{printable(value)}" if is_formula else printable(value)
+    return escape_formula(printable(value)) if isinstance(value, str) else value
 
 
 def _metrics(runs: list[Run]) -> list[str]:

@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpointing.atomic_write import adding, replacing
-from engine.errors import UsageError
+from engine.errors import UsageError, escape_formula, printable
 
 
 def write_table(
@@ -20,8 +21,16 @@ def write_table(
     """Writes a CSV file with a row for each record: of an item the "number", its "values" (W,) and "true" ones (T,).
 
     T is 0 where the true values are not known. classifies: the values are probabilities, of classes called `names`, and
-    the true one is a class. decode: makes a text of values, or is None.
+    the true one is a class. decode: makes a text of values, or is None. An id or text that a spreadsheet would take for
+    a formula gets a ' in front, and a line says so.
     """
+    changed = set[str]()
+
+    def cell(text: Any) -> str:
+        if (plain := escape_formula(str(text))) != text:
+            changed.add(plain)
+        return plain
+
     with (
         replacing(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # a path may be no UTF-8
@@ -29,28 +38,31 @@ def write_table(
         writer = csv.writer(file)
         for written, record in enumerate(records):
             values, true = record["values"], record["true"]
-            row = {"index": int(record["number"])} | ({"id": ids[record["number"]]} if ids else {})
+            row = {"index": int(record["number"])} | ({"id": cell(ids[record["number"]])} if ids else {})
             if classifies:
-                row |= _class_cells("true", int(true[0]), names) if len(true) else {}
-                row |= _class_cells("class", int(values.argmax()), names)
+                row |= _class_cells("true", int(true[0]), names, cell) if len(true) else {}
+                row |= _class_cells("class", int(values.argmax()), names, cell)
             elif decode and len(true):
-                row["true"] = decode(true.astype(int).tolist())
+                row["true"] = cell(decode(true.astype(int).tolist()))
             else:
                 heads = ["true"] if len(true) == 1 else [f"true{at}" for at in range(len(true))]
                 row |= {head: f"{value:.6g}" for head, value in zip(heads, true.tolist(), strict=True)}
             if decode:
-                row["text"] = decode(values.astype(int).tolist())
+                row["text"] = cell(decode(values.astype(int).tolist()))
             else:
                 row |= {f"{'p' if classifies else 'y'}{at}": f"{value:.6g}" for at, value in enumerate(values.tolist())}
             if not written:
                 writer.writerow(row)
             writer.writerow(row.values())
+    if changed:
+        such = f"{path}: {len(changed)} texts such as {printable(min(changed))}"
+        print(f"{such} have a ' in front, as a spreadsheet would take them for formulas", file=sys.stderr)
 
 
-def _class_cells(column: str, number: int, names: Any) -> dict[str, Any]:
+def _class_cells(column: str, number: int, names: Any, cell: Callable[[Any], str]) -> dict[str, Any]:
     """The number of a class and, where the classes have names, that one too; a class that does not count has none."""
     name = {"class": "name"}.get(column, f"{column}_name")
-    return {column: number} | ({name: names[number] if number >= 0 else ""} if names else {})
+    return {column: number} | ({name: cell(names[number]) if number >= 0 else ""} if names else {})
 
 
 def write_array(path: Path, records: Iterator[Any], shape: tuple[int, ...]) -> None:
