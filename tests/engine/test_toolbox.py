@@ -3,6 +3,7 @@
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import main
 import numpy as np
@@ -175,6 +176,20 @@ def test_images_and_classes_are_mixed(train, mix: list[object], monkeypatch: pyt
     assert 0 <= mixed["train_acc"] <= 1
     monkeypatch.chdir("lightning_logs")
     assert train(*argv, *mix) == mixed
+
+
+class InDicts(toys.ImageBlobs):
+    """The same items as dicts, the class first."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, target = super().__getitem__(index)
+        return {"label": target, "name": f"image {index}", "images": image}
+
+
+def test_items_that_are_dicts_are_mixed_as_tuples_are(train) -> None:
+    argv = ["--model_name", "toys.ConvNet", "--max_epochs", 2, "--mixup", 9]
+    tuples = train(*argv, "--dataset", "toys.ImageBlobs")
+    assert train(*argv, "--dataset", "test_toolbox.InDicts") == pytest.approx(tuples)
 
 
 METRICS = [

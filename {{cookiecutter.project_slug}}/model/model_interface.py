@@ -324,7 +324,7 @@ class MInterface(MetricLoggingModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total = self.trainer.fit_loop.total_batch_idx
         self._is_repeated, self._last_batch = total == self._last_batch, total  # LBFGS evaluates a batch several times
-        loss = self.step(self.batch_transform(*batch) if self.batch_transform else batch, "train")
+        loss = self.step(self.batch_transform(batch) if self.batch_transform else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches of an optimizer step
         if first and not self._is_repeated and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_now({"train_loss_step": loss.item()} | optimizers.rates(self.trainer.optimizers[0]))

@@ -51,7 +51,17 @@ class Mixup(Callback):
             if alpha is not None:
                 if alpha <= 0:
                     raise UsageError(f"--{name.lower()} {alpha} should be more than 0")
-                transforms.append(getattr(v2, name)(alpha=alpha, num_classes=classes))
+                transforms.append(
+                    getattr(v2, name)(alpha=alpha, num_classes=classes, labels_getter=self.data.get_target)
+                )
         blend = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)
-        before: Any = module.batch_transform or (lambda *batch: batch)
-        module.batch_transform = lambda *batch: blend(*before(*batch))  # type: ignore[assignment]
+        before: Any = module.batch_transform or (lambda batch: batch)
+
+        def transform(batch: Any) -> Any:
+            batch = before(batch)
+            if isinstance(batch, dict):  # torchvision blends the first tensor, so the target goes last
+                target = self.data.get_target(batch)
+                batch = dict(sorted(batch.items(), key=lambda field: field[1] is target))
+            return blend(batch)
+
+        module.batch_transform = transform  # type: ignore[assignment]
