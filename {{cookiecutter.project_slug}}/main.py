@@ -18,7 +18,7 @@ from engine.launch import signals, terminal
 from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
-    from pytorch_lightning import Callback, LightningModule
+    from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
@@ -90,6 +90,7 @@ def run(
 
     from data import build_data
     from engine.checkpointing import checkpoint_io
+    from engine.datamodule.resumable_loader import ResumableLoader
     from engine.launch import watchdog
     from engine.logging import loggers
     from engine.training import hardware
@@ -111,7 +112,13 @@ def run(
     callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
     if settings.action == "fit":
-        callbacks.append(LambdaCallback(on_train_start=lambda *_: run_folder.write_config(settings, run_dir)))
+
+        def begin(trainer: "Trainer", *_: object) -> None:
+            if isinstance(trainer.train_dataloader, ResumableLoader):
+                trainer.train_dataloader.check_resume()  # a change that is refused leaves config.yaml as it is
+            run_folder.write_config(settings, run_dir)
+
+        callbacks.append(LambdaCallback(on_train_start=begin))
         callbacks.append(LambdaCallback(on_save_checkpoint=partial(checkpoint_io.add_defaults, settings.defaults)))
     trainer = hardware.make_trainer(
         model,

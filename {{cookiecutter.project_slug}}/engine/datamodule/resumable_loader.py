@@ -96,17 +96,7 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is asked for when the first batch is, not when Lightning builds its iterator.
         resume, self._resume_from = self._resume_from, {}
-        epoch = self.current_epoch() if self.current_epoch else 0
-        start = resume["batches"] if resume.get("epoch") == epoch else 0
-        if start and start < resume["of"] and self._cuts_otherwise(resume, start):
-            ranks = resume.get("ranks", self.world_size)
-            raise UsageError(
-                f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
-                f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
-            )
-        if start and resume.get("accumulate", self.accumulate) != self.accumulate:
-            before = f"--accumulate_grad_batches {resume['accumulate']}"
-            raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")
+        epoch, start = self._start(resume)
         self._states.append({"epoch": epoch, "batches": start})
         if not self.iterable:
             self.epoch_sampler.epoch, self.epoch_sampler.start = epoch, start
@@ -126,6 +116,25 @@ class ResumableLoader:
             if number >= start:
                 self._states.append({"epoch": epoch, "batches": number + 1, **self._stream_state()})
                 yield _copy(batch) if self._read_ahead else batch
+
+    def check_resume(self) -> None:
+        """Raises UsageError where the run stopped within an epoch that these flags do not go on with."""
+        self._start(self._resume_from)
+
+    def _start(self, resume: dict[str, Any]) -> tuple[int, int]:
+        """The epoch that begins, and its first batch."""
+        epoch = self.current_epoch() if self.current_epoch else 0
+        start = resume["batches"] if resume.get("epoch") == epoch else 0
+        if start and start < resume["of"] and self._cuts_otherwise(resume, start):
+            ranks = resume.get("ranks", self.world_size)
+            raise UsageError(
+                f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
+                f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
+            )
+        if start and resume.get("accumulate", self.accumulate) != self.accumulate:
+            before = f"--accumulate_grad_batches {resume['accumulate']}"
+            raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")
+        return epoch, start
 
     def _cuts_otherwise(self, resume: dict[str, Any], start: int) -> bool:
         """Whether the batches from `start` on are not the rest of the epoch that `resume` is of."""
