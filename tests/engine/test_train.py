@@ -55,6 +55,15 @@ def test_the_kept_config_repeats_the_run(train) -> None:
     assert main.main(["--config", str(RUN / "config.yaml")]) == first
 
 
+def test_a_run_in_64_bits_is_measured_in_64_bits(train) -> None:
+    train("--max_epochs", 1, "--precision", "64-true")
+    assert main.parse(["test", "--ckpt_path", "last"]).arguments["trainer"]["precision"] == "64-true"
+    asked = main.parse(["predict", "--ckpt_path", "last", "--precision", "32-true"])
+    assert asked.arguments["trainer"]["precision"] == "32-true"
+    train("--max_epochs", 1, "--precision", "bf16-mixed")
+    assert "precision" not in main.parse(["test", "--ckpt_path", "last"]).arguments["trainer"]
+
+
 def test_the_checkpoint_alone_is_enough_to_measure_it(train, tmp_path: Path) -> None:
 
     trained = train("--max_epochs", 2)

@@ -130,7 +130,9 @@ def _parse(
     # Values -> Settings.
     refuse_changes(table, before, now)
     if action != "fit":  # where and how long it was trained does not bind what comes after
-        before = {key: value for key, value in before.items() if key not in table.groups["trainer"].parameters}
+        double = {"precision"} if str(before.get("precision")).startswith("64") else set()  # every CPU has it
+        bound = before.keys() - table.groups["trainer"].parameters.keys() | double
+        before = {key: value for key, value in before.items() if key in bound}
     defaults = {key for key in before if kept[key].is_default and before[key] == now.get(key, before[key])}
     settings = complete(table, before | now, defaults, restored.ckpt_path, restored.job_id)
     if any(name == "print_config" for name, _ in arguments):
