@@ -607,6 +607,8 @@ WANTS_A_VALUE = "ckpt_path init_from default_root_dir model_name dataset loss op
         ("--trust=", "--trust '' is not true/false"),
         ("--batch_size=", "--batch_size '' is not int >= 1"),
         ("--channels_last=", "--channels_last '' is not true/false"),
+        ("--no-metrics", "--no-metrics: --metrics is not turned on or off: give it a value, such as []"),
+        ("--no-patience", "--no-patience: --patience is not turned on or off: give it a value, such as none"),
         ("--no-channels_last=", "unknown flag --no-channels_last"),
         ("--print_config=", "--print_config takes no value: ''"),
         ("--print_config=false", "--print_config takes no value: 'false'"),

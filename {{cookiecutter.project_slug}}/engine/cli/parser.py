@@ -241,6 +241,10 @@ def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
         if name in ("config", "print_config"):
             name, is_list, is_bool = "", False, name == "print_config"
         elif name not in table.flags and (positive := name.removeprefix("no-")) in table.flags and not words:
+            annotation = table.flags[positive].annotation
+            if annotation and not annotations.accepts(annotation, "bool", "choice", "?"):
+                off = "[]" if annotations.accepts(annotation, "list", "tuple") else "none"
+                raise UsageError(f"--{name}: --{positive} is not turned on or off: give it a value, such as {off}")
             name, words, is_list, is_bool = positive, ["false"], False, True
         else:
             annotation = table.flags[name].annotation if name in table.flags else ()
