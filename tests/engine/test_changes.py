@@ -225,12 +225,13 @@ def test_another_average_begins_with_the_trained_weights(train) -> None:
 @pytest.mark.parametrize(("frozen", "change"), [(["--freeze", "layers.0"], "[]"), ([], "layers.0")])
 def test_what_is_frozen_cannot_change_and_no_file_says_so(train, capsys, frozen: list[str], change: str) -> None:
     train("--max_epochs", 1, *frozen)
-    before = (RUN / "config.yaml").read_text(encoding="utf-8")
+    files = [RUN / "config.yaml", RUN / "metrics.csv", *RUN.glob("events.out*")]
+    before = [path.read_bytes() for path in files]
     with pytest.raises(SystemExit, match="2"):
         resume("--max_epochs", 2, "--freeze", change)
     was = "layers.0" if frozen else "[]"
     assert f"--freeze {change}: the checkpoint was made with {was}" in capsys.readouterr().err
-    assert (RUN / "config.yaml").read_text(encoding="utf-8") == before
+    assert [path.read_bytes() for path in files] == before
 
 
 class BestIsWritten(Checkpoint):

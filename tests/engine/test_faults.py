@@ -208,6 +208,9 @@ def test_in_mid_epoch_the_batch_size_cannot_change(train, capsys, monkeypatch: p
         main.main(["--ckpt_path", "last", "--batch_size", "8"])
     assert Path("lightning_logs/version_0/config.yaml").read_text() == before  # or it would be refused again
     assert "stopped within an epoch of --batch_size 16 on 1 device: go on with these until" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", "last", "--balanced"])
+    assert "stopped within an epoch of --no-balanced: go on with that until" in capsys.readouterr().err
     main.main(["--ckpt_path", "last"])
     main.main(["--ckpt_path", "last", "--batch_size", "8", "--max_epochs", "3"])
 

@@ -60,6 +60,7 @@ class ResumableLoader:
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
         self.global_batch_size, self.current_epoch, self.accumulate = batch_size * world_size, current_epoch, accumulate
         self.iterable = isinstance(dataset, IterableDataset)
+        self.balanced = weights is not None
         self._resume_from: dict[str, Any] = {}
         self._states: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)  # after the latest batches
         self._initial_state = self._stream_state()
@@ -131,6 +132,9 @@ class ResumableLoader:
                 f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
                 f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
             )
+        if start and resume.get("balanced", self.balanced) != self.balanced:
+            before = "--balanced" if resume["balanced"] else "--no-balanced"
+            raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")
         if start and resume.get("accumulate", self.accumulate) != self.accumulate:
             before = f"--accumulate_grad_batches {resume['accumulate']}"
             raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")
@@ -162,13 +166,13 @@ class ResumableLoader:
         """The state after that many batches of the epoch, for `load_state_dict`: Lightning fetches a batch ahead.
 
         It holds "epoch", "batches" and "items" done by all "ranks", "each" (items of a global batch), "accumulate",
-        "of" (batches of the epoch) and, of a stream that has one, the state of the "dataset".
+        "balanced", "of" (batches of the epoch) and, of a stream that has one, the state of the "dataset".
         """
         state = next((state for state in self._states if state["batches"] == batches), self._states[-1])
         done = state["batches"]
         of, items = (batches + 1, 0) if self.iterable else (len(self), self.epoch_sampler.batch_bounds[: done + 1][-1])
         cut = {"each": self.global_batch_size, "ranks": self.world_size, "items": items, "of": of}
-        return {**state, **cut, "accumulate": self.accumulate}
+        return {**state, **cut, "accumulate": self.accumulate, "balanced": self.balanced}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: DInterface keeps the state. Lightning asks whether a loader has this method."""

@@ -78,6 +78,7 @@ class MetricState(Callback):
     def __init__(self) -> None:
         self._logged: list[Any] = []  # of a checkpoint, until Lightning takes them
         self._latest: dict[str, Any] = {}
+        self._rewind_to: dict[str, Any] = {}  # the checkpoint whose rows the loggers go back to
         self.loaded: dict[str, float] = {}  # of the checkpoint that was loaded last, see metrics_of
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -85,11 +86,13 @@ class MetricState(Callback):
             keep_dtype(metric)  # sums over an epoch in 16 bits would be wrong
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._rewind(trainer)
         rank, size = data_parallel_rank(trainer)[:2]
         restore_logged(trainer, self._logged[rank::size])
         restore_latest(trainer, self._latest)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._rewind(trainer)
         restore_latest(trainer, self._latest)  # of a run that had nothing left to train
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
@@ -109,11 +112,17 @@ class MetricState(Callback):
         if last is not None and 0 <= last <= checkpoint["epoch"]:
             raise UsageError(f"--max_epochs {last}: the checkpoint is of epoch {checkpoint['epoch'] + 1} already")
         self._logged, self._latest = checkpoint.get("logged", []), checkpoint.get("latest", {})
-        loggers.rewind(trainer.loggers, checkpoint)
+        self._rewind_to = {key: checkpoint[key] for key in ("global_step", "rows", "events") if key in checkpoint}
         states, (rank, size, _) = saved_metrics(checkpoint), data_parallel_rank(trainer)
         for name, metric in _metrics(module).items():
             if own := [state[name] for state in states[rank::size] if name in state]:
                 restore_metric(name.removeprefix("metrics."), metric, own)
+
+    def _rewind(self, trainer: Trainer) -> None:
+        """Takes back what the run logged after its checkpoint, once no flag has been refused."""
+        if self._rewind_to:
+            loggers.rewind(trainer.loggers, self._rewind_to)
+            self._rewind_to = {}
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:
