@@ -72,18 +72,18 @@ def run(
 
     model_name: a file of model/, or a dotted path to a class.
     dataset: a file of data/, or a dotted path to a class.
-    ckpt_path: last, best, version_N, a run folder, a file or an address, to go on from or to measure.
-    init_from: the same, or a file of weights, which a new run begins with.
-    init_partial: take only those weights of init_from whose name and shape fit.
-    trust: import what the checkpoint names (network, dataset, loss, optimizer) wherever it lies; it may run code.
-    seed: the first weights, the splits, the order of the items and every random draw follow from it.
-    seed_index: the seed by its place in the list SEEDS of main.py, from 1: for repeats that others can repeat.
-    max_epochs: epochs to train, which count from 1, and in metrics.csv from 0 as Lightning's; -1 for no end; none means
-        10, or no end where max_steps or max_time is given.
-    log_every_n_steps: optimiser steps between two points of train_loss_step.
-    enable_progress_bar: a bar, as on a terminal; otherwise a line an epoch.
-    default_root_dir: folder in which lightning_logs lies.
-    hang_minutes: minutes without a batch after which every process prints its stack; those that wait for one end.
+    ckpt_path: checkpoint to resume or evaluate: last, best, version_N, a run folder, a file or an address.
+    init_from: start a new run from the weights of such a checkpoint, or of a file of weights.
+    init_partial: load only those weights of init_from whose name and shape fit the network.
+    trust: import the network, dataset, loss and optimizer that a checkpoint names, from anywhere; may run any code.
+    seed: determines the first weights, the splits, the order of the items and every random draw.
+    seed_index: take the seed at this position, from 1, of the list SEEDS in main.py, for repeated runs.
+    max_epochs: number of epochs to train; -1 for no end; none means 10, or no end where max_steps or max_time is given.
+        Epochs count from 1, and in metrics.csv from 0, as Lightning's.
+    log_every_n_steps: optimiser steps between two logged values of train_loss_step.
+    enable_progress_bar: show a progress bar; without it, print a line per epoch.
+    default_root_dir: folder in which lightning_logs/ is created.
+    hang_minutes: minutes without progress after which each process prints its stack; if there are several, they end.
     """
     from pytorch_lightning import seed_everything
     from pytorch_lightning.callbacks import LambdaCallback
@@ -175,13 +175,13 @@ def load_callbacks(
 ) -> list["Callback"]:
     """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.
 
-    monitor: the metric that says which checkpoint is best; whether less or more is better is known of torchmetrics.
-    monitor_mode: whether less or more of it is better, for a metric that only you know.
-    save_top_k: how many of the best checkpoints to keep.
-    every_n_train_steps: save the last checkpoint every so many steps too; it is saved after every epoch.
-    every_n_minutes: the same by the clock.
-    patience: stop when the monitored metric has not got better for so many validations.
-    bad_steps: what to do before a step whose gradient is NaN or infinite; on a GPU, ignore spares a wait a step. With
+    monitor: metric that decides which checkpoint is best; torchmetrics knows whether lower or higher is better.
+    monitor_mode: min if lower is better, max if higher, for a metric of your own.
+    save_top_k: how many of the best checkpoints to keep; -1 keeps all.
+    every_n_train_steps: save the last checkpoint every this many steps, besides after every epoch.
+    every_n_minutes: save the last checkpoint every this many minutes, besides after every epoch.
+    patience: stop after this many validations in a row in which the monitored metric has not improved.
+    bad_steps: what to do when a gradient is NaN or infinite; ignore does not check, which saves a GPU time. With
         patience, a metric that is NaN stops the run too, or counts as no better.
     """
     from pytorch_lightning.utilities.model_helpers import is_overridden

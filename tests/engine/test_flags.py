@@ -264,7 +264,7 @@ def test_config_files(shell, project: Path, files: dict[str, str], argv: str, va
         ("rate: 0.5\nhiden_dim: 7\n", "a.yaml:2: unknown flag --hiden_dim; did you mean 'hidden_dim'?"),
         ("\nrate: much\n", "a.yaml:2: rate 'much' is not float"),
         ("rate: ${NOT_SET_ANYWHERE}\n", "a.yaml:1: the environment has no variable NOT_SET_ANYWHERE"),
-        ("rate: 1\nrate: 2\n", "a.yaml:2: rate stands here a second time"),
+        ("rate: 1\nrate: 2\n", "a.yaml:2: rate is given a second time"),
         ("- rate\n", "should hold lines like"),
         ("rate: [\n", "is no YAML"),
         ("name: !!python/object/apply:os.system [touch pwned]\n", "a.yaml:1: name asks for a Python"),

@@ -246,7 +246,7 @@ def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.
     assert "Blobs has no open_image(path), a static method" in capsys.readouterr().err
     for argv, said in (
         (["--rows", "new.csv"], "Blobs has no open_rows(path), a method"),
-        (["--rows", "new.csv", "--images", "."], "--images and --rows are two commands"),
+        (["--rows", "new.csv", "--images", "."], "--images and --rows cannot be combined"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main.main(["predict", "--ckpt_path", "last", *argv])

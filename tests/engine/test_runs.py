@@ -145,7 +145,7 @@ def test_a_line_a_run_says_how_it_ended(train, capsys) -> None:
     best = {line.split()[0]: float(re.search(r"val_loss (\S+)", line)[1]) for line in lines[1:] if "val_loss" in line}
     order = [line.split()[0] for line in shown(capsys, "--sort", "best")[1:] if "val_loss" in line]
     assert order == sorted(best, key=best.__getitem__)
-    assert "none of the 4 runs is like that" in refused(capsys, "runs", "--dataset", "other")
+    assert "none of the 4 runs matches" in refused(capsys, "runs", "--dataset", "other")
 
 
 @pytest.fixture
@@ -167,9 +167,9 @@ def test_removed_is_what_was_asked_for_and_agreed_to(made, capsys, monkeypatch) 
     monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
     assert shown(capsys, "remove", "version_0")[-1].endswith("nothing is removed")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "there is nobody to ask" in refused(capsys, "runs", "remove", "version_0")
+    assert "no terminal on which to ask" in refused(capsys, "runs", "remove", "version_0")
     assert "version_3 is running (process 1 on" in refused(capsys, "runs", "remove", "version_0", "version_3", "--yes")
-    assert "say which runs" in refused(capsys, "runs", "remove", "--yes")
+    assert "name the runs to remove" in refused(capsys, "runs", "remove", "--yes")
     assert left() == [0, 1, 2, 3, 4]
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert shown(capsys, "remove", "version_0", "kept")[-1] == "removed lightning_logs/version_1"

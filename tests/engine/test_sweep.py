@@ -157,7 +157,7 @@ def test_a_trial_that_blows_up_counts_and_the_others_go_on() -> None:
         ("- lr\n", [], "should hold lines like"),
         (None, [], "space.yaml: [Errno 2] No such file"),
         (SPACE, ["--storage", "nowhere"], "--storage nowhere"),
-        (SPACE, ["--metric", "val_los", "--trials", "1"], "if it is spelt right, say it by --monitor val_los"),
+        (SPACE, ["--metric", "val_los", "--trials", "1"], "if it is spelt right, give --monitor val_los"),
         (SPACE, ["--metric", "val_f1", "--trials", "1"], "--metric val_f1: a run has"),
     ],
 )

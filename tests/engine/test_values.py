@@ -437,7 +437,7 @@ def test_yaml_that_a_person_writes(project: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: &a [*a]\n", "a.yaml:1: this is too much for a flag"),
+        ("a: &a [*a]\n", "a.yaml:1: this value is too large for a flag"),
         ("? [1, 2]\n: 3\n", "a.yaml:1: a line should begin with the name of a flag"),
         ("kind: {[1]: 2}\n", "a.yaml:1: kind: "),
         ("<<: 3\n", "a.yaml"),
@@ -527,7 +527,7 @@ def test_a_network_that_is_called_otherwise_now(project: Path, mistake: Callable
     path.unlink()
     sys.modules.pop("model.hands_on")
     for checkpoint in ("last", "alone.ckpt"):
-        assert "no 'hands_on' any more: say by --model_name what it is now" in mistake(
+        assert "no 'hands_on' any more: give its new name by --model_name" in mistake(
             "test", "--ckpt_path", checkpoint
         )
         main.main(["test", "--ckpt_path", checkpoint, "--model_name", "renamed"])

@@ -24,7 +24,7 @@ def read(path: str | Path, channels: int) -> Image.Image | Tensor:
     """
     with _opened(path) as image:
         if image.mode in ("I", "F"):
-            raise ValueError(f"of its mode {image.mode} the white is not known: save it with 8 or 16 bits")
+            raise ValueError(f"image mode {image.mode} is not supported: save it with 8 or 16 bits per channel")
         if image.mode.startswith("I;16"):
             grey = torch.from_numpy(np.array(image).astype(np.float32) / 65535)  # (H, W)
             return grey.expand(channels, -1, -1)

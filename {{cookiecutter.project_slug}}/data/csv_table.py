@@ -68,12 +68,12 @@ class CsvTable(Dataset):
             scale_target: learn (target - mean) / std of the train split instead of a number as it stands. The loss is
                 of the scaled numbers; metrics, pictures and predictions are in the unit of the file.
             drop: columns to leave out.
-            id_column: names the rows in predictions, and is left out; none names them by their place from 0.
-            split_column: says train, val or test of each row, and is left out; none cuts the rows by the seed.
+            id_column: the column that names the rows in predictions, no input; none numbers them from 0.
+            split_column: the column that says train, val or test of each row, no input; none splits by the seed.
             separator: one character between the columns of a CSV file.
-            decimal: what stands before the fraction of a number in a CSV file; none takes a point, and refuses a column
-                of numbers with commas.
-            encoding: of a CSV file, such as gbk.
+            decimal: the decimal mark of numbers in a CSV file; none takes a point, and refuses a column of numbers with
+                commas.
+            encoding: encoding of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
             stratify: cut the same share of every class.

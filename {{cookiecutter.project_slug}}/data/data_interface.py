@@ -56,12 +56,12 @@ class DInterface(SplitDataModule):
             dataset_arguments: for its constructor.
             splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
             seed: the splits and the order of the items follow from it.
-            batch_size: items a step on each device.
-            num_workers: processes that load; none picks 0 for data that is fetched in whole batches, else one a core.
-            data_dir: folder for data that is downloaded or lies on disk.
+            batch_size: items per step on each device.
+            num_workers: processes that load data; none means 0 if the dataset has __getitems__, else one per core.
+            data_dir: folder that holds the data, or into which it is downloaded.
             val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
             test_fraction: share of the items for the test, where the dataset has no such split.
-            stratify: cut the same share of every class, where the dataset has a class for each item in `targets`.
+            stratify: put the same share of every class into each split, where the dataset's `targets` are classes.
             balanced: draw every class equally often in training.
         """
         fractions: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "stratify": stratify}

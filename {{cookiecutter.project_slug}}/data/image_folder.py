@@ -52,8 +52,8 @@ class ImageFolder(Dataset):
             grey: one channel instead of three.
             crop_scale: least share of an image that a random crop keeps, 1 for nearly all of it.
             flip: mirror half of the training images; not for digits and letters.
-            normalise: by mean and standard deviation of the training images, which are computed once and kept in
-                data_dir/mean_std.json, or by those of ImageNet, which pretrained weights are used to.
+            normalise: subtract the mean and divide by the standard deviation of the training images, computed once and
+                kept in data_dir/mean_std.json, or of ImageNet, as pretrained weights expect.
             val_fraction: share of the items for validation, where there is no folder `val`.
             test_fraction: share of the items for the test, where there is no folder `test`.
             stratify: cut the same share of every class.

@@ -68,17 +68,17 @@ class TextLines(Dataset):
 
         Args:
             split: "train", "val" or "test".
-            file: below data_dir, with a head line; {split} in its name means one file for each of train, val and test.
-            text_column: the texts.
-            target_column: their labels, or the texts to be made of them.
+            file: the file, below data_dir, with a header line; {split} in its name stands for train, val and test.
+            text_column: name of the column of texts.
+            target_column: name of the column of labels, or, with pairs, of the texts to generate.
             pairs: the targets are texts too.
-            tokens: words are what stands between blanks, and each Chinese character or kana by itself.
+            tokens: words splits at blanks, and takes each Chinese character or kana as a token of its own.
             lowercase: convert texts to lower case.
             max_length: tokens of a text that are kept, T; a longer one is truncated.
             min_count: tokens that are rarer in the train split count as unknown.
             max_vocabulary: size of the vocabulary; the most frequent tokens are kept.
             separator: one character between columns, none for a tab in a .tsv file and a comma in others.
-            encoding: of the file, such as gbk.
+            encoding: encoding of the file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none, where there is one file.
             test_fraction: share of the rows for the test, where there is one file.
             stratify: cut the same share of every label.

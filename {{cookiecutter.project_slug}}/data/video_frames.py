@@ -44,7 +44,7 @@ class VideoFrames(Dataset):
 
         Args:
             split: "train", "val" or "test".
-            num_frames: of each clip, K.
+            num_frames: frames taken of each clip, K.
             img_size: height and width that come out, S.
             channels_first: (3, K, S, S) instead, as the networks of torchvision.models.video take it.
             val_fraction: share of the clips for validation, 0 for none, where there is no folder train.

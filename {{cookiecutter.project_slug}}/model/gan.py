@@ -51,7 +51,7 @@ class GAN(MInterface):
             img_size: height and width of an image, S.
             latent_dim: size of the noise vector, Z.
             width: channels at half of the size; each further halving has twice as many.
-            lr: learning rate of both.
+            lr: learning rate of both networks.
             beta1: decay rate of the first moment of both Adams.
             r1: weight of the gradient penalty of the discriminator on real images.
         """

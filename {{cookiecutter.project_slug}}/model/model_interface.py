@@ -59,19 +59,20 @@ class MInterface(MetricLoggingModule):
         Args:
             network: the module to train; None in a subclass that has its own forward.
             loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
-            task: what an output means: logits of classes, of yes or no, or of several such questions; numbers; or none
-                of these. None follows from the loss, and of a loss of your own from the targets.
-            class_dim: dimension of the classes in an output; none finds it in the shapes of the first batch.
-            head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT for each output of a network whose outputs and targets are dicts;
+            task: what the outputs are: a logit per class (multiclass), one for yes or no (binary), several such
+                (multilabel), numbers (regression), or anything else. None follows from the loss, and of a loss of your
+                own from the targets.
+            class_dim: dimension of the classes in an output; none infers it from the shapes of the first batch.
+            head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT per output, for a network whose outputs and targets are dicts;
                 none takes cross_entropy for whole numbers and mse_loss for others.
-            class_weights: balanced weighs the loss of a class by one over its share of the training items.
+            class_weights: balanced weights the loss of each class by 1 / its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr, or dotted paths to metrics of your
                 own; none takes one that suits the loss.
-            metric_thresholds: bins for auroc and the like, such as 200; none is exact and keeps an epoch's outputs.
+            metric_thresholds: bins for auroc and the like, such as 200; none is exact, from all outputs of an epoch.
             lr: learning rate.
             optimizer: class of torch.optim, or a dotted path.
-            weight_decay: pull of the weights towards 0; none is the optimiser's own default.
-            no_decay_norm_bias: biases and the gains of norms do not decay.
+            weight_decay: weight decay of the optimiser; none takes the optimiser's own default.
+            no_decay_norm_bias: no weight decay for biases and normalisation layers.
             lr_scale: factors of lr for parts of the network, such as backbone=0.1.
             component_kwargs: further arguments of the "loss", the "optimizer" and the "schedule", from their flags, and
                 the "target_info" of the data.

@@ -43,7 +43,7 @@ class VAE(MInterface):
             img_size: height and width of an image, S.
             latent_dim: size of the latent code, Z.
             width: channels of the first convolution; each that halves the image has twice as many.
-            likelihood: of a pixel: gaussian, with one learned variance for all, or bernoulli, for pixels in 0..1.
+            likelihood: of each pixel: gaussian, with one learned variance, or bernoulli, for pixels in 0..1.
             beta: weight of the KL term; less than 1 for sharper reconstructions, more for a simpler code.
         """
         network = Autoencoder(in_channels, img_size, latent_dim, width, likelihood == "bernoulli")

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     At every moment `path` is the old file or the new one; where the block fails, the new one is removed.
 
     Raises:
-        WriteError: the disk is full, say.
+        WriteError: it cannot be written: the disk is full, for example.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -41,7 +41,7 @@ def adding(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files move to `folder` when the block ends; where it fails, none does.
 
     Raises:
-        WriteError: the disk is full, say.
+        WriteError: it cannot be written: the disk is full, for example.
     """
     import tempfile
 

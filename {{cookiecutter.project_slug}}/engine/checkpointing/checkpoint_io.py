@@ -158,7 +158,7 @@ def flags_of(path: Path) -> dict[str, RawValue]:
     checkpoint = load(path)
     flags, defaults = checkpoint.get("hyper_parameters", {}), checkpoint.get("default_flags", [])
     if "model_name" not in flags:
-        raise UsageError(f"{path} does not say its network: it was not written by this project")
+        raise UsageError(f"{path} names no network: it was not written by this project")
     return {name: RawValue(value, f"{path}: ", name in defaults) for name, value in flags.items()}
 
 

@@ -32,12 +32,12 @@ def mode_of(
     metrics: the module's own metric objects, by full name.
 
     Raises:
-        UsageError: nobody knows.
+        UsageError: neither the user nor torchmetrics says so.
     """
     mode = given or known_mode(name, metrics)
     if mode is None:
-        hint = f"if it is spelt right, say it by --monitor {name} --monitor_mode min, or max"
-        raise UsageError(f"{name}: torchmetrics does not say whether less or more of it is better; {hint}")
+        hint = f"if it is spelt right, give --monitor {name} --monitor_mode min, or max"
+        raise UsageError(f"{name}: torchmetrics does not say whether lower or higher is better; {hint}")
     return mode
 
 

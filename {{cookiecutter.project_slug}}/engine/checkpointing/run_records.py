@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tags", type=lambda text: text.split(","), default=[], help="runs with all of these tags only"
     )
-    parser.add_argument("--where", action="append", default=[], metavar="FLAG<VALUE", help='such as "lr<0.01"')
-    parser.add_argument("--default_root_dir", default=".", help="folder in which lightning_logs lies (default: .)")
+    parser.add_argument("--where", action="append", default=[], metavar="FLAG<VALUE", help='only such runs: "lr<0.01"')
+    parser.add_argument("--default_root_dir", default=".", help="folder that contains lightning_logs/ (default: .)")
 
 
 def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
@@ -94,7 +94,7 @@ def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
         and all(test(record) for test in tests)
     ]
     if not wanted:
-        raise UsageError(f"{action}: none of the {len(records)} runs is like that")
+        raise UsageError(f"{action}: none of the {len(records)} runs matches")
     return wanted
 
 
@@ -122,7 +122,7 @@ def is_of_epoch(metric: str | None) -> bool:
 
 
 def _condition(text: str, records: list[RunRecord]) -> Any:
-    """A function of a record: whether `lr<0.01`, say, is true of it; numbers are compared as numbers."""
+    """A function of a record: whether a condition such as `lr<0.01` is true of it; numbers are compared as numbers."""
     if not (match := re.fullmatch(r"\s*([\w/]+)\s*(<=|>=|!=|=|<|>)=?\s*(.*?)\s*", text)):
         raise UsageError(f"--where {text}: expected a flag, one of {' '.join(_COMPARE)}, and a value")
     name, sign, wanted = match.groups()

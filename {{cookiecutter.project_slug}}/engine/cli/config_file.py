@@ -72,7 +72,7 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
         if not isinstance(key, yaml.ScalarNode):
             raise UsageError(f"{where}a line should begin with the name of a flag")
         if key.value in seen:
-            raise UsageError(f"{where}{key.value} stands here a second time")
+            raise UsageError(f"{where}{key.value} is given a second time")
         seen |= {key.value} if id(key) in own else set()
         if key.value.startswith("."):
             continue
@@ -120,7 +120,7 @@ def _nodes(node: Any, where: str) -> list[Any]:
         if not isinstance(one.value, str):
             nodes += [below for item in one.value for below in (item if isinstance(item, tuple) else (item,))]
         if len(nodes) > _MOST_BYTES:
-            raise UsageError(f"{where}this is too much for a flag")
+            raise UsageError(f"{where}this value is too large for a flag")
     return nodes
 
 

@@ -21,9 +21,9 @@ from engine.errors import UsageError
 NEEDS = ("settings", "build_data", "build_model", "trainer", "model", "data", "ckpt_path", "run_dir")
 
 _TRAINER_ACTIONS = {
-    "fit": "train, keep the best and the last state, test the best (done where no action is named)",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
+    "fit": "train, keep the best and the last checkpoint, test the best one (the default action)",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
 }
 
 

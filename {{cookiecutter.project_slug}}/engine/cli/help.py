@@ -29,23 +29,23 @@ _INDENT = 30
 
 def overview(action: str) -> None:
     """Prints the help where neither network nor dataset is given: actions, the flags of a command, names."""
-    print("usage: python main.py [ACTION] --model_name NAME --dataset NAME [--FLAG VALUE ...]\n\nactions:")
+    print(_usage("ACTION", action) + "\n\nactions:")
     for name, line in features_and_commands.actions().items():
         _row(name, line)
     if flags := flag_groups.flags_of(flag_groups.action_group(action)):
         print(f"\n{action}:")
     for flag in flags.values():
-        _row(f"--{flag.name}", _flag_help(flag, {}))
+        _row(f"--{flag.name}", _flag_help(flag, {}, action))
     print("\nnames (a file of model/ or data/, or a dotted path such as torchvision.models.resnet18):")
     known = {key: discovery.names(folder) for key, folder in FOLDERS.items()}
     for key, names in known.items():
         _row(f"--{key}", "one of: " + (", ".join(names) or "nothing yet"))
     print("\nsettings:")
-    _row("--config FILE", "a YAML file of flags, put in front of the others; may stand several times")
+    _row("--config FILE", "a YAML file of flags, over which the command line wins; may be given several times")
     _row("--print_config", "print all flags with their values as such a file")
-    text = "last, best, version_N, a run folder or a file: go on from it, or measure it; it brings its flags"
+    text = "last, best, version_N, a run folder or a file: the checkpoint to resume or evaluate, with its flags"
     _row("--ckpt_path WHICH", text)
-    _row("--help", "with --model_name and --dataset: all their flags; --help_all: the whole Trainer's too")
+    _row("--help", "with --model_name and --dataset: all of their flags; --help_all adds all of Lightning's Trainer")
     whole = all(_EXAMPLE[key] in names for key, names in known.items())
     example = _EXAMPLE if whole else {key: names[0] for key, names in known.items() if names}
     print(
@@ -55,7 +55,7 @@ def overview(action: str) -> None:
 
 def details(table: FlagGroups, everything: bool) -> None:
     """Prints the help where a dataset, a network or both are given. A shared flag stands in its first group."""
-    print(f"usage: python main.py [{table.action}] --model_name NAME --dataset NAME [--FLAG VALUE ...]")
+    print(_usage(table.action, table.action))
     from_data = (table.groups["dataset"].attributes or {}) if "dataset" in table.groups else {}
     remaining = dict(table.flags)
     for key, group in table.groups.items():
@@ -65,12 +65,17 @@ def details(table: FlagGroups, everything: bool) -> None:
             title = table.action if key == "action" else _TITLES.get(key, key).format(owner=group.owner)
             print(f"\n{title}:")
         for name, flag in shown.items():
-            _row(f"--{name}", _flag_help(flag, from_data))
+            _row(f"--{name}", _flag_help(flag, from_data, table.action))
         if len(flags) > len(shown):
             print(f"  (and {len(flags) - len(shown)} more: --help_all)")
 
 
-def _flag_help(flag: Flag, from_data: dict[str, object]) -> str:
+def _usage(shown: str, action: str) -> str:
+    network = "[--model_name NAME]" if features_and_commands.stand_in(action) else "--model_name NAME"
+    return f"usage: python main.py [{shown}] {network} --dataset NAME [--FLAG VALUE ...]"
+
+
+def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     """The first sentence of its docstring, type and default. from_data: the attributes of the dataset."""
     text = next((one.help for one in flag.parameters if one.help), "")
     text = re.sub(r"``?([^`]*)``?", r"\1", re.sub(r":\w+:`~?([^`]*)`", r"\1", text))
@@ -78,6 +83,8 @@ def _flag_help(flag: Flag, from_data: dict[str, object]) -> str:
     default = flag.default
     if differing := flag.differing_defaults:
         note = f"must be given: {differing}"
+    elif flag.name == "model_name" and features_and_commands.stand_in(action):
+        note = "may be left out"
     elif default is REQUIRED:
         note = "known from the data" if flag.name in from_data else "required"
     elif isinstance(default, Expression):

@@ -190,7 +190,7 @@ def _check_names(action: str, arguments: list[Argument], names: dict[str, str], 
         gone, bound = _is_gone(key, before), key == "model_name" or action == "fit"
         if gone and names[key] == before:
             there = ", ".join(discovery.names(folder))
-            raise UsageError(f"{folder}/ has no {before!r} any more: say by --{key} what it is now. It has: {there}")
+            raise UsageError(f"{folder}/ has no {before!r} any more: give its new name by --{key}. It has: {there}")
         if gone:
             print(f"{folder}/ has no {before!r} any more: {names[key]} is taken for it", file=sys.stderr)
         elif bound and names[key] != before:
@@ -296,7 +296,7 @@ def _fill_seed(given: dict[str, RawValue], table: FlagGroups, seeds: tuple[int, 
     if number is None or (seed and index.where and not seed.where):
         return
     if seed and bool(seed.where) == bool(index.where):
-        raise UsageError("--seed and --seed_index both say the seed: give one of them")
+        raise UsageError("--seed and --seed_index both set the seed: give one of them")
     if number > len(seeds):
         raise UsageError(f"--seed_index {number}: main.py lists {len(seeds)} seeds (SEEDS)")
     given["seed"] = RawValue(seeds[number - 1], index.where)

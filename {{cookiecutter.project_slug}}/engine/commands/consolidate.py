@@ -1,4 +1,4 @@
-"""`consolidate`: a sharded checkpoint as one ordinary file."""
+"""`consolidate`: turn a sharded checkpoint into one ordinary file."""
 
 from pathlib import Path
 from typing import Any

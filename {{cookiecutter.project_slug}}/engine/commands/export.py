@@ -1,4 +1,4 @@
-"""`export`: a checkpoint's network as network.pt2 or network.onnx, which run without this project."""
+"""`export`: write a checkpoint's network to network.pt2 or network.onnx, which run without this project."""
 
 import importlib.util
 import io
@@ -35,7 +35,7 @@ def run(
     Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items.
 
     Args:
-        format: pt2 for torch.export.load, onnx for everybody else; both may be given.
+        format: pt2 for torch.export.load, onnx for ONNX Runtime and others; both may be given.
 
     Raises:
         UsageError: a system without one `network`; a stream that shows no items; the packages for onnx are not there.

@@ -1,4 +1,4 @@
-"""`new`: write a network or a dataset to begin with: `new network my_net --dataset digits`, `new dataset my_data`."""
+"""`new`: write a first network or dataset to edit: `new network my_net --dataset digits`, `new dataset my_data`."""
 
 import argparse
 import re
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
     """
     parser = argparse.ArgumentParser("main.py new", description=__doc__, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("kind", choices=("network", "dataset"))
-    parser.add_argument("name", help="of the file, such as my_net; the class is called MyNet")
-    parser.add_argument("--dataset", help="the data that a network is for: its arguments are what that knows")
+    parser.add_argument("name", help="name of the file, such as my_net; its class is then MyNet")
+    parser.add_argument("--dataset", help="dataset for the network, whose attributes become its arguments")
     try:
         options, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:

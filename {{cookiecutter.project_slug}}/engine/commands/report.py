@@ -1,4 +1,4 @@
-"""`report`: runs side by side: a table, curves, files for a spreadsheet and MATLAB."""
+"""`report`: compare runs: a table, curves, files for a spreadsheet and MATLAB."""
 
 import argparse
 import csv
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("main.py report", description=__doc__, allow_abbrev=False, exit_on_error=False)
     run_records.add_arguments(parser)
     parser.add_argument("--out", default="report", metavar="FOLDER", help="where the files go (default: report)")
-    parser.add_argument("--html", action="store_true", help="one page too, with table, curves, pictures and flags")
+    parser.add_argument("--html", action="store_true", help="also write one HTML page: table, curves, pictures, flags")
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:

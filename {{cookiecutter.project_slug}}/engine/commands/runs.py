@@ -23,9 +23,10 @@ def main(argv: list[str]) -> None:
         UsageError: no such run, a wrong flag, a run to remove that is running, or nobody to ask.
     """
     action = argv[0] if argv[:1] in (["remove"], ["prune"]) else "list"
-    parser = argparse.ArgumentParser("main.py runs [remove|prune]", allow_abbrev=False, exit_on_error=False)
+    usage = "main.py runs [remove|prune]"
+    parser = argparse.ArgumentParser(usage, description=__doc__, allow_abbrev=False, exit_on_error=False)
     run_records.add_arguments(parser)
-    parser.add_argument("--sort", metavar="COLUMN", help="best first: best; or age, size, epochs, or any flag")
+    parser.add_argument("--sort", metavar="COLUMN", help="by best (the best run first), age, size, epochs or any flag")
     if action != "list":
         parser.add_argument("--yes", action="store_true", help="do not ask")
     if action == "prune":
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     if rest:
         raise UsageError(f"runs: unknown flag {rest[0]}; see python main.py runs --help")
     if action == "remove" and not options.runs:
-        raise UsageError("runs remove: say which runs, such as version_3")
+        raise UsageError("runs remove: name the runs to remove, such as version_3")
     records = _sort(run_records.find(options, "runs"), options.sort)
     if action == "prune":
         if options.keep < 0:
@@ -98,7 +99,7 @@ def _remove(records: list[RunRecord], yes: bool) -> None:
         ):
             return print("nothing is removed")
     except EOFError:
-        raise UsageError("runs: there is nobody to ask whether to remove them: say --yes") from None
+        raise UsageError("runs: this is no terminal on which to ask whether to remove them: add --yes") from None
     for record in records:
         if record.folder.is_symlink():
             record.folder.unlink()

@@ -21,7 +21,7 @@ def run(
     """Takes a few steps with each rate or size, prints the result and draws it.
 
     Args:
-        what: lr raises the rate and watches the loss, batch_size doubles the batches and counts the items a second.
+        what: lr raises the learning rate and watches the loss; batch_size doubles the batch and counts items/s.
 
     Raises:
         UsageError: there is nothing to search with --fast_dev_run; several processes would search for a batch size.

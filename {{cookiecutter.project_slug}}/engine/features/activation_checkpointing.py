@@ -16,8 +16,8 @@ def callbacks(run_dir: Any, model: Any, data: Any, *, activation_checkpointing: 
     """Flags.
 
     Args:
-        activation_checkpointing: submodules (blocks) or patterns of their names (blocks.*) whose inner values are not
-            kept for the backward pass, but computed again there: less memory, a longer step, the same numbers.
+        activation_checkpointing: submodules (blocks) or patterns of their names (blocks.*) whose activations are not
+            kept for the backward pass but recomputed there: less memory, longer steps, the same results.
     """
     return [ActivationCheckpointing(activation_checkpointing)] if activation_checkpointing else []
 

@@ -9,7 +9,7 @@ from engine.errors import UsageError
 
 
 def callbacks(run_dir: Any, model: Any, data: Any, *, compile: bool = False) -> list[Callback]:
-    """compile: train the network through torch.compile; --throughput tells whether it is faster."""
+    """compile: train the network through torch.compile; --throughput shows whether it is faster."""
     return [Compile()] if compile else []
 
 

@@ -34,9 +34,9 @@ def callbacks(
     """Flags only; `splitter` and `fit` use them.
 
     Args:
-        num_folds: cross-validation over this many folds, in place of val_fraction; the test split stays the same.
-        fold: train only this fold, 1 to num_folds; none trains one after the other.
-        all_folds: after this fold train those that are not finished, as --num_folds does without --fold.
+        num_folds: cross-validation over this many folds, instead of val_fraction; the test split stays the same.
+        fold: train only this fold, 1 to num_folds; none trains all, one after the other.
+        all_folds: after this fold, train the other unfinished ones too, as --num_folds does without --fold.
     """
     return []
 

@@ -22,7 +22,7 @@ from engine.errors import UsageError
 def callbacks(run_dir: Path, model: Any, data: Any, *, new_data: bool = False) -> list[Callback]:
     """Compares the dataset with the one of the checkpoint; another dataset class is not compared.
 
-    new_data: measure a checkpoint on its dataset as it is now, though that has changed; for validate, test and predict.
+    new_data: use a checkpoint on its dataset as it is now, although that has changed (validate, test, predict).
 
     Raises: UsageError: the classes, the preprocessing or the items of a split have changed.
     """

@@ -10,7 +10,7 @@ from engine.errors import UsageError
 
 
 def callbacks(run_dir: Any, model: Any, data: Any, *, monitor_device: bool = False) -> list[Callback]:
-    """monitor_device: log memory and load of the device whenever train_loss_step is logged."""
+    """monitor_device: log memory and utilisation of the device whenever train_loss_step is logged."""
     return [DeviceStats()] if monitor_device else []
 
 

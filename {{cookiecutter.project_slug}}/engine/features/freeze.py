@@ -24,7 +24,7 @@ def callbacks(
 
     Args:
         freeze: submodules of the network (backbone) or patterns of parameter names (*.bias) that are not trained.
-        unfreeze_epoch: the frozen parameters are trained after this epoch (the first is 1).
+        unfreeze_epoch: train the frozen parameters too after this epoch (the first is 1).
     """
     if unfreeze_epoch is not None and not freeze:
         raise UsageError("--unfreeze_epoch needs --freeze")

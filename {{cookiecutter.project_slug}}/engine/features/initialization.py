@@ -25,7 +25,7 @@ def callbacks(
     Args:
         init: function of torch.nn.init, such as kaiming_normal, xavier_uniform, orthogonal, trunc_normal, for the first
             weights of linear layers and convolutions; their biases begin with 0.
-        init_args: its arguments, such as std=0.02 or mode=fan_out nonlinearity=relu.
+        init_args: arguments of the init function, such as std=0.02 or mode=fan_out nonlinearity=relu.
     """
     if init is None:
         if init_args:

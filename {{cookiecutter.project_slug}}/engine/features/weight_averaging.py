@@ -22,7 +22,7 @@ def callbacks(
 
     Args:
         ema_decay: validate, save and test an exponential moving average of the weights, such as 0.999.
-        swa_epoch: from the end of this epoch on (the first is 1) validate, save and test the mean of the weights.
+        swa_epoch: validate, save and test the mean of the weights since the end of this epoch (the first is 1).
 
     Raises: UsageError: both are given.
     """

@@ -83,10 +83,10 @@ def configure(
     """Configures torch and the network's memory layout before the Trainer is built; returns the names of what is on.
 
     Args:
-        num_threads: CPU threads of torch; none leaves it to torch.
-        channels_last: the channels_last memory format for images, quicker in convolutions, where the network allows it.
-        keep_memory: let malloc keep what a step frees for the next one (Linux).
-        matmul_precision: of float32 products on a GPU: high is TF32, highest is exact.
+        num_threads: number of CPU threads of torch; none leaves it to torch.
+        channels_last: use the channels_last memory format for images, for faster convolutions, where that works.
+        keep_memory: let malloc keep freed memory for the next step, instead of returning it to the system (Linux).
+        matmul_precision: precision of float32 matrix products on a GPU: high is TF32, highest is full float32.
     """
     if num_threads:
         torch.set_num_threads(num_threads)

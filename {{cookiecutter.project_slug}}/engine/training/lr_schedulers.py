@@ -56,18 +56,18 @@ def factor(
         total: epochs of the whole run, infinite where it has no end.
         warmed: the epochs after which the warm-up ends.
         epoch: optimizer steps of an epoch.
-        lr_scheduler: the rate after the warm-up. Or a dotted path to a function of the share of training done, in 0..1,
-            which returns a factor of lr.
-        warmup_steps: optimizer steps (not epochs) over which the rate climbs to lr.
-        warmup_epochs: the same in epochs.
-        lr_interval: change the rate at every step, or only with each epoch.
-        lr_gamma: factor of a decay: step, multistep; plateau, at the 4th validation in a row without a better val_loss;
-            exponential over lr_every epochs.
+        lr_scheduler: schedule of the learning rate after the warm-up. Or a dotted path to a function of the share of
+            training done, in 0..1, which returns a factor of lr.
+        warmup_steps: optimizer steps (not epochs) over which the learning rate rises to lr.
+        warmup_epochs: length of the warm-up in epochs, instead of warmup_steps.
+        lr_interval: change the learning rate at every step, or once per epoch.
+        lr_gamma: factor of each decay of step, multistep and plateau (at the 4th validation in a row without a better
+            val_loss), and of exponential over lr_every epochs.
         lr_every: epochs between two decays (step, exponential), or before the first restart.
         lr_milestones: epochs at which multistep decays.
-        lr_power: of the polynomial.
-        lr_restart_factor: each cycle of cosine_restarts is so many times as long as the one before.
-        lr_end: share of lr at the end of cosine, linear and polynomial.
+        lr_power: exponent of polynomial.
+        lr_restart_factor: length of each cycle of cosine_restarts, relative to the one before.
+        lr_end: final learning rate of cosine, linear and polynomial, as a share of lr.
     """
     if lr_interval == "epoch":
         begun = math.floor(epochs + 1e-9)

@@ -38,12 +38,12 @@ def run(
     language model training", 2021, reached 52 % of the latter.
 
     Args:
-        device_memory: memory of one device, such as 80GB or 40GiB; none takes that of the device here.
+        device_memory: memory of one device, such as 80GB or 40GiB; none takes that of this machine's device.
         device_tflops: TFLOP/s of a device in training, to compute times for one that is not here: at most half of the
             published number (bf16: A100 312, H100 989).
         link_gbps: gigabits per second in one direction of the slowest link between two devices (10 or 100 Ethernet, 250
             PCIe 4.0, 2400 NVLink of an A100, 3600 of an H100).
-        measure_steps: real steps to time on one device here, from which the times are computed; 0 for none.
+        measure_steps: steps to run and time on one device of this machine, to compute times from; 0 for none.
 
     Returns:
         The printed numbers for the chosen precision and strategy: bytes per device, parameters, items, seconds.

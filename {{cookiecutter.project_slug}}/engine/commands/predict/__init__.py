@@ -1,4 +1,4 @@
-"""`predict`: a checkpoint's predictions for the test split, a folder of images, or a file, as predictions.csv.
+"""`predict`: write predictions.csv for the test split, a folder of images, or the rows of a file.
 
 Each process writes what it predicts to a file of its own; when all are done the first one merges them. So memory holds
 one batch, whatever the length. All processes must see the same run folder.
@@ -52,14 +52,14 @@ def run(
     predictions/. Of images and rows the file is called like the folder or file they come from: predictions_NAME.csv.
 
     Args:
-        format: of the file: a table, or an array of numpy or torch, which may hold images too; png for a file an image.
+        format: csv for a table, npy or pt for an array, of images too, png for one file per image.
             None is csv, or npy with layer.
         images: predict each image file below this folder, or this one file, instead of the test split.
         rows: predict each row of this file instead of the test split, with a target or without.
-        head_name: which output to write, of a network that gives a dict of several.
+        head_name: which output to write, where the network returns a dict of several.
         layer: write the output of this layer (features.3) instead, with a picture of its first two principal
             components; with explain grad_cam, the layer that it looks at.
-        explain: also draw which pixels speak for a class, in the 12 worst mistakes of the test split, or in images.
+        explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for images.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
@@ -67,12 +67,12 @@ def run(
     """
     if not (hasattr(model, "unpack_batch") or is_overridden("predict_step", model)):
         name = type(model).__name__
-        raise UsageError(f"predict calls {name}.predict_step, which it does not have: return self(batch[0]) there, say")
+        raise UsageError(f"predict calls {name}.predict_step, which it does not have: one may return self(batch[0])")
     data.predict_dataset = prediction_dataset(data, images, rows)
     source = images or rows
     name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
     if layer and explain not in (None, "grad_cam"):
-        raise UsageError("--layer and --explain are two commands, but for --explain grad_cam")
+        raise UsageError("--layer goes with --explain grad_cam only: run predict once for each")
     output = LayerOutput(layer) if layer and not explain else None
     if output:
         name = f"layer_{layer}{name.removeprefix('predictions')}"
@@ -104,7 +104,7 @@ class PredictionWriter(Callback):
         self.answer: Answer = getattr(module, "predicts", Answer("none"))
         if (heads := getattr(module, "heads", {})) and not self.layer:
             if self.head not in heads:
-                raise UsageError(f"--head_name says which output to write: {', '.join(heads)}")
+                raise UsageError(f"the network returns several outputs: --head_name, one of {', '.join(heads)}")
             self.answer = heads[self.head].answer
         self.true_is_class = self.answer.task == "multiclass"
         if self.layer:

@@ -44,7 +44,7 @@ class Explanations(Callback):
 
     def on_predict_start(self, trainer: Trainer, module: Any) -> None:
         if getattr(module, "predicts", Answer("none")).task != "multiclass":
-            raise UsageError("--explain says what speaks for a class, and the network gives none")
+            raise UsageError("--explain needs a network that predicts one of several classes; this one does not")
         if trainer.world_size > 1:
             raise UsageError("--explain works on one device: --devices 1")
         if self.method == "grad_cam":

@@ -18,7 +18,7 @@ def prediction_dataset(data: Any, images: str | None, rows: str | None) -> Datas
     Raises: UsageError: both are, or the dataset opens no images.
     """
     if images is not None and rows is not None:
-        raise UsageError("--images and --rows are two commands")
+        raise UsageError("--images and --rows cannot be combined: run predict once for each")
     if images is not None:
         if (open_image := data.image_opener()) is None:
             method = "open_image(path), a static method that makes of an image file what the network takes"

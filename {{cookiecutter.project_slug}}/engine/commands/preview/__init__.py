@@ -68,10 +68,10 @@ def run(
 
     Args:
         preview_dir: folder for the page and its pictures.
-        check_all: read every item, however long that takes, of a stream too. The same item is found by its bytes; a
+        check_all: read every item, also of a stream, however long that takes. The same item is found by its bytes; a
             picture that was saved once more in another size is not.
-        check_seconds: how long to read each split, in random order, and of a stream the first 1,000 items at most; the
-            table says how many that were.
+        check_seconds: seconds to spend on reading items of each split in random order, of a stream the first 1,000 at
+            most; the table says how many were read.
 
     Raises:
         UsageError: preview_dir cannot be written.

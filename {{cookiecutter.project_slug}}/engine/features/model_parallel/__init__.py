@@ -30,8 +30,8 @@ from engine.lightning_compat import set_data_parallel_size
 def callbacks(
     run_dir: Any, model: Any, data: Any, *, tensor_parallel_size: Annotated[int, ">= 1"] = 1
 ) -> list[Callback]:
-    """tensor_parallel_size: devices that share each layer, as the network's parallelize(mesh) says; these see the same
-    batch (--strategy model_parallel)."""
+    """tensor_parallel_size: number of devices that split each layer, by the network's parallelize(mesh), and see the
+    same batch (--strategy model_parallel)."""
     StrategyRegistry.register(
         "model_parallel",
         ShardedModelParallel,
