@@ -489,7 +489,8 @@ def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: f
     table = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
     assert [int(row["class"]) for row in table] == net(points[rows])["kind"].argmax(1).tolist()
     capsys.readouterr()
-    assert "the network returns several outputs: --head_name, one of kind, mass" in refused(capsys, "predict", "--ckpt_path", "last")
+    several = "the network returns several outputs: --head_name, one of kind, mass"
+    assert several in refused(capsys, "predict", "--ckpt_path", "last")
 
 
 def test_heads_go_on_exactly_after_a_stop_within_an_epoch() -> None:

@@ -527,9 +527,7 @@ def test_a_network_that_is_called_otherwise_now(project: Path, mistake: Callable
     path.unlink()
     sys.modules.pop("model.hands_on")
     for checkpoint in ("last", "alone.ckpt"):
-        assert "no 'hands_on' any more: give its new name by --model_name" in mistake(
-            "test", "--ckpt_path", checkpoint
-        )
+        assert "no 'hands_on' any more: give its new name by --model_name" in mistake("test", "--ckpt_path", checkpoint)
         main.main(["test", "--ckpt_path", checkpoint, "--model_name", "renamed"])
     main.main(["--ckpt_path", "last", "--model_name", "renamed", "--max_steps", "2"])
     assert "model_name: renamed" in (RUN / "config.yaml").read_text()
