@@ -128,7 +128,7 @@ def test_last_passes_over_a_broken_file(train, capsys: pytest.CaptureFixture[str
     LAST.write_bytes(LAST.read_bytes()[:1000])
     main.main(["test", "--ckpt_path", "last"])
     told = capsys.readouterr()
-    assert "passed over lightning_logs/version_0/checkpoints/last.ckpt" in told.err
+    assert "skipped lightning_logs/version_0/checkpoints/last.ckpt" in told.err
     assert "from lightning_logs/version_0/checkpoints/best-" in told.out
 
 

@@ -290,6 +290,9 @@ def test_help(shell, project: Path) -> None:
     assert all(word in first for word in ("fit", "export", "my_net", "my_data", "--config"))
     assert "--format" not in first
     assert "--format" in shell("predict", "--help", project=project).stdout
+    for action, left_out in (("preview", True), ("tune", False)):  # a preview needs no network
+        shown = shell(action, *CHOSEN, "--help", project=project).stdout
+        assert ("[--model_name NAME]" in shown, "may be left out)" in shown) == (left_out, left_out)
     chosen = shell(*CHOSEN, "--help", project=project, COLUMNS="80").stdout
     assert "width of the hidden layer (int; default 32)" in chosen
     assert "share that is dropped, in 0..1 (100% is too much)" in " ".join(chosen.split())

@@ -299,7 +299,7 @@ def test_without_a_connection_there_is_a_way_out(tmp_path: Path, monkeypatch: py
     Path("page.pth").write_text("<html>")
     with pytest.raises(RuntimeError, match=r"from page\.pth.*Ways out"):
         ResNet(num_classes=4, weights_file="page.pth").fetch_weights()
-    with pytest.raises(UsageError, match="resnet51 for 3 channels: for 1 or 3 there are alexnet"):
+    with pytest.raises(UsageError, match="resnet51 for 3 channels: for 1 or 3 channels there are alexnet"):
         ResNet(num_classes=4, backbone="resnet51")
 
 

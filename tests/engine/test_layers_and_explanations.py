@@ -110,7 +110,7 @@ def test_a_layers_output_in_the_order_of_the_items_and_its_components(capsys: py
     )
     assert "--layer act: it runs 2 times a batch" in error(capsys, "--layer", "act")
     assert "--layer unused: it runs 0 times a batch" in error(capsys, "--layer", "unused")
-    assert "an output of shape (4, 4, 4) fits no table" in error(capsys, "--layer", "convs.1", "--format", "csv")
+    assert "an output of shape (4, 4, 4) is no table" in error(capsys, "--layer", "convs.1", "--format", "csv")
 
 
 def test_integrated_gradients_of_the_worst_mistakes() -> None:

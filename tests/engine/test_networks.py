@@ -255,7 +255,7 @@ def test_a_run_that_goes_on_keeps_its_weights_and_pretrained_ones_are_not_drawn_
     assert main.main(["--ckpt_path", "last"]) == whole
     assert all(torch.equal(one, weights(1)[name]) for name, one in weights(0).items())
     flags = [*INIT, "--init", "orthogonal"]
-    assert "would draw over --init_from" in error([*flags, "--init_from", "version_0"], capsys)
+    assert "would overwrite --init_from" in error([*flags, "--init_from", "version_0"], capsys)
     assert "--pretrained True, to judge by its name" in error([*flags, "--pretrained"], capsys)
 
 
@@ -266,7 +266,7 @@ def test_a_run_that_goes_on_keeps_its_weights_and_pretrained_ones_are_not_drawn_
         ("--init constant", "--init constant needs --init_args val=..."),
         ("--init normal --init_args gain=2", "--init_args gain=2: normal has mean: float = 0.0, std: float = 1.0"),
         ("--init eye", "--init eye: conv.weight (64, 3, 5, 5): Only tensors with 2 dimensions are supported"),
-        ("--init_args std=1", "--init_args are those of --init"),
+        ("--init_args std=1", "--init_args are arguments of --init"),
     ],
 )
 def test_first_weights_that_cannot_be(capsys: pytest.CaptureFixture[str], argv: str, line: str) -> None:

@@ -97,7 +97,7 @@ def test_images_come_out_as_an_array_and_fit_no_table(train, capsys: pytest.Capt
     assert np.load(RUN / "predictions.npy").shape == (9, 2, 4, 4)
     with pytest.raises(SystemExit, match="2"):
         main.main(["predict", "--ckpt_path", "last"])
-    assert "an output of shape (2, 4, 4) fits no table: --format png, npy or pt" in capsys.readouterr().err
+    assert "an output of shape (2, 4, 4) is no table: take --format png, npy or pt" in capsys.readouterr().err
 
 
 class Levels(Dataset):

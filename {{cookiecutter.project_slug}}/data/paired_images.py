@@ -149,5 +149,5 @@ def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
     if not found[images]:
         raise UsageError(f"{folder / images} has no image; see --data_dir")
     if alone := [path for key, path in found[images].items() if key not in found[targets]]:
-        raise UsageError(f"{alone[0]} has no partner of its name in {folder / targets} ({len(alone)} in all)")
+        raise UsageError(f"{alone[0]} has no file of the same name in {folder / targets} ({len(alone)} in all)")
     return [(path, found[targets][key]) for key, path in found[images].items()]

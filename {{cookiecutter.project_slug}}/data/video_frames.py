@@ -123,7 +123,7 @@ def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
         raise ValueError(f"{path} cannot be decoded ({error.strerror}): mend it or take it away") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    raise ValueError(f"{path}: it breaks off before frame {wanted[len(found)]} of {length}")
+    raise ValueError(f"{path}: the file ends before frame {wanted[len(found)]} of {length}")
 
 
 def _centre(frame: Any, size: int) -> np.ndarray:

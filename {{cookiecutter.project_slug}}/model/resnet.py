@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         known = models.list_models(module=models, exclude=["googlenet", "inception*", "squeezenet*"])  # no single head
         if backbone not in known or in_channels not in (1, 3):
             what = f"--backbone {backbone} for {in_channels} channels"
-            raise UsageError(f"{what}: for 1 or 3 there are {', '.join(known)}")
+            raise UsageError(f"{what}: for 1 or 3 channels there are {', '.join(known)}")
         self.name, self.pretrained, self.weights_file = backbone, pretrained, weights_file
         self.backbone = models.get_model(backbone)
         self._last, old = [one for one in self.backbone.named_modules() if isinstance(one[1], nn.Linear)][-1]

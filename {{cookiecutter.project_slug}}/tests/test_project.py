@@ -123,7 +123,7 @@ def check(argv: list[str]) -> None:
         try:
             main.main(["export", "--ckpt_path", "last"])
         except SystemExit as ended:
-            refused = ended.code == 2  # by one line: a model of several networks, say
+            refused = ended.code == 2  # by one line, such as a model of several networks
         assert refused or (run / "network.pt2").exists()
 
 

@@ -144,7 +144,7 @@ class BestCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and checkpoint.get("accumulating"):
             raise UsageError(
-                f"{trainer.ckpt_path} was saved between batches whose gradients accumulate, which it does not hold: "
+                f"{trainer.ckpt_path} was saved between batches whose gradients accumulate, which are not in it: "
                 "go on with last.ckpt, or begin anew with --init_from"
             )
 

@@ -39,11 +39,11 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     try:
         if named := find_named(name, root):
             if others := [one for one in (path, *named[1:]) if one.exists()]:
-                raise UsageError(f"--{flag} {name} is {named[0]}, and {others[0]} too: say which of them")
+                raise UsageError(f"--{flag} {name} is {named[0]}, and {others[0]} too: give the path of one")
             path = named[0]
         if path.is_file() or _is_sharded(path):
             return path
-    except OSError as error:  # a name that is too long, say
+    except OSError as error:  # such as a name that is too long
         raise UsageError(f"--{flag} {name[:80]}: {error.strerror}") from None
     if not path.is_dir():
         there = ", ".join(f"version_{number}" for number in sorted(versions(root))[-5:]) or "no run"
@@ -90,7 +90,7 @@ def _last_checkpoints(run: Path) -> list[Path]:
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
     whole = [path for path in files if _is_whole(path)]
     for path in [path for path in files if path not in whole and path.exists()]:
-        print(f"passed over {path}: it is cut short or no checkpoint", file=sys.stderr)
+        print(f"skipped {path}: it is cut short or no checkpoint", file=sys.stderr)
     return whole[-1:]
 
 

@@ -72,7 +72,7 @@ def dry_run(settings: Settings, run: Callable[[Settings], dict[str, float]]) -> 
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = settings.arguments["run"] | {"default_root_dir": folder}
         metrics = run(settings._replace(arguments=settings.arguments | {"run": elsewhere}))
-    print("--fast_dev_run: it works, and nothing of it was kept")
+    print("--fast_dev_run: all steps ran; no files were kept")
     return metrics
 
 

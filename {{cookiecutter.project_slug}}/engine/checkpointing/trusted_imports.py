@@ -111,7 +111,7 @@ def _definitions(path: Path) -> tuple[set[str], set[str]]:
     """The classes and functions that stand in a file."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # compiled, say
+    except (OSError, SyntaxError, ValueError):  # such as a compiled one
         return set(), set()
     return ({node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)},
             {node.name for node in tree.body if isinstance(node, ast.FunctionDef)})  # fmt: skip

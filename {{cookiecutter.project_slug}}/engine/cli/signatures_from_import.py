@@ -139,6 +139,6 @@ def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
             try:
                 callee = reduce(getattr, rest, function.__globals__.get(first))
             except AttributeError:
-                callee = None  # a method, say
+                callee = None  # such as a method
         num_bound = sum(not isinstance(one, ast.Starred) for one in call.args)
         yield callee, num_bound, {word for word in keywords if word}

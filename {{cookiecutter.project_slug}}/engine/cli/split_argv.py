@@ -44,7 +44,7 @@ def texts_of(names: tuple[str, ...], arguments: list[Argument]) -> list[tuple[st
     texts = []
     for name, words in arguments:
         if name in names:
-            if name != "trust" and not (words and words[0]):  # `--ckpt_path=$RUN`, say, of a shell that has no RUN
+            if name != "trust" and not (words and words[0]):  # such as `--ckpt_path=$RUN` of a shell without RUN
                 raise UsageError(f"--{name}: expected one argument")
             texts.append((name, words[0] if words else "true"))
         elif name == "no-trust" and "trust" in names:

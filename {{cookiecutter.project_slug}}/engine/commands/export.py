@@ -58,7 +58,7 @@ def run(
     with torch.no_grad():
         once, twice = (_tensors(network(*args, **named)) for _ in range(2))
     if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(once, twice, strict=True)):
-        raise UsageError(f"{type(network).__name__} draws random numbers; export its parts by hand")
+        raise UsageError(f"{type(network).__name__} draws random numbers: call torch.export on its parts")
     dim = {0: torch.export.Dim("batch")}
     shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
     program = _export(network, tuple(args), named, shapes)
@@ -88,7 +88,7 @@ def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[A
     name = type(model).__name__
     if hasattr(model, "arguments"):
         if model.network is None:
-            raise UsageError(f"{name} is a system without one `network`; export its parts by hand")
+            raise UsageError(f"{name} has no single `network`: call torch.export on its parts")
         model.channels_last = False
         args, named = model.arguments(batch)
         return model.network.to(memory_format=torch.contiguous_format).eval(), dict(enumerate(args)) | named

@@ -63,9 +63,9 @@ def _tune_lr(trainer: Trainer, model: Any, data: Any, folder: Path) -> None:
     path = folder / "lr_find.png"
     if len(slope) and slope.min() < 0:
         steepest = rates[6 + int(slope.argmin())]
-        print(f"the loss falls fastest at --lr {steepest:.2g}: a hint, no more; look at the curve")
+        print(f"the loss falls fastest at --lr {steepest:.2g}: only a hint: look at the curve")
     else:
-        print("the loss falls at no rate; look at the curve")
+        print("the loss falls at no learning rate that was tried: look at the curve")
     _draw(rates, losses.tolist(), path, 10, "learning rate", "loss")
     print(path)
 
@@ -95,7 +95,7 @@ def _tune_batch_size(trainer: Trainer, model: Any, data: Any, folder: Path) -> N
         raise UsageError(f"there is no memory for a batch of {full}")
     enough = min(size for size, speed in speeds.items() if speed > 0.9 * max(speeds.values()))
     more = f"; memory is full at {full}" if full else f"; all {items} items are one batch" if items in speeds else ""
-    print(f"larger batches than --batch_size {enough} are hardly faster{more}: a hint; the best --lr changes with it")
+    print(f"larger batches than --batch_size {enough} are hardly faster{more}: only a hint; the best --lr changes too")
     _draw(list(speeds), list(speeds.values()), folder / "batch_size.png", 2, "batch size", "items a second")
     print(folder / "batch_size.png")
 

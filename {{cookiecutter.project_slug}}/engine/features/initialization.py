@@ -29,7 +29,7 @@ def callbacks(
     """
     if init is None:
         if init_args:
-            raise UsageError("--init_args are those of --init: give it too")
+            raise UsageError("--init_args are arguments of --init: give it too")
         return []
     return [Initialization(init, _function(init, init_args))]
 
@@ -67,7 +67,7 @@ class Initialization(Callback):
         for flag, value in module.hparams.items():
             if value and (flag == "init_from" or _PRETRAINED.fullmatch(flag)):
                 what = "" if flag == "init_from" else ", to judge by its name the network's own pretrained weights"
-                raise UsageError(f"--init {self.name} would draw over --{flag} {value}{what}: give one of them")
+                raise UsageError(f"--init {self.name} would overwrite --{flag} {value}{what}: give one of them")
         layers = [(name, one) for name, one in module.named_modules() if isinstance(one, _LAYERS)]
         if not layers:
             raise UsageError(f"--init {self.name}: the network has neither linear layers nor convolutions")

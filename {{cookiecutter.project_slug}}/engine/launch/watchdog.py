@@ -35,7 +35,7 @@ def _watch(trainer: Trainer, minutes: float, finished: threading.Event) -> None:
     before, since, reported = _progress(trainer), time.monotonic(), False
     pause, looked = min(5.0, 6 * minutes), time.monotonic()
     while not finished.wait(pause):
-        stopped = max(0.0, time.monotonic() - looked - 2 * pause)  # by SIGSTOP, say, which is no hang
+        stopped = max(0.0, time.monotonic() - looked - 2 * pause)  # as by SIGSTOP, which is no hang
         looked, since = time.monotonic(), since + stopped
         idle = (time.monotonic() - since) / minutes / 60
         if (now := _progress(trainer)) != before:

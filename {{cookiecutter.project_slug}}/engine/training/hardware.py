@@ -65,7 +65,7 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", ".*srun. command is available")  # on any machine with SLURM
     warnings.filterwarnings("ignore", ".*exists and is not empty")  # a resumed run
     warnings.filterwarnings("ignore", ".*using the WeightAveraging callback")  # checkpoints hold the averaged weights
-    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be")  # without patience, say
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be")  # if without patience
     warnings.filterwarnings("ignore", ".*was not created with WeightAveraging")  # an average that begins there
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # epoch means are logged anyway
 

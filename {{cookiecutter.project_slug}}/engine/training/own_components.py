@@ -31,7 +31,7 @@ def metric(path: str, known: dict[str, Any]) -> Metric:
     parameters = inspect.signature(metric_class).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     if missing := [name for name in needed if known.get(name) is None]:
-        raise UsageError(f"--metrics {path} needs {missing[0]}, which the data does not tell: give it a default")
+        raise UsageError(f"--metrics {path} needs {missing[0]}, which the dataset does not have: give it a default")
     return metric_class(**{name: known[name] for name in needed})
 
 

@@ -193,9 +193,9 @@ class PredictionWriter(Callback):
     def _check_shape(self, shape: tuple[int, ...], true_shape: tuple[int, ...]) -> None:
         """Raises UsageError: outputs of that shape do not fit into the file."""
         if self.format == "csv" and len(shape) > 1:
-            raise UsageError(f"an output of shape {shape} fits no table: --format png, npy or pt")
+            raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
         if self.file.tell() and (before := self.record["values"].shape) != shape:
-            raise UsageError(f"outputs of shapes {before} and {shape} fit no array: --format png")
+            raise UsageError(f"outputs of shapes {before} and {shape} make no array: take --format png")
         self.record = np.dtype(
             [("number", "i8"), ("readable", "?"), ("true", "f8", true_shape), ("values", "f4", shape)]
         )

@@ -51,7 +51,7 @@ def table(data: Any, splits: list[SplitItems]) -> list[str]:
 
 
 def _are_classes(splits: list[SplitItems]) -> bool:
-    """Whether the targets are single numbers, and not masks, say."""
+    """Whether the targets are single numbers, and not masks, for example."""
     return all(
         kind.endswith("()") for split in splits if "target" in split.values for kind in split.values["target"].kinds
     )

@@ -24,7 +24,7 @@ _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 def callbacks(run_dir: Path, model: Any, data: Any, *, mirror: str | None = None) -> list[Callback]:
     """mirror: copy the run to this address after each checkpoint, such as s3://bucket/runs; --ckpt_path takes it."""
-    if mirror == "":  # `--mirror=$BUCKET`, say, of a shell that has no BUCKET
+    if mirror == "":  # such as `--mirror=$BUCKET` of a shell that has no BUCKET
         raise UsageError("--mirror: expected an address or a folder, or none")
     return [Mirror(run_dir, mirror)] if mirror else []
 
