@@ -57,7 +57,7 @@ class DInterface(SplitDataModule):
             splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
             seed: the splits and the order of the items follow from it.
             batch_size: items per step on each device.
-            num_workers: processes that load data; none means 0 if the dataset has __getitems__, else one per core.
+            num_workers: processes that load data; none is 0 for streams and __getitems__, else one per core, 8 at most.
             data_dir: folder that holds the data, or into which it is downloaded.
             val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
             test_fraction: share of the items for the test, where the dataset has no such split.
