@@ -2,6 +2,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Command line -> data, network, callbacks, loggers -> Trainer. For the flags: `python main.py --help`."""
 
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -197,19 +198,20 @@ def load_callbacks(
 
     has_validation = data.split("val") is not None and is_overridden("validation_step", model)
     required = patience is not None or monitor != "val_loss"  # by default, a system may log other names
-    monitor = monitor if has_validation else monitor.replace("val_", "train_", 1)
+    monitor = monitor if has_validation else re.sub("^val(?=[_/])", "train", monitor)
+    of_training = not has_validation or monitor.startswith("train")
     mode = mode_of(monitor, monitor_mode, dict(model.metrics.items()) if isinstance(model, MInterface) else {})
     callbacks: list[Callback] = [
         SeedEachStep(seed),
         MetricState(),
         ProgressBar() if bar else EpochLines(),
-        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k, required),
+        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k, of_training, required),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),
     ]
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode, patience, bad_steps))
+        callbacks.append(EarlyStopping(monitor, mode, patience, bad_steps, of_training))
     return callbacks
 
 

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
         settings = project.parse(fixed + as_flags(example))  # exits here if a flag is wrong
         if settings.flags["run_name"]:
             raise UsageError("--run_name: each trial is a run of its own; --tags marks all of them")
-        given = settings.flags["monitor_mode"] if options.metric == settings.flags["monitor"] else None
+        is_monitor = options.metric.removeprefix("best_") == settings.flags["monitor"]
+        given = settings.flags["monitor_mode"] if is_monitor else None
         return search(space, fixed, options, mode_of(options.metric, given))
     except SystemExit as exit:
         if isinstance(exit.code, int) and exit.code > 128:  # a signal: the trial's own command is not the sweep's

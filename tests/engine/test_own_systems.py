@@ -259,7 +259,20 @@ class Plain(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
 
+class PlainHeir(Plain):
+    """One whose base class is no class of Lightning itself."""
+
+    def __init__(self, num_features: int, num_classes: int, hidden: int = 4) -> None:
+        super().__init__(num_features, num_classes, hidden)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/mean", loss, on_step=False, on_epoch=True)
+        return loss
+
+
 PLAIN = ["--model_name", f"{__name__}.Plain", "--batch_size", 16]
+HEIR = ["--model_name", f"{__name__}.PlainHeir", "--batch_size", 16]
 
 
 def test_a_lightning_module_runs_as_it_is(kill, capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,6 +421,7 @@ def test_a_network_may_rename_the_weights_of_a_checkpoint(train, capsys) -> None
 IGNORED = {
     "OwnOptimizer": ["lr 1.0", "optimizer AdamW", "weight_decay 0.1", "lr_scheduler step", "warmup_steps 3"],
     "Plain": ["optimizer AdamW", "loss mse_loss", "metrics f1", "lr_scheduler step", "class_weights balanced"],
+    "PlainHeir": ["optimizer AdamW", "class_weights balanced"],
     "Logs": ["loss mse_loss", "class_weights balanced", "heads one=mse_loss", "metric_thresholds 5"],
 }
 
@@ -578,3 +592,33 @@ def test_every_image_is_counted_once_by_several_processes(shell) -> None:
         counts.append((values["test_images"], values["test_boxes"]))
     assert counts[0] == counts[1]
     assert counts[0][0] == 18
+
+
+def test_going_on_from_the_best_of_a_metric_of_the_training(train) -> None:
+    monitor = ["--monitor", "train/mean", "--monitor_mode", "min", "--save_top_k", -1, "--patience", 3]
+    whole = train(*HEIR, *monitor, "--max_epochs", 3)
+    (first,) = RUN.glob("checkpoints/best-epoch1-*")
+    wanted = rows("train/mean")
+    again = main.main(["--ckpt_path", str(first), "--max_epochs", "3"])
+    assert rows("train/mean") == wanted
+    assert again["train/mean"] == whole["train/mean"]
+
+
+@pytest.mark.parametrize("monitor", ["val/mean", "train/mean"])
+def test_without_validation_the_training_chooses(train, monitor: str) -> None:
+    train(*HEIR, "--monitor", monitor, "--monitor_mode", "min", "--val_fraction", 0, "--max_epochs", 2)
+    assert [path.name.partition("=")[0] for path in RUN.glob("checkpoints/best*")] == ["best-epoch2-train_mean"]
+
+
+def test_the_latest_epoch_is_its_end(train) -> None:
+    train(*PLAIN, "--max_epochs", 2, "--val_check_interval", 0.5)
+    (best,) = RUN.glob("checkpoints/best*")
+    names = (best, RUN / "checkpoints/last.ckpt")
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in names]
+    assert steps[0] >= steps[1] - 1
+
+
+def test_features_count_the_items_of_any_system(train) -> None:
+    train(*PLAIN, "--max_epochs", 1, "--throughput", "--log_grad_norm", "--log_every_n_steps", 1)
+    assert rows("items_per_second")[0] > 0
+    assert len(rows("grad_norm")) == 5

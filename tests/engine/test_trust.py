@@ -59,6 +59,10 @@ def test_code_in_a_run_folder_stays_there(capsys, monkeypatch) -> None:
         assert "lies among the" in told, told
         for inside in ("lightning_logs/version_77", "lightning_logs", "datasets/theirs", "datasets"):
             Path(inside, "__init__.py").unlink()
+    flags = {"model_name": "lenet", "dataset": "digits", "head_losses": ["a=lightning_logs.version_77.evil.Net*0.1"]}
+    Path("lightning_logs/version_77/config.yaml").write_text(yaml.safe_dump(flags))
+    told = refused(capsys, "test", "--ckpt_path", "version_77")
+    assert "head_losses 'lightning_logs.version_77.evil.Net' is refused" in told
 
 
 def test_code_that_came_along_with_a_checkpoint_is_not_the_projects(capsys, monkeypatch) -> None:

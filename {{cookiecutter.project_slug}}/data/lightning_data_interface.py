@@ -58,7 +58,9 @@ class LightningDataInterface(DInterface):
     @property
     def batch_size(self) -> int:
         """Of the training loader."""
-        loader = self._train_loader or self.train_dataloader()
+        loader = self._train_loader if self._train_loader is not None else self.train_dataloader()
+        if isinstance(loader, ResumableLoader):
+            return loader.global_batch_size // loader.world_size
         return getattr(loader, "batch_size", None) or 1
 
     @batch_size.setter
@@ -74,7 +76,7 @@ class LightningDataInterface(DInterface):
             first = self._own_loaders(name)
             while isinstance(first, (list, tuple, dict, CombinedLoader)):
                 first = first.flattened if isinstance(first, CombinedLoader) else first
-                first = next(iter(first.values() if isinstance(first, dict) else first))
+                first = next(iter(first.values() if isinstance(first, dict) else first), None)
             self._splits[name] = getattr(first, "dataset", first)
         return self._splits[name]
 
@@ -91,7 +93,8 @@ class LightningDataInterface(DInterface):
     def train_dataloader(self) -> Any:
         trainer = cast(Any, self.trainer)
         epoch = (lambda: trainer.fit_loop.epoch_progress.current.processed) if trainer is not None else (lambda: 0)
-        loaders = self._resumable("train", current_epoch=epoch)
+        accumulate = trainer.accumulate_grad_batches if trainer is not None else 1
+        loaders = self._resumable("train", current_epoch=epoch, accumulate=accumulate)
         if isinstance(loaders, ResumableLoader):
             self._train_loader = loaders
             loaders.load_state_dict(self._resume_from)
@@ -151,6 +154,7 @@ class LightningDataInterface(DInterface):
             _note(f"{where} has several loaders: a run resumed within an epoch begins each of them anew")
 
         options["pad"] = name in ("train", "predict")
+        in_order = name == "train" and bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches each epoch
 
         def replace(loader: DataLoader[Any]) -> Any:
             if not _is_plain(loader):
@@ -161,7 +165,7 @@ class LightningDataInterface(DInterface):
                 loader.dataset,
                 loader.batch_size or 1,
                 seed=self.seed,
-                shuffle=isinstance(loader.sampler, RandomSampler),
+                shuffle=isinstance(loader.sampler, RandomSampler) and not in_order,
                 num_workers=loader.num_workers,
                 collate_fn=loader.collate_fn,
                 drop_last=loader.drop_last,

@@ -161,8 +161,9 @@ class MInterface(MetricLoggingModule):
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
-            if monitor not in model.metrics:  # a subclass may log others
-                raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(model.metrics)}")
+            logged = [name for name in model.metrics if not name.startswith("test_")]
+            if monitor not in logged:  # a subclass may log others
+                raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(logged)}")
         data.item_fields = model.item_fields
         if (sample := data.sample()) is not None and not model.has_own_step:
             model.notes += [note for note in [model.item_fields.split(sample).note] if note]

@@ -25,15 +25,22 @@ class BestCheckpoint(ModelCheckpoint):
     Between two runs their folder may be moved, `save_top_k` changed, and `monitor` too: the best is then found anew.
     Files of a run that went on elsewhere, or was killed, and that this one does not write again, are removed.
 
+    of_training: the metric is one of the training, and not of the validation.
     required: raise UsageError where `monitor` is not logged; otherwise the latest epoch is then the best.
     """
 
     state_key = "BestCheckpoint"  # Lightning's builds its key anew at every hook
 
     def __init__(
-        self, folder: Path, monitor: str, mode: Literal["min", "max"], save_top_k: int, required: bool = True
+        self,
+        folder: Path,
+        monitor: str,
+        mode: Literal["min", "max"],
+        save_top_k: int,
+        of_training: bool = False,
+        required: bool = True,
     ) -> None:
-        self.required, self.of_training = required, monitor.startswith("train")
+        self.required, self.of_training = required, of_training
         super().__init__(
             folder,
             f"best-epoch{{epoch}}-{file_name(monitor)}={{{monitor}:.6f}}",
@@ -44,7 +51,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=self.of_training,
             enable_version_counter=False,
         )
-        self._unknown = set[str]()
+        self._unknown, self._found_anew = set[str](), ""
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""
@@ -63,8 +70,12 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.of_training:
             self._check_monitor(trainer, pl_module)
-        super().on_train_epoch_end(trainer, pl_module)
-        self._remove_unknown(trainer)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Saves by a metric of the training, once the epoch's values are logged and reset."""
+        if self.of_training:
+            super().on_train_epoch_end(trainer, trainer.lightning_module)
+            self._remove_unknown(trainer)
 
     def _check_monitor(self, trainer: Trainer, module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics or self.monitor == "epoch":
@@ -92,7 +103,7 @@ class BestCheckpoint(ModelCheckpoint):
             self._follow_epochs()
         if (before := (state_dict["monitor"], state_dict.get("mode", self.mode))) != (self.monitor, self.mode):
             found = f"the best checkpoint is found anew, by {self.monitor} ({self.mode})"
-            rank_zero_only(print)(f"{found}: until now it was by {before[0]} ({before[1]})", flush=True)
+            self._found_anew = f"{found}: until now it was by {before[0]} ({before[1]})"
             return
         paths = {
             name: moved(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -103,6 +114,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
+        if self._found_anew:
+            rank_zero_only(print)(self._found_anew, flush=True)
         models = sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]))  # rising
         models = models[::-1] if self.mode == "max" else models
         while 0 <= self.save_top_k < len(models):
@@ -133,7 +146,9 @@ class BestCheckpoint(ModelCheckpoint):
         return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether a value of the metric is among the best; NaN never is."""
+        """Whether a value of the metric is among the best; NaN never is, the latest epoch always."""
+        if self.monitor == "epoch":
+            return True
         return current is not None and not current.isnan() and super().check_monitor_top_k(trainer, current)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -234,6 +249,9 @@ class LastCheckpoint(Checkpoint):
         self.signals.ask_soon()
 
     def _after_epoch(self, trainer: Trainer) -> None:
+        for one in trainer.checkpoint_callbacks:
+            if isinstance(one, BestCheckpoint):
+                one.after_epoch(trainer)
         if trainer.is_last_batch:
             self._due = True
             self._save_if_due(trainer)

@@ -49,7 +49,7 @@ def known_mode(name: str, metrics: Mapping[str, Any] = {}) -> Literal["min", "ma
     better = getattr(metrics[name], "higher_is_better", None) if name in metrics else None
     if isinstance(better, bool):
         return "max" if better else "min"
-    stem = re.sub(r"^(train|val|test)[_/]", "", name).lower()
+    stem = re.sub(r"^(best_)?(train|val|test)[_/]", "", name).lower()
     return "min" if stem.endswith("loss") else _torchmetrics().get(ALIASES.get(stem, stem).lower())
 
 

@@ -32,16 +32,19 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
     Raises:
         UsageError: one is something else, or lies where no code of this project's lies.
     """
-    keys = {"model_name", "dataset", "loss", "optimizer", "metrics", "lr_scheduler"} & kept.keys()
-    for key, path in [(one, path) for one in sorted(keys) for path in _SEPARATORS.split(kept[one].text)]:
+    keys = {"model_name", "dataset", "loss", "head_losses", "optimizer", "metrics", "lr_scheduler"} & kept.keys()
+    for flag, path in [(one, path) for one in sorted(keys) for path in _SEPARATORS.split(kept[one].text)]:
+        key = flag
+        if flag == "head_losses":  # HEAD=LOSS*WEIGHT
+            key, path = "loss", path.partition("=")[2].partition("*")[0]
         if "." not in path:
             continue
         wrong = _reason_to_refuse(key, path, ckpt_path)
         if path.startswith("timm.") and key == "model_name" and (loads := kept.keys() & {*_LOADS}):
             wrong = wrong or f"it would load a file by {min(loads)}"
         if wrong:
-            hint = f"type --{key} {path!r} as well, or --trust, if you trust it"
-            raise UsageError(f"{kept[key].where or f'{ckpt_path}: '}{key} {path!r} is refused: {wrong}; {hint}")
+            hint = f"type --{flag} {path!r} as well, or --trust, if you trust it"
+            raise UsageError(f"{kept[flag].where or f'{ckpt_path}: '}{flag} {path!r} is refused: {wrong}; {hint}")
 
 
 def _reason_to_refuse(key: str, path: str, ckpt_path: Path) -> str:

@@ -137,7 +137,7 @@ def find_definition(path: Path, name: str) -> tuple[Any, ast.Module]:
 def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Signature | None:
     """The signature of a class or function; None where only the class itself can tell.
 
-    That is so for an inherited `__init__`, for `*args` or `**kwargs`, and for a decorated class.
+    That is so for an inherited `__init__`, a base class of one's own, `*args` or `**kwargs`, and a decorated class.
     keyword_only: only the arguments behind a `*` count, and the attributes do not.
     """
     function, docs, bases = node, ast.get_docstring(node, clean=False) or "", set[str]()
@@ -146,6 +146,8 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         functions = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
         if node.decorator_list or node.keywords or len(functions) > 1:
             return None
+        if not (keyword_only or base_of(bases) or bases <= _BASES_WITHOUT_ARGUMENTS):
+            return None  # it may descend from a LightningModule
         if not functions:
             signature = Signature(node.name, {}, _attributes(node), base=base_of(bases), ignored=ignored_flags([node]))
             return signature if bases <= _BASES_WITHOUT_ARGUMENTS else None

@@ -98,6 +98,11 @@ class ItemFields:
         return Fields([], kwargs, item[target] if target else None, to_forward, ", ".join(notes))  # type: ignore[arg-type]
 
 
+def num_items(module: Any, batch: Any) -> int:
+    """The number of items of a batch; a LightningModule of one's own does not say what is what in it."""
+    return int(module.num_items(batch)) if hasattr(module, "num_items") else ItemFields().split(batch).num_items()
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, (str, bytes)) or (
         isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, str) for one in value)

@@ -132,6 +132,9 @@ class ResumableLoader:
                 f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
                 f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
             )
+        if start and start >= resume["of"] and resume.get("ranks", self.world_size) < self.world_size:
+            devices = f"{resume['ranks']} device{'s' * (resume['ranks'] > 1)}"
+            raise UsageError(f"the run stopped before the end of an epoch on {devices}: go on with these until its end")
         if start and resume.get("balanced", self.balanced) != self.balanced:
             before = "--balanced" if resume["balanced"] else "--no-balanced"
             raise UsageError(f"the run stopped within an epoch of {before}: go on with that until the epoch's end")

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from engine.logging import loggers
+
 
 def callbacks(run_dir: Any, model: Any, data: Any, *, log_grad_norm: bool = False) -> list[Callback]:
     """log_grad_norm: log the 2-norm of the gradient of all parameters as grad_norm, every log_every_n_steps."""
@@ -18,4 +20,4 @@ class LogGradNorm(Callback):
         if module.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [one.grad for one in module.parameters() if one.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-            module.log_now({"grad_norm": float(norm)})  # type: ignore[operator]
+            loggers.log_now(trainer, {"grad_norm": float(norm)})

@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from engine.datamodule.item_fields import num_items
 from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.logging import loggers
 
@@ -27,7 +28,7 @@ class Throughput(Callback):
         self.items, self.seconds, self._start = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.items += module.num_items(batch) * data_parallel_rank(trainer).size
+        self.items += num_items(module, batch) * data_parallel_rank(trainer).size
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._pause()

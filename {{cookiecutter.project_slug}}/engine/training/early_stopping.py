@@ -16,11 +16,15 @@ class EarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(
-        self, monitor: str, mode: Literal["min", "max"], patience: int, bad_steps: Literal["stop", "skip", "ignore"]
+        self,
+        monitor: str,
+        mode: Literal["min", "max"],
+        patience: int,
+        bad_steps: Literal["stop", "skip", "ignore"],
+        of_training: bool = False,
     ) -> None:
-        at_epoch_end = monitor.startswith("train_")
         super().__init__(
-            monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=at_epoch_end
+            monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=of_training
         )
         self.bad_steps = bad_steps
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from engine.checkpointing import checkpoint_io
@@ -62,7 +63,10 @@ class LoadedRun:
         raise UsageError(f"{self.data.dataset_class.__name__} opens no files: it has neither open_image nor open_rows")
 
     def _answer(self, batch: tuple[Tensor, ...]) -> Any:
-        outputs = self._model.predict_step((*batch, torch.zeros(len(batch[0]))), 0)  # a 0 for the target
+        if hasattr(self._model, "arguments") or is_overridden("predict_step", self._model):
+            outputs = self._model.predict_step((*batch, torch.zeros(len(batch[0]))), 0)  # a 0 for the target
+        else:
+            outputs = self._model(*batch)
         if heads := getattr(self._model, "heads", {}):
             return {name: head.answer.probabilities(outputs[name]) for name, head in heads.items()}
         answer = getattr(self._model, "predicts", Answer("none"))

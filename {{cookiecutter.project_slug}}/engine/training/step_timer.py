@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 
+from engine.datamodule.item_fields import num_items
+
 
 class StepTimer(Callback):
     """Times whole training steps, loading included; the first two warm up and do not count.
@@ -22,7 +24,7 @@ class StepTimer(Callback):
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
-        self.num_items.append(module.num_items(batch))
+        self.num_items.append(num_items(module, batch))
 
     def step_seconds(self) -> list[float]:
         """Seconds of each step that counts."""

@@ -88,7 +88,10 @@ def _weights_fit(model: Any, path: str | None) -> Iterator[None]:
 
 def _latest_metrics(trainer: Any) -> dict[str, float]:
     """The latest value of all that is logged; `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
-    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return _without_doubles({name: value.item() for name, value in trainer.callback_metrics.items()})
+
+
+def _without_doubles(values: dict[str, float]) -> dict[str, float]:
     return {
         name: value
         for name, value in values.items()
@@ -123,7 +126,7 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     measured = _latest_metrics(trainer) if has_test else {}
     if not path:
         return measured
-    best = _loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path)))
+    best = _without_doubles(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
     split = re.split("[_/]", trainer.checkpoint_callback.monitor)[0]
     chosen = {name: value for name, value in best.items() if name == "epoch" or re.match(f"{split}[_/]", name)}
     return measured | {f"best_{name}": value for name, value in chosen.items()}

@@ -22,7 +22,7 @@ from engine.cli.settings import Settings
 from engine.commands.preview import items, pictures
 from engine.commands.preview.findings import Finding, problems, table
 from engine.commands.preview.items import SplitItems
-from engine.datamodule.item_fields import ItemFields
+from engine.datamodule.item_fields import ItemFields, num_items
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
 from engine.logging import html_page
@@ -173,7 +173,7 @@ class _Steps(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         _synchronize()
         self.seconds.append(time.perf_counter() - self._begun)
-        self.num_items.append(module.num_items(batch))
+        self.num_items.append(num_items(module, batch))
         trainer.should_stop = len(self.seconds) >= self.num_steps
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.checkpointing.run_records import is_of_epoch
 from engine.logging.plots import new_figure
 
 _COLORS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # distinct for the color-blind too
@@ -22,12 +24,12 @@ def curves(path: Path) -> Any:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     ends = [(0, 0)]  # the step at which each epoch has ended, and the number of epochs then
     for row in rows:
-        of_epoch = any(row[name] for name in row if name and name[:6] == "train_" and not name.endswith("_step"))
+        of_epoch = any(row[name] for name in row if is_of_epoch(name) and str(name).startswith("train"))
         with suppress(ValueError, TypeError):
             if of_epoch and (end := int(row["step"] or "")) > ends[-1][0]:
                 ends.append((end, int(row["epoch"] or "") + 1))
         for name in row.keys() - {"step", "epoch"}:
-            split, _, metric = name.removesuffix("_step").partition("_")
+            split, _, metric = name.removesuffix("_step").replace("/", "_", 1).partition("_")
             with suppress(ValueError, TypeError):  # an empty cell, or a broken line
                 point = float(row["step"] or ""), float(row[name] or "")
                 panels.setdefault(metric if split in _COLORS else name, {}).setdefault(name, []).append(point)
@@ -50,7 +52,7 @@ def _draw_panel(
     steps_of, epochs_of = np.array(ends, float).T
     by_epoch = len(ends) > 1  # a run that has ended no epoch is drawn over its steps
     for name, points in sorted(lines.items(), key=lambda line: (not line[0].endswith("_step"), line[0])):
-        split = name.partition("_")[0]
+        split = re.split("[_/]", name)[0]
         color = _COLORS.get(split, "#555555")
         steps, values = zip(*points[:: 1 + len(points) // _MAX_POINTS], strict=True)
         places = _extended(np.array(steps), steps_of, epochs_of) if by_epoch else steps
