@@ -144,6 +144,11 @@ def test_mlflow_keeps_the_run_in_its_folder_and_goes_on(train, monkeypatch: pyte
     assert values[-1] == pytest.approx(metrics["val_loss"])
 
 
+def threads_and_files() -> tuple[int, int]:
+    """How many threads and open files this process has."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
 def test_many_runs_in_one_process_leave_nothing_behind() -> None:
     """No thread, open file, shared memory or handler of signals, and no trainer with its network and its data."""
     trainers: list[Any] = []
@@ -152,13 +157,18 @@ def test_many_runs_in_one_process_leave_nothing_behind() -> None:
         trainers.append(weakref.ref(trainer))
 
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    left = []
+    left: list[tuple[int, int]] = []
     for number in range(5):
         argv = ["--max_epochs", "2", "--log_grad_norm", "--num_workers", str(2 * (number % 2))]
         main.main([*TOYS, *argv], [LambdaCallback(on_fit_start=keep)])
         gc.collect()
-        left.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
-    assert left[1] == left[2] == left[3] == left[4]  # the first one imports what it needs
+        left.append(threads_and_files())
+        end = time.monotonic() + 20
+        while number > 2 and left[-1] > left[-3] and time.monotonic() < end:  # workers take a moment to go
+            time.sleep(0.1)
+            left[-1] = threads_and_files()
+    assert left[3] <= left[1]  # with workers; the first one imports what it needs
+    assert left[4] <= left[2]
     assert [trainer() for trainer in trainers] == [None] * 5
     assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
 
