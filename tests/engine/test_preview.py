@@ -223,6 +223,15 @@ def test_the_grid_shows_what_a_run_gets() -> None:
     assert all(one.startswith("data:image/png;base64,") for one in tags.addresses)
 
 
+def test_the_grid_shows_what_mixup_makes_of_a_batch() -> None:
+    shown = []
+    for mixup in ([], ["--mixup", "1"]):
+        names = ["--model_name", "test_preview.Brush", "--dataset", "test_preview.Painted"]
+        main.main(["preview", *names, "--accelerator", "cpu", "--batch_size", "16", *mixup])
+        shown.append({tuple(colour) for colour in np.asarray(Image.open("preview/train_batch.png")).reshape(-1, 3)})
+    assert {len({*colour}) > 1 for colour in shown[1] - shown[0]} >= {True}  # blends of the six colours, and no grey
+
+
 @pytest.mark.parametrize(
     "flags",
     ["--max_epochs 4 --warmup_steps 5", "--max_steps 9 --lr_scheduler linear --accumulate_grad_batches 2",

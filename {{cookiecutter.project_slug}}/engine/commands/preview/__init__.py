@@ -96,9 +96,8 @@ def run(
             if split.name != "test":
                 draws[split.name] = pictures.batch_draws(data, split.name, split.drawn)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "This DataLoader will create"
-            )  # more workers than cores, as is asked here
+            # More workers than cores, as is asked here.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
             steps, tried = _try_network(settings, data, build_model)
     except Exception as error:
         if not damaged:
@@ -106,7 +105,7 @@ def run(
         tried = [f"no step is tried: {printable(str(error).partition(chr(10))[0])}"]
     if steps and steps.transform:
         batches, names = draws["train"]
-        draws["train"] = [steps.transform(*batch) for batch in batches], names
+        draws["train"] = [steps.transform(batch) for batch in batches], names
     print(*tried, *_texts(findings, _SHOWN), sep="\n", flush=True)
     _write(folder, data, splits, [*lines, *tried, *_texts(findings, None)], draws, steps)
     print(folder / "preview.html")
