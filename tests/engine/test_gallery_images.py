@@ -450,7 +450,7 @@ def test_what_does_not_pair_is_named() -> None:
     with pytest.raises(ValueError, match=r"images/003\.png is no image, or is broken"):
         pairs_of(**masks)[3]
     (folder / "masks" / "004.png").unlink()
-    with pytest.raises(UsageError, match=r"images/004\.png has no partner .*masks \(1 in all\)"):
+    with pytest.raises(UsageError, match=r"images/004\.png has no file of the same name in .*masks \(1 in all\)"):
         pairs_of(**masks)
     with pytest.raises(UsageError, match="img_size 32 should be a multiple of --scale 3"):
         pairs_of(scale=3)

@@ -143,7 +143,7 @@ def test_grad_cam_of_given_images(capsys: pytest.CaptureFixture[str]) -> None:
     right = (maps.grad.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
     right = functional.interpolate(right.detach(), (6, 6), mode="bilinear")
     np.testing.assert_allclose(np.load(RUN / "explained_grad_cam.npy"), right.numpy(), atol=1e-6)
-    assert "two commands" in error(capsys, "--explain", "saliency", "--layer", "convs.1")
+    assert "--layer goes with --explain grad_cam only" in error(capsys, "--explain", "saliency", "--layer", "convs.1")
 
 
 def test_explanations_without_captum_say_which_extra_has_it(train, capsys, monkeypatch) -> None:

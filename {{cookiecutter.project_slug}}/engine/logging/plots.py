@@ -6,11 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from engine.checkpointing.atomic_write import replacing
 
 _MAX_PIXELS = 160  # height and width to which larger images are reduced
 # Fonts for Chinese characters, and the files that they lie in.
@@ -69,6 +72,14 @@ def render(draw: Callable[[], Any]) -> Any:
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def write_png(path: Path, pixels: Any) -> None:
+    """Writes pixels (H, W, 3). Raises WriteError."""
+    from matplotlib.image import imsave
+
+    with replacing(path) as part:
+        imsave(part, pixels, format="png")
 
 
 def find_images(inputs: list[Any]) -> Tensor | None:

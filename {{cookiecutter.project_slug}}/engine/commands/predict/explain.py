@@ -1,6 +1,7 @@
 """`predict --explain`: which pixels speak for a class, by captum; of the worst mistakes, or of given images."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from engine.commands.predict.layer_output import find_layer
 from engine.commands.predict.prediction_inputs import ImageFiles
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
+from engine.logging import plots
 from engine.training.answers import Answer, main_output
 
 _MAX_IMAGES = 12
@@ -84,7 +86,8 @@ class Explanations(Callback):
         array, picture = maps.detach().float().cpu().numpy(), images.detach().float().cpu()
         with replacing(self.path.with_suffix(".npy")) as part, part.open("wb") as file:
             np.save(file, array)
-        self._draw(picture, array, item_ids(trainer.predict_dataloaders.data))  # type: ignore[union-attr]
+        ids = item_ids(trainer.predict_dataloaders.data)  # type: ignore[union-attr]
+        plots.write_png(self.path, plots.render(partial(self._draw, picture, array, ids)))
         print(self.path, self.path.with_suffix(".npy"), sep="\n")
 
     def _attribute(self, module: Any, images: Tensor, classes: Tensor) -> Tensor:
@@ -112,13 +115,11 @@ class Explanations(Callback):
             raise UsageError("--explain grad_cam looks at a layer that gives images, and there is no convolution")
         return convolutions[-1]
 
-    def _draw(self, images: Tensor, maps: np.ndarray, ids: list[str] | None) -> None:
+    def _draw(self, images: Tensor, maps: np.ndarray, ids: list[str] | None) -> Any:
         """A row for each image: itself, and each of its attributions, red for and blue against the class."""
-        from matplotlib.figure import Figure
-
         names = self.data.attribute("classes")
         columns = 1 + maps.shape[1]
-        figure = Figure(figsize=(2.2 * columns, 2.5 * len(images)), dpi=110, layout="constrained")
+        figure = plots.new_figure(2.2 * columns, 2.5 * len(images))
         axes = figure.subplots(len(images), columns, squeeze=False)
         for row, kept, image, attributions in zip(axes, self.kept, images, maps, strict=True):
             low, high = image.aminmax()
@@ -132,8 +133,7 @@ class Explanations(Callback):
             for ax, text, what in zip(row, texts, ("", "predicted ", "true "), strict=False):
                 ax.set_title(what + text[-28:], fontsize=8, parse_math=False)
                 ax.set_axis_off()
-        with replacing(self.path) as part:
-            figure.savefig(part, format="png")
+        return figure
 
 
 class _Kept(NamedTuple):

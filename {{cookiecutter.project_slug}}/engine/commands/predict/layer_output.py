@@ -1,5 +1,6 @@
 """`predict --layer`: the output of a layer in place of the network's, and a picture of its principal components."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.checkpointing.atomic_write import replacing
 from engine.errors import UsageError, nearest
+from engine.logging import plots
 
 MAX_POINTS, _MAX_CLASSES = 5000, 20  # that are drawn; that get a colour and a name of their own
 
@@ -52,13 +53,17 @@ def draw_components(path: Path, values: np.ndarray, true: np.ndarray, is_class: 
 
     is_class: the true values are classes, which may have names. Nothing is drawn of fewer than three items.
     """
-    from matplotlib.figure import Figure
-
     features = torch.from_numpy(values).flatten(1)  # (N, D)
     if len(features) < 3 or features.shape[1] < 2 or not features.isfinite().all():
         return
-    points, shares = _components(features)
-    axes = (figure := Figure(figsize=(6, 5), dpi=110, layout="constrained")).subplots()
+    draw = partial(_scatter, path.stem, *_components(features), true, is_class, names)
+    plots.write_png(path, plots.render(draw))
+    print(path)
+
+
+def _scatter(title: str, points: Tensor, shares: list[float], true: np.ndarray, is_class: bool, names: Any) -> Any:
+    figure = plots.new_figure(6, 5)
+    axes = figure.subplots()
     kinds = np.unique(true) if is_class and true.shape[1] == 1 else np.empty(0)
     if 0 < len(kinds) <= _MAX_CLASSES:
         for kind in kinds:
@@ -78,10 +83,8 @@ def draw_components(path: Path, values: np.ndarray, true: np.ndarray, is_class: 
     else:
         axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=8)
     axes.set(**{f"{axis}label": f"component {at + 1}: {shares[at]:.0%}" for at, axis in enumerate("xy")})
-    axes.set_title(path.stem, parse_math=False)
-    with replacing(path) as part:
-        figure.savefig(part, format="png")
-    print(path)
+    axes.set_title(title, parse_math=False)
+    return figure
 
 
 def _components(features: Tensor) -> tuple[Tensor, list[float]]:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpointing.atomic_write import replacing
 from engine.commands.preview.items import SplitItems, named, named_targets
 from engine.datamodule.item_fields import Fields
 from engine.datamodule.resumable_loader import ResumableLoader
@@ -173,11 +172,8 @@ def chart(lines: dict[str, Any], xlabel: str, ylabel: str, steps: list[int] | No
 
 def save(folder: Path, name: str, draw: Callable[[], Any]) -> Path:
     """Draws a picture into a PNG file."""
-    from matplotlib.image import imsave
-
-    pixels, path = plots.render(draw), folder / f"{name}.png"
-    with replacing(path) as part:
-        imsave(part, pixels, format="png")
+    path = folder / f"{name}.png"
+    plots.write_png(path, plots.render(draw))
     return path
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from engine.checkpointing.atomic_write import optional, replacing
+from engine.checkpointing.atomic_write import optional
 from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, unpack_batch
 from engine.launch.data_parallel_rank import data_parallel_rank
@@ -174,12 +174,10 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
 
     draw: returns the figure, or None where there is nothing to draw.
     """
-    from matplotlib.image import imsave
-
     if (pixels := plots.render(draw)) is None:
         return
-    with optional(path), replacing(path) as part:
-        imsave(part, pixels, format="png")
+    with optional(path):
+        plots.write_png(path, pixels)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
