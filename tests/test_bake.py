@@ -21,7 +21,7 @@ FILES = """
 .vscode/launch.json AGENTS.md LICENSE README.md constraints.txt data/__init__.py data/data_interface.py data/digits.py
 data/lightning_data_interface.py data/mnist.py engine/__init__.py engine/checkpointing/__init__.py
 engine/checkpointing/atomic_write.py engine/checkpointing/checkpoint_callbacks.py
-engine/checkpointing/checkpoint_io.py engine/checkpointing/data_record.py engine/checkpointing/find_checkpoint.py
+engine/checkpointing/checkpoint_io.py engine/checkpointing/data_fingerprint.py engine/checkpointing/find_checkpoint.py
 engine/checkpointing/monitor_mode.py engine/checkpointing/resume.py engine/checkpointing/run_folder.py
 engine/checkpointing/run_lock.py engine/checkpointing/run_records.py engine/checkpointing/safe_file_names.py
 engine/checkpointing/trusted_imports.py engine/cli/__init__.py engine/cli/annotations.py engine/cli/completion.py
@@ -39,7 +39,7 @@ engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodu
 engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py engine/datamodule/seeding.py
 engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py engine/features/__init__.py
 engine/features/activation_checkpointing.py engine/features/compile.py engine/features/cross_validation.py
-engine/features/data_check_on_resume.py engine/features/device_stats.py engine/features/environment_info.py
+engine/features/data_change_check.py engine/features/device_stats.py engine/features/environment_info.py
 engine/features/freeze.py engine/features/initialization.py engine/features/l1_penalty.py
 engine/features/log_grad_norm.py engine/features/mirror/__init__.py engine/features/mirror/download.py
 engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
@@ -47,16 +47,16 @@ engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summa
 engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
 engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
 engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
-engine/launch/data_parallel_rank.py engine/launch/signals.py engine/launch/slurm.py engine/launch/terminal.py
+engine/launch/data_parallel_rank.py engine/launch/output_streams.py engine/launch/signals.py engine/launch/slurm.py
 engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py
 engine/logging/html_page.py engine/logging/loggers.py engine/logging/plots.py engine/logging/progress.py
-engine/training/__init__.py engine/training/answers.py engine/training/early_stopping.py
-engine/training/gradient_guard.py engine/training/hardware.py engine/training/loaded_run.py engine/training/losses.py
-engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py
-engine/training/name_patterns.py engine/training/optimizers.py engine/training/own_components.py
-engine/training/step_seeding.py engine/training/step_timer.py engine/training/trainer_actions.py main.py
-model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py
-tests/test_project.py
+engine/training/__init__.py engine/training/early_stopping.py engine/training/gradient_guard.py
+engine/training/loaded_run.py engine/training/losses.py engine/training/lr_schedulers.py
+engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py engine/training/name_patterns.py
+engine/training/optimizers.py engine/training/outputs.py engine/training/own_components.py
+engine/training/run_action.py engine/training/step_seeding.py engine/training/step_timer.py
+engine/training/trainer_setup.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml
+ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(

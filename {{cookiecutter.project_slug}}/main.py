@@ -15,8 +15,8 @@ from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import UsageError, print_own_frames
-from engine.launch import signals, terminal
-from engine.training.trainer_actions import needs_trainer, print_start, run_action, run_wrapped
+from engine.launch import output_streams, signals
+from engine.training.run_action import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     callbacks: additional ones, of a program that calls this.
     """
     signals.handle_early_signals()
-    with terminal.outlived():
+    with output_streams.ignore_output_errors():
         settings = parse(sys.argv[1:] if argv is None else argv)
         try:
             return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
@@ -65,7 +65,7 @@ def run(
     seed_index: Annotated[int, ">= 1"] | None = None,
     max_epochs: Annotated[int, ">= -1"] | None = None,
     log_every_n_steps: Annotated[int, ">= 1"] = 20,
-    enable_progress_bar: bool = terminal.is_terminal(),
+    enable_progress_bar: bool = output_streams.is_terminal(),
     default_root_dir: str = ".",
     hang_minutes: Annotated[float, ">= 0.01"] = 10.0,
 ) -> dict[str, float]:
@@ -94,10 +94,10 @@ def run(
     from engine.datamodule.resumable_loader import ResumableLoader
     from engine.launch import watchdog
     from engine.logging import loggers
-    from engine.training import hardware
+    from engine.training import trainer_setup
     from model import MInterface
 
-    hardware.silence_warnings()
+    trainer_setup.silence_warnings()
     build = {"build_data": build_data, "build_model": MInterface.from_settings}
     if not needs_trainer(settings.action):
         return run_action(settings, build)
@@ -108,7 +108,7 @@ def run(
     model = MInterface.from_settings(settings, data)
     if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
         checkpoint_io.init_weights(model, Path(init_from), init_partial)
-    prepared = hardware.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
+    prepared = trainer_setup.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
@@ -121,7 +121,7 @@ def run(
 
         callbacks.append(LambdaCallback(on_train_start=begin))
         callbacks.append(LambdaCallback(on_save_checkpoint=partial(checkpoint_io.add_defaults, settings.defaults)))
-    trainer = hardware.make_trainer(
+    trainer = trainer_setup.make_trainer(
         model,
         data,
         run_dir,

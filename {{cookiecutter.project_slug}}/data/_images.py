@@ -1,4 +1,4 @@
-"""Image files upright by their EXIF tag, and with all of their grey levels."""
+"""Reads image files: turned as their EXIF tag says, and 16-bit grey with all of its levels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

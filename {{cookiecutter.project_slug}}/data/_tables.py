@@ -1,4 +1,4 @@
-"""What data/csv_table.py and data/text_lines.py say of a file that they cannot read."""
+"""Errors of data/csv_table.py and data/text_lines.py about a file that cannot be read."""
 
 import re
 from contextlib import suppress

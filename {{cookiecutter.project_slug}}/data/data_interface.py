@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import Dataset, IterableDataset
 
-from engine.checkpointing import data_record
+from engine.checkpointing import data_fingerprint
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
@@ -82,7 +82,7 @@ class DInterface(SplitDataModule):
         data = cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
         if data.balanced and settings.arguments["system"].get("class_weights") and not settings.ckpt_path:
             raise UsageError("--balanced and --class_weights balanced both make up for rare classes: give one of them")
-        data.kept = data_record.read(settings.ckpt_path)
+        data.kept = data_fingerprint.read(settings.ckpt_path)
         if any(settings.arguments.get("action", {}).get(name) for name in ("rows", "images")):  # of predict
             data.restore()
         return data

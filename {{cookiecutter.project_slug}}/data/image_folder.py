@@ -1,4 +1,4 @@
-"""ImageFolder: photographs in a folder a class, cropped and flipped at random in training."""
+"""ImageFolder: one folder of photographs per class, cropped and flipped at random in training."""
 
 import hashlib
 import json

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from data.data_interface import DInterface
-from engine.checkpointing import data_record
+from engine.checkpointing import data_fingerprint
 from engine.cli.settings import Settings
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
@@ -29,7 +29,7 @@ def build_data(settings: Settings) -> DInterface:
     if settings.arguments.get("cross_validation", {}).get("num_folds"):
         raise UsageError(f"--num_folds: {settings.dataset.name} has loaders of its own")
     data = LightningDataInterface(dataset_class(**settings.arguments["dataset"]), settings.arguments["run"]["seed"])
-    data.kept = data_record.read(settings.ckpt_path)
+    data.kept = data_fingerprint.read(settings.ckpt_path)
     return data
 
 

@@ -1,4 +1,4 @@
-"""Data too large for memory: Parquet files on disk or in a cloud store, read a chunk at a time."""
+"""Streaming: data too large for memory: Parquet files on disk or in a cloud store, read a chunk at a time."""
 
 from bisect import bisect_right
 from collections import OrderedDict

@@ -1,4 +1,7 @@
-"""The engine, the same in every project: it names no dataset and no network, and imports neither data nor model."""
+"""The engine, which names no dataset and no network, and imports neither data nor model.
+
+Your own flags and callbacks go into engine/features, your own actions into engine/commands: a file each.
+"""
 
 from engine.lightning_compat import defer_scipy_signal
 

@@ -1,4 +1,4 @@
-"""Generative adversarial network: a generator of images, and a discriminator between these and real ones."""
+"""GAN: generative adversarial network: a generator of images, and a discriminator between these and real ones."""
 
 from itertools import pairwise
 from typing import Any

@@ -1,4 +1,4 @@
-"""MInterface: any nn.Module -> loss, metrics, optimiser. One step, three hooks."""
+"""MInterface: a LightningModule around any nn.Module, with loss, metrics, optimizer and schedule."""
 
 import inspect
 import math
@@ -15,10 +15,10 @@ from engine.errors import UsageError
 from engine.lightning_compat import cache_signature
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
-from engine.training.answers import Answer, build_heads, main_output, task_of
-from engine.training.hardware import to_channels_last
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
 from engine.training.metrics import IGNORE_INDEX
+from engine.training.outputs import OutputSpec, build_heads, infer_task, main_output
+from engine.training.trainer_setup import to_channels_last
 
 _OWN_STEPS = ("step", "training_step", "predict_step")
 
@@ -26,7 +26,7 @@ _OWN_STEPS = ("step", "training_step", "predict_step")
 class MInterface(MetricLoggingModule):
     """Trains a network on batches `(*inputs, target)`, or dicts with the network's arguments and a target by name.
 
-    What an item is says ItemFields; what an output means, Answer. A network that takes the target too, in a parameter
+    Formats: see ItemFields and OutputSpec. A network that takes the target too, in a parameter
     `targets` or `labels`, returns its own loss, or a dict of losses, each of which is logged.
 
     It logs `train_loss`, `val_loss`, `test_loss` and a metric that suits the loss (`train_acc` ...), each over a whole
@@ -104,12 +104,12 @@ class MInterface(MetricLoggingModule):
         self.loss = losses.build(loss, given.get("loss", {}))
         self.own_loss = "." in losses.functional_name(loss)
         self.num_loss_inputs, self.loss_from_batch = losses.batch_arguments(self.loss) if self.own_loss else (2, {})
-        self.answer = Answer(
-            task_of(loss, target_info), class_dim, losses.functional_name(loss) != "binary_cross_entropy"
+        self.output_spec = OutputSpec(
+            infer_task(loss, target_info), class_dim, losses.functional_name(loss) != "binary_cross_entropy"
         )
         self.num_classes: int | None = target_info.get("num_classes")
-        self.is_multiclass = self.answer.task == "multiclass"  # the output is a logit for each class
-        self.has_binary_logits = self.answer.task in ("binary", "multilabel") and self.answer.are_logits
+        self.is_multiclass = self.output_spec.task == "multiclass"  # the output is a logit for each class
+        self.has_binary_logits = self.output_spec.task in ("binary", "multilabel") and self.output_spec.are_logits
         self.has_own_step = any(getattr(type(self), name) is not getattr(MInterface, name) for name in _OWN_STEPS)
         self.asked_task = task
         self.asked_metrics = metrics
@@ -121,10 +121,10 @@ class MInterface(MetricLoggingModule):
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
 
     @property
-    def predicts(self) -> Answer:
+    def predicts(self) -> OutputSpec:
         """What predict makes of an output; of a system with a step of its own nothing, unless it says its task."""
         meant = self.is_multiclass or self.has_binary_logits
-        return self.answer if meant and (self.asked_task or not self.has_own_step) else Answer("none")
+        return self.output_spec if meant and (self.asked_task or not self.has_own_step) else OutputSpec("none")
 
     @classmethod
     def from_settings(cls, settings: Settings, data: Any) -> LightningModule:
@@ -237,7 +237,9 @@ class MInterface(MetricLoggingModule):
                 with losses.training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:
-                is_class = isinstance(answer, Tensor) and answer.dim() == 2 and self.answer.fits(answer, target, None)
+                is_class = (
+                    isinstance(answer, Tensor) and answer.dim() == 2 and self.output_spec.matches(answer, target, None)
+                )
                 return parts, answer if is_class and self.is_multiclass else None
         comparable = isinstance(answer, Tensor) and isinstance(target, Tensor)
         if not self.own_loss:
@@ -249,13 +251,13 @@ class MInterface(MetricLoggingModule):
                     else "needs a target, and an item has none"
                 )
                 raise UsageError(f"--loss {self.loss_name} {needs}; {here}: --loss my_losses.mine takes anything")
-            answer = self.answer.align(answer, target)
+            answer = self.output_spec.align_with_target(answer, target)
             return self.loss(answer, target), answer
-        comparable = comparable and self.answer.task != "none"
-        aligned = self.answer.align(answer, target) if comparable else None
+        comparable = comparable and self.output_spec.task != "none"
+        aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
         parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
-        if aligned is None or not self.answer.fits(aligned, target, self.num_classes):
+        if aligned is None or not self.output_spec.matches(aligned, target, self.num_classes):
             self._leave_out_metrics(answer, target)
             return parts, None
         return parts, aligned
@@ -267,11 +269,9 @@ class MInterface(MetricLoggingModule):
             raise UsageError(f"--head_losses: the network gives no {missing[0]!r}, but {gives}")
         parts: dict[str, Tensor] = {}
         for name, head in self.heads.items():
-            aligned = head.answer.align(output[name], target[name])
+            aligned = head.spec.align_with_target(output[name], target[name])
             parts[f"{name}_loss"] = head.loss(aligned, target[name])
-            shown = (
-                head.answer.probabilities(aligned.detach()) if head.answer.task != "multiclass" else aligned.detach()
-            )
+            shown = head.spec.probabilities(aligned.detach()) if head.spec.task != "multiclass" else aligned.detach()
             for metric in self.head_metrics[stage, name]:
                 metric_classes.update(metric, shown, target[name])
         weighted = [head.weight * parts[f"{name}_loss"] for name, head in self.heads.items()]
@@ -288,10 +288,10 @@ class MInterface(MetricLoggingModule):
     def _leave_out_metrics(self, output: Any, target: Any) -> None:
         """Takes the outputs for what no metric compares with the targets."""
         shapes = f"the network gives {_describe(output)}, and the target is {_describe(target)}"
-        if self.asked_metrics and self.answer.task != "none":
+        if self.asked_metrics and self.output_spec.task != "none":
             raise UsageError(f"--metrics {' '.join(self.asked_metrics)}: {shapes}")
-        if self.answer.task != "none":
-            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+        if self.output_spec.task != "none":
+            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "none", False, False
             if self.trainer.is_global_zero:
                 print(f"no metric but the loss: {shapes}", flush=True)
 
@@ -329,7 +329,7 @@ class MInterface(MetricLoggingModule):
         loss = self.step(self.batch_transform(batch) if self.batch_transform else batch, "train")
         first = batch_idx % self.trainer.accumulate_grad_batches == 0  # of the batches of an optimizer step
         if first and not self._is_repeated and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_now({"train_loss_step": loss.item()} | optimizers.rates(self.trainer.optimizers[0]))
+            self.log_now({"train_loss_step": loss.item()} | optimizers.current_lrs(self.trainer.optimizers[0]))
         return loss
 
     cache_signature(training_step)
@@ -371,7 +371,7 @@ class MInterface(MetricLoggingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["answer"] = {"task": self.answer.task, "class_dim": self.answer.class_dim}
+        checkpoint["answer"] = {"task": self.output_spec.task, "class_dim": self.output_spec.class_dim}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
@@ -386,9 +386,9 @@ class MInterface(MetricLoggingModule):
     def restore_answer(self, checkpoint: dict[str, Any]) -> None:
         """Takes over what training has found the output to mean."""
         answer = checkpoint.get("answer", {})
-        self.answer.class_dim = self.answer.class_dim or answer.get("class_dim")
+        self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
         if answer.get("task") == "none":
-            self.answer.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "none", False, False
 
     def configure_callbacks(self) -> list[Callback]:
         if self.schedule["lr_scheduler"] != "plateau":

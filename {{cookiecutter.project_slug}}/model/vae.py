@@ -1,4 +1,4 @@
-"""Variational autoencoder: a latent code of images, and new images from noise."""
+"""VAE: variational autoencoder: a latent code of images, and new images from noise."""
 
 import math
 from typing import Any, Literal

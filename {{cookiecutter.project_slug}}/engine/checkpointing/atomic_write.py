@@ -1,4 +1,4 @@
-"""How files of a run are written: beside their place and then moved there, or appended whole; and read again."""
+"""Atomic writes of the files of a run (a temporary file, then a rename), appending of whole lines, reading of JSON."""
 
 import json
 import os

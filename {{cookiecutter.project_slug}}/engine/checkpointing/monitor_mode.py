@@ -1,4 +1,4 @@
-"""Which direction of a metric is better, as torchmetrics' `higher_is_better` says. No torch here."""
+"""The mode (min or max) of a monitored metric, from torchmetrics' `higher_is_better`. No torch here."""
 
 import re
 from collections.abc import Mapping

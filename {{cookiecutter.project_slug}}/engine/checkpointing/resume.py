@@ -1,4 +1,4 @@
-"""What a checkpoint, or the restart of a cluster job, adds to a command line: its file and the flags of its run."""
+"""The checkpoint that a command line resumes or evaluates (also a restarted cluster job), and the flags of its run."""
 
 from pathlib import Path
 

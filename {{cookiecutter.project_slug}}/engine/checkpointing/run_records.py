@@ -1,4 +1,4 @@
-"""What run folders say of their runs: flags, state, best checkpoint; and which runs are meant. No torch here."""
+"""RunRecord: flags, state and best checkpoint of a run, read from its folder; and the runs that filters select."""
 
 import argparse
 import csv

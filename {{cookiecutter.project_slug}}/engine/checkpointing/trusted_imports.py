@@ -1,4 +1,4 @@
-"""The dotted names that a checkpoint brings: which of them may be imported, found out before anything is imported."""
+"""Checks the dotted paths in a checkpoint or run folder before anything is imported; `--trust` skips it."""
 
 import ast
 import importlib

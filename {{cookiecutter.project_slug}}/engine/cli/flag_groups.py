@@ -146,7 +146,7 @@ def collect(
             filled, not_flags = data.parameters.keys() - {"seed"}, set[str]()
             ignored |= dict.fromkeys(filled - dataset.parameters.keys(), f"{dataset.owner} loads its data itself")
         groups |= {"dataset": dataset.without(not_flags), "data": data.without(filled)}
-    groups["schedule"] = _read(ROOT / "engine/training/lr_schedulers.py", "factor")
+    groups["schedule"] = _read(ROOT / "engine/training/lr_schedulers.py", "lr_factor")
     if "model_name" in classes:
         network = _with_types_of(groups["system"], _signature(classes["model_name"], used))
         groups["network"], names_ignored = network, {*network.ignored}
@@ -160,7 +160,7 @@ def collect(
     groups |= {
         "callbacks": _read(ROOT / "main.py", "load_callbacks"),
         "loggers": _read(ROOT / "main.py", "load_loggers"),
-        "hardware": _read(ROOT / "engine/training/hardware.py", "configure"),
+        "hardware": _read(ROOT / "engine/training/trainer_setup.py", "configure"),
         **{name: _read(source("features", name), "callbacks") for name in features()},
         **action_group(action),
     }

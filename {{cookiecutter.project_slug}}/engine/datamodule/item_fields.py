@@ -1,4 +1,4 @@
-"""Which parts of an item, or of a batch, are inputs of the network, which is the target, and which only describe it."""
+"""ItemFields: the inputs, the target and the metadata (id, weight ...) in an item or a batch."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""`--init`: the first weights of linear layers and convolutions, drawn by a function of torch.nn.init."""
+"""`--init`: the initial weights of linear layers and convolutions, drawn by a function of torch.nn.init."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""A page that needs no other file: a table, text and pictures in one HTML file."""
+"""One self-contained HTML file of tables, text and pictures, for reports and previews."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""Plots: each function turns tensors into a matplotlib Figure."""
+"""Matplotlib figures of tensors, for TensorBoard, the pictures of a run, reports and previews."""
 
 import logging
 import re

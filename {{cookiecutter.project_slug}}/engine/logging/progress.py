@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from tqdm.std import tqdm as text_bar
 
-from engine.launch.terminal import is_notebook
+from engine.launch.output_streams import is_notebook
 
 
 class ProgressBar(TQDMProgressBar):

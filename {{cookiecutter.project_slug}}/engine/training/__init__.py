@@ -1,1 +1,1 @@
-"""What a training step does: metrics, losses, optimizers, learning rates, the gradient guard, hardware set-up."""
+"""Training: the Trainer and its actions, losses, metrics, optimizers, learning rates, the gradient guard."""

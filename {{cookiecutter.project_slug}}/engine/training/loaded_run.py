@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.checkpointing import checkpoint_io
 from engine.errors import UsageError
-from engine.training.answers import Answer, main_output
+from engine.training.outputs import OutputSpec, main_output
 
 
 class LoadedRun:
@@ -68,8 +68,8 @@ class LoadedRun:
         else:
             outputs = self._model(*batch)
         if heads := getattr(self._model, "heads", {}):
-            return {name: head.answer.probabilities(outputs[name]) for name, head in heads.items()}
-        answer = getattr(self._model, "predicts", Answer("none"))
+            return {name: head.spec.probabilities(outputs[name]) for name, head in heads.items()}
+        answer = getattr(self._model, "predicts", OutputSpec("none"))
         values = answer.probabilities(main_output(outputs))
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
         return values if invert is None else invert(values)

@@ -15,12 +15,12 @@ _OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number o
 _OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
 
 
-def factor(
+def lr_factor(
     step: int,
     epochs: float,
     total: float,
-    warmed: float,
-    epoch: float,
+    warmup_end: float,
+    steps_per_epoch: float,
     *,
     lr_scheduler: Literal[
         "cosine",
@@ -54,8 +54,8 @@ def factor(
         step: optimizer steps taken.
         epochs: epochs done, with the fraction of the current one.
         total: epochs of the whole run, infinite where it has no end.
-        warmed: the epochs after which the warm-up ends.
-        epoch: optimizer steps of an epoch.
+        warmup_end: the epochs after which the warm-up ends.
+        steps_per_epoch: optimizer steps of an epoch.
         lr_scheduler: schedule of the learning rate after the warm-up. Or a dotted path to a function of the share of
             training done, in 0..1, which returns a factor of lr.
         warmup_steps: optimizer steps (not epochs) over which the learning rate rises to lr.
@@ -71,12 +71,12 @@ def factor(
     """
     if lr_interval == "epoch":
         begun = math.floor(epochs + 1e-9)
-        step, epochs = step - round((epochs - begun) * epoch), begun
+        step, epochs = step - round((epochs - begun) * steps_per_epoch), begun
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if epochs < warmup_epochs - 1e-9:
-        return (epochs * epoch + 1) / (warmup_epochs * epoch + 1)
-    done = max(0.0, min(1.0, (epochs - warmed) / max(1 / epoch, total - warmed)))
+        return (epochs * steps_per_epoch + 1) / (warmup_epochs * steps_per_epoch + 1)
+    done = max(0.0, min(1.0, (epochs - warmup_end) / max(1 / steps_per_epoch, total - warmup_end)))
     if "." in lr_scheduler:
         return own_components.schedule(lr_scheduler)(done)
     if lr_scheduler == "cosine":
@@ -94,7 +94,7 @@ def factor(
     if lr_scheduler == "exponential":
         return lr_gamma ** (epochs / lr_every)
     if lr_scheduler == "cosine_restarts":
-        return _half_cosine(_restarted(max(0.0, epochs - warmed), lr_every, lr_restart_factor))
+        return _half_cosine(_restarted(max(0.0, epochs - warmup_end), lr_every, lr_restart_factor))
     return 1.0
 
 
@@ -108,7 +108,7 @@ def _restarted(epochs: float, length: float, factor: float) -> float:
     return min(1.0, max(0.0, epochs - begun) / (length * factor**number))
 
 
-DEFAULTS: dict[str, Any] = factor.__kwdefaults__ or {}
+DEFAULTS: dict[str, Any] = lr_factor.__kwdefaults__ or {}
 
 
 def _half_cosine(done: float) -> float:
@@ -124,7 +124,7 @@ def needs_length(options: dict[str, Any]) -> bool:
 
 
 class Schedule(LambdaLR):
-    """Sets the rate of each step by `factor`.
+    """Sets the rate of each step by `lr_factor`.
 
     A resumed run may have another end, or, from the end of an epoch on, steps of another size (batch size, devices,
     accumulation): it goes on at the share of training that is done, not at the number of steps.
@@ -146,7 +146,7 @@ class Schedule(LambdaLR):
 
     def _factor(self, step: int) -> float:
         total = min(self.max_epochs, self._epochs(self.max_steps))
-        return factor(step, self._epochs(step), total, self.warmed, self.epoch, **self.options)
+        return lr_factor(step, self._epochs(step), total, self.warmed, self.epoch, **self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and what tells the share of training from it."""

@@ -19,7 +19,7 @@ from engine.checkpointing.monitor_mode import ALIASES
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
 from engine.training import own_components
-from engine.training.answers import task_of
+from engine.training.outputs import infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
 _OF_PROBABILITIES = (MulticlassPrecisionRecallCurve, MulticlassCalibrationError, MulticlassHingeLoss)  # with subclasses
@@ -65,7 +65,7 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     Raises:
         UsageError: there is no such metric, or it does not go with the loss and the data.
     """
-    task = task_of(loss, target_info)
+    task = infer_task(loss, target_info)
     if names is None:
         names = () if task == "none" else ("mae",) if task == "regression" else ("acc",)
     built = {own_components.metric_name(name): _build(name, loss, task, target_info) for name in names}

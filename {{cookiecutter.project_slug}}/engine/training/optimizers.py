@@ -68,7 +68,7 @@ def build(
     return optimizer_class(params, lr=lr, **options)
 
 
-def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def current_lrs(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rate of each group: "lr", and "lr/PATTERN" of those that --lr_scale names.
 
     In a pattern, what a logger does not take (MLflow's `*`) is an underscore.

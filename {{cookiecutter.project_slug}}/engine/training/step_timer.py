@@ -1,4 +1,4 @@
-"""A callback that times training steps."""
+"""StepTimer: times training steps."""
 
 import time
 from typing import Any

@@ -15,7 +15,7 @@ from engine.cli.settings import Settings
 from engine.commands.plan import costs, memory
 from engine.commands.plan.costs import Setup
 from engine.errors import UsageError
-from engine.training import hardware
+from engine.training import trainer_setup
 from engine.training.step_timer import StepTimer
 
 _SHOWN = ("32-true", "bf16-mixed", "bf16-true")
@@ -196,7 +196,7 @@ def _measure(settings: Settings, build_data: Callable[..., Any], build_model: Ca
     data = build_data(settings)
     model = build_model(settings, data)
     memory.keep_lr_constant(model)
-    hardware.configure(model, data, **settings.arguments["hardware"])
+    trainer_setup.configure(model, data, **settings.arguments["hardware"])
     timer = StepTimer()
     features = features_and_commands.load_features(Path(), model, data, settings.arguments)
     callbacks: list[Callback] = [timer, *(one for one in features if getattr(one, "changes_step", False))]
@@ -204,7 +204,7 @@ def _measure(settings: Settings, build_data: Callable[..., Any], build_model: Ca
     options = {key: value for key, value in settings.arguments["trainer"].items() if key in keys}
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     options |= {"devices": 1, "max_epochs": -1, "max_steps": steps + 2, "callbacks": callbacks, "plugins": []}
-    trainer = hardware.make_trainer(model, data, Path(), **options)
+    trainer = trainer_setup.make_trainer(model, data, Path(), **options)
     trainer.limit_val_batches = 0
     trainer.fit(model, data)
     return statistics.median(timer.step_seconds())

@@ -26,7 +26,7 @@ from engine.commands.predict.prediction_writers import ImageWriter, write_array,
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.training.answers import Answer, main_output
+from engine.training.outputs import OutputSpec, main_output
 
 
 def run(
@@ -101,23 +101,23 @@ class PredictionWriter(Callback):
         folder, self.process = trainer.strategy.broadcast((str(self.folder), os.getpid()))
         self.folder = Path(folder)
         # What the output means; of a module that does not say, nothing.
-        self.answer: Answer = getattr(module, "predicts", Answer("none"))
+        self.output_spec: OutputSpec = getattr(module, "predicts", OutputSpec("none"))
         if (heads := getattr(module, "heads", {})) and not self.layer:
             if self.head not in heads:
                 raise UsageError(f"the network returns several outputs: --head_name, one of {', '.join(heads)}")
-            self.answer = heads[self.head].answer
-        self.true_is_class = self.answer.task == "multiclass"
+            self.output_spec = heads[self.head].spec
+        self.true_is_class = self.output_spec.task == "multiclass"
         if self.layer:
             self.layer.attach(module)
-            self.answer = Answer("none")
-        self.classifies = self.answer.task == "multiclass"
+            self.output_spec = OutputSpec("none")
+        self.classifies = self.output_spec.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         outputs = self.layer.take() if self.layer else outputs
-        values = self.answer.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
+        values = self.output_spec.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
         if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
         self.integer, values = not values.is_floating_point(), values.float().cpu()
@@ -132,7 +132,7 @@ class PredictionWriter(Callback):
             self.images = self.images or ImageWriter(self.folder / self.name, self.data, item_ids(loader.data))
             write = keep & readable
             chosen = values[torch.from_numpy(write)]
-            chosen = chosen.movedim(self.answer.class_dim or 1, 1) if self.classifies else chosen
+            chosen = chosen.movedim(self.output_spec.class_dim or 1, 1) if self.classifies else chosen
             self.images.write(numbers[write].tolist(), chosen, self.classifies)
             values = values.new_empty(len(values), 0)
         true = self._true_values(module, batch, values)  # (B, T)

@@ -17,7 +17,7 @@ from engine.commands.predict.prediction_inputs import ImageFiles
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
 from engine.logging import plots
-from engine.training.answers import Answer, main_output
+from engine.training.outputs import OutputSpec, main_output
 
 _MAX_IMAGES = 12
 
@@ -45,7 +45,7 @@ class Explanations(Callback):
         self.seen = 0
 
     def on_predict_start(self, trainer: Trainer, module: Any) -> None:
-        if getattr(module, "predicts", Answer("none")).task != "multiclass":
+        if getattr(module, "predicts", OutputSpec("none")).task != "multiclass":
             raise UsageError("--explain needs a network that predicts one of several classes; this one does not")
         if trainer.world_size > 1:
             raise UsageError("--explain works on one device: --devices 1")

@@ -26,7 +26,7 @@ from engine.datamodule.item_fields import ItemFields, num_items
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
 from engine.logging import html_page
-from engine.training import hardware, optimizers
+from engine.training import optimizers, trainer_setup
 
 _SHOWN = 10  # lines of a finding that are printed; the page has all
 _POINTS = 1000  # of the learning rate, about
@@ -160,7 +160,7 @@ class _Steps(Callback):
                 rates = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
                 for group, rate, factor in rates:
                     group["lr"] = rate * factor(step)
-            for name, rate in optimizers.rates(optimizer).items():
+            for name, rate in optimizers.current_lrs(optimizer).items():
                 self.rates.setdefault(name, []).append(rate)
         for group, rate in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = rate
@@ -195,14 +195,14 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
             break
     data.num_workers = chosen
     model = build_model(settings, data)
-    hardware.configure(model, data, **settings.arguments["hardware"])
+    trainer_setup.configure(model, data, **settings.arguments["hardware"])
     steps = _Steps(_NUM_STEPS if is_named else 0)
     features = features_and_commands.load_features(Path(), model, data, settings.arguments)
     options = {key: value for key, value in settings.arguments["trainer"].items() if key in _TRAINER}
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     options |= {"devices": 1, "plugins": [], "max_epochs": settings.arguments["run"]["max_epochs"]}
     options["callbacks"] = [steps, *(one for one in features if getattr(one, "changes_step", False))]
-    trainer = hardware.make_trainer(model, data, Path(), **options)
+    trainer = trainer_setup.make_trainer(model, data, Path(), **options)
     trainer.limit_val_batches = 0
     trainer.fit(model, data)
     lines = [""]

@@ -1,4 +1,4 @@
-"""What the splits hold as a table of text, and what may be wrong with them."""
+"""The table of the splits, and the problems found in their items."""
 
 import statistics
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What the items of a split are: classes, ranges of values, which cannot be read, and which are the same."""
+"""Statistics of the items of a split: classes, ranges of values, unreadable items, duplicates."""
 
 import hashlib
 import itertools

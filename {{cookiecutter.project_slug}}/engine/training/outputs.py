@@ -1,4 +1,4 @@
-"""What the output of a network means: classes and along which dimension, yes or no, numbers, or none of these."""
+"""OutputSpec: what an output holds (logits of classes, binary logits, numbers), inferred from the loss and a target."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ Task = Literal["multiclass", "binary", "multilabel", "regression", "none"]
 _ENTRIES = ("logits", "out", "output", "prediction", "predictions")
 
 
-def task_of(loss: str, target_info: dict[str, Any]) -> Task:
+def infer_task(loss: str, target_info: dict[str, Any]) -> Task:
     """The task of a loss, in torchmetrics' words; of a function of one's own, by the dtype of the targets.
 
     target_info: see SplitDataModule.target_info; an entry "task" overrides the guess.
@@ -43,19 +43,19 @@ def main_output(output: Any) -> Any:
     return output
 
 
-class Answer:
-    """The meaning of one output, and how it compares with its target.
+class OutputSpec:
+    """What an output holds, and how it compares with its target.
 
-    task: multiclass: a logit for each class; binary and multilabel: a logit for each question; regression: numbers.
-    class_dim: of the classes in an output; None until a batch has shown it.
-    are_logits: the answers to questions are logits, and not shares in 0..1.
+    task: multiclass: a logit per class; binary and multilabel: a logit per positive class; regression: numbers.
+    class_dim: dimension of the classes in an output; None until a batch has shown it.
+    are_logits: binary and multilabel outputs are logits, not probabilities.
     """
 
     def __init__(self, task: Task, class_dim: int | None = None, are_logits: bool = True) -> None:
         self.task: Task = task
         self.class_dim, self.are_logits = class_dim, are_logits
 
-    def align(self, output: Tensor, target: Tensor) -> Tensor:
+    def align_with_target(self, output: Tensor, target: Tensor) -> Tensor:
         """The output as torch and torchmetrics take it: classes in dimension 1, numbers in the shape of the target.
 
         Raises:
@@ -71,7 +71,7 @@ class Answer:
             return output.movedim(self.class_dim, 1)
         return output
 
-    def fits(self, output: Tensor, target: Tensor, num_classes: int | None) -> bool:
+    def matches(self, output: Tensor, target: Tensor, num_classes: int | None) -> bool:
         """Whether an aligned output can be measured against a target."""
         if self.task == "multiclass" and not target.is_floating_point():
             shape = output.shape[:1] + output.shape[2:]
@@ -82,17 +82,17 @@ class Answer:
         """What an output (B, ...) means: probabilities of classes or of yes, or itself."""
         if self.task == "multiclass":
             return output.float().softmax(self.class_dim or 1)
-        is_question = self.task in ("binary", "multilabel") and self.are_logits
-        return output.sigmoid() if is_question else output
+        is_logit = self.task in ("binary", "multilabel") and self.are_logits
+        return output.sigmoid() if is_logit else output
 
 
 class Head(NamedTuple):
-    """One of several outputs of a network: its loss by name, the loss function, its weight and what it means."""
+    """One of several outputs of a network: its loss by name, the loss function, its weight, and its OutputSpec."""
 
     loss_name: str
     loss: Callable[..., Any]
     weight: float
-    answer: Answer
+    spec: OutputSpec
 
 
 def build_heads(
@@ -122,14 +122,14 @@ def build_heads(
             raise UsageError(
                 f"--head_losses {text}: write HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
             ) from None
-        answer = Answer(task_of(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
-        heads[name] = Head(loss_name, function, number, answer)
+        spec = OutputSpec(infer_task(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
+        heads[name] = Head(loss_name, function, number, spec)
     return heads
 
 
 def _loss_for(loss: str, info: dict[str, Any]) -> str:
     is_integer = bool(info.get("is_integer"))
-    if (task_of(loss, info) == "multiclass") == is_integer:
+    if (infer_task(loss, info) == "multiclass") == is_integer:
         return loss
     return "cross_entropy" if is_integer else "mse_loss"
 

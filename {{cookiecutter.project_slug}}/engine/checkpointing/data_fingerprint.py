@@ -1,4 +1,4 @@
-"""What a run kept of its data: data.json in the run folder, and the same in each of its checkpoints."""
+"""Reads the fingerprint of the data that a run was trained on, from its data.json or from a checkpoint."""
 
 from pathlib import Path
 from typing import Any

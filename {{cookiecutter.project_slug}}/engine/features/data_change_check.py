@@ -12,7 +12,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.checkpointing import data_record
+from engine.checkpointing import data_fingerprint
 from engine.checkpointing.atomic_write import write_atomically
 from engine.datamodule.split_datamodule import SplitDataModule
 from engine.datamodule.splits import difference
@@ -66,7 +66,7 @@ class KeepRecord(Callback):
     """Writes data.json when training starts, and the same into each checkpoint."""
 
     def __init__(self, run_dir: Path, record: dict[str, Any], refuse_fit: bool) -> None:
-        self.path, self.record, self.refuse_fit = run_dir / data_record.FILE, record, refuse_fit
+        self.path, self.record, self.refuse_fit = run_dir / data_fingerprint.FILE, record, refuse_fit
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -79,4 +79,4 @@ class KeepRecord(Callback):
             write_atomically(self.path, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[data_record.KEY] = self.record
+        checkpoint[data_fingerprint.KEY] = self.record

@@ -39,7 +39,7 @@ def needs_trainer(action: str) -> bool:
 def run_action(settings: Settings, context: dict[str, Any]) -> Any:
     """Runs the action; returns the metrics, or what a command returns.
 
-    context: what a command may take besides the settings and the checkpoint, by name (`NEEDS` of engine.cli.plugins).
+    context: what a command may ask for by name beside settings and ckpt_path (NEEDS in features_and_commands.py).
     """
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     context = context | {"settings": settings, "ckpt_path": path}

@@ -1,4 +1,4 @@
-"""A run outlives its terminal: standard streams that are closed, that nobody reads, or that a full disk takes."""
+"""Keeps a run alive whose standard output or error is closed, or is a file on a full disk."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def is_notebook() -> bool:
 
 
 @contextmanager
-def outlived() -> Iterator[None]:
+def ignore_output_errors() -> Iterator[None]:
     """While it lasts, what standard output and error cannot take is dropped instead of ending the run."""
     for number in range(3):  # or the next file that is opened gets the number, and what is printed
         try:
@@ -29,17 +29,17 @@ def outlived() -> Iterator[None]:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)  # type: ignore[assignment]
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, _Lasting):
+            if isinstance(stream, _SafeStream):
                 stream.drop_rest()
         sys.stdout, sys.stderr = before
 
 
-class _Lasting:
+class _SafeStream:
     """A text stream whose errors are ignored."""
 
     def __init__(self, stream: Any) -> None:
