@@ -5,7 +5,6 @@
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +18,7 @@ from engine.launch import output_streams, signals
 from engine.training.run_action import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning import Callback, LightningModule
     from pytorch_lightning.loggers import Logger
 
     from data import DInterface
@@ -87,11 +86,10 @@ def run(
     hang_minutes: minutes without progress after which each process prints its stack; if there are several, they end.
     """
     from pytorch_lightning import seed_everything
-    from pytorch_lightning.callbacks import LambdaCallback
 
     from data import build_data
     from engine.checkpointing import checkpoint_io
-    from engine.datamodule.resumable_loader import ResumableLoader
+    from engine.checkpointing.checkpoint_callbacks import SaveConfig
     from engine.launch import watchdog
     from engine.logging import loggers
     from engine.training import trainer_setup
@@ -113,14 +111,7 @@ def run(
     callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
     if settings.action == "fit":
-
-        def begin(trainer: "Trainer", *_: object) -> None:
-            if isinstance(trainer.train_dataloader, ResumableLoader):
-                trainer.train_dataloader.check_resume()  # a change that is refused leaves config.yaml as it is
-            run_folder.write_config(settings, run_dir)
-
-        callbacks.append(LambdaCallback(on_train_start=begin))
-        callbacks.append(LambdaCallback(on_save_checkpoint=partial(checkpoint_io.add_defaults, settings.defaults)))
+        callbacks.append(SaveConfig(settings, run_dir))
     trainer = trainer_setup.make_trainer(
         model,
         data,

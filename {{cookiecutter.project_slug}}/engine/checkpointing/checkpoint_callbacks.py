@@ -7,16 +7,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from engine.checkpointing import run_folder
 from engine.checkpointing.monitor_mode import file_name
 from engine.checkpointing.run_folder import resume_command
+from engine.cli.settings import Settings
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import call_after_logging, mark_validation_as_interrupted
+
+
+class SaveConfig(Callback):
+    """Writes config.yaml when training starts, and into each checkpoint which of the run's flags nobody gave."""
+
+    def __init__(self, settings: Settings, run_dir: Path) -> None:
+        self.settings, self.run_dir = settings, run_dir
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if isinstance(trainer.train_dataloader, ResumableLoader):
+            trainer.train_dataloader.check_resume()  # a change that is refused leaves config.yaml as it is
+        if trainer.is_global_zero:
+            run_folder.write_config(self.settings, self.run_dir)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["default_flags"] = sorted(self.settings.defaults)
 
 
 class BestCheckpoint(ModelCheckpoint):

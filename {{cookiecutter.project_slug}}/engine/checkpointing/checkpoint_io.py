@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,11 +145,6 @@ def refused(path: Path, error: BaseException) -> UsageError:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         why = "it does not fit into the memory"
     return UsageError(f"{path} is refused: {why}")
-
-
-def add_defaults(defaults: Collection[str], trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-    """Adds to a checkpoint which flags of its run nobody gave; a callback's `on_save_checkpoint`."""
-    checkpoint["default_flags"] = sorted(defaults)
 
 
 def flags_of(path: Path) -> dict[str, RawValue]:

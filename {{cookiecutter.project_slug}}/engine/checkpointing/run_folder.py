@@ -44,10 +44,7 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
 
 def write_config(settings: Settings, run: Path) -> None:
     """Writes the flags to config.yaml when training begins: a change that is refused before leaves no trace."""
-    from pytorch_lightning.utilities import rank_zero_only
-
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        write_atomically(run / "config.yaml", _config(settings))
+    write_atomically(run / "config.yaml", _config(settings))
 
 
 def _config(settings: Settings) -> str:
