@@ -72,7 +72,8 @@ def run(
 
     model_name: a file of model/, or a dotted path to a class.
     dataset: a file of data/, or a dotted path to a class.
-    ckpt_path: checkpoint to resume or evaluate: last, best, version_N, a run folder, a file or an address.
+    ckpt_path: checkpoint to resume or evaluate: last or best of the newest run, version_N, a --run_name, a run folder,
+        a file or an address.
     init_from: start a new run from the weights of such a checkpoint, or of a file of weights.
     init_partial: load only those weights of init_from whose name and shape fit the network.
     trust: import the network, dataset, loss and optimizer that a checkpoint names, from anywhere; may run any code.
@@ -135,18 +136,28 @@ def run(
 def load(ckpt_path: str, *argv: str) -> "LoadedRun":
     """A trained run, for a notebook: its network, its data, its flags, and `predict`.
 
-    ckpt_path: as of --ckpt_path. argv: further flags, such as "--data_dir", "elsewhere".
+    From another folder, runs and data are looked for in that of the project or of the run where there are none here.
+
+    ckpt_path: as of --ckpt_path: "best" is the best checkpoint of the newest run. argv: further flags, such as
+        "--data_dir", "elsewhere".
     """
     from data import build_data
-    from engine.checkpointing.run_folder import run_of
     from engine.training.loaded_run import LoadedRun
     from model import MInterface
 
-    settings = parse(["test", "--ckpt_path", ckpt_path, *argv])
+    words, project = ["test", "--ckpt_path", ckpt_path, *argv], Path(__file__).parent
+    if not (Path(run_folder.FOLDER).exists() or "--default_root_dir" in argv):
+        words += ["--default_root_dir", str(project)]
+    settings = parse(words)
     assert settings.ckpt_path
+    if (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
+        places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
+        found = [place / data_dir for place in places if (place / data_dir).exists()]
+        settings = parse([*words, "--data_dir", str(found[0])]) if found else settings
     data = build_data(settings)
     model = MInterface.from_settings(settings, data)
-    load_features(run_of(settings.ckpt_path) or Path(), model, data, settings.arguments)  # one of them checks the data
+    run_dir = run_folder.run_of(settings.ckpt_path) or Path()
+    load_features(run_dir, model, data, settings.arguments)  # one of them checks the data
     return LoadedRun(model, data, settings.flags, settings.ckpt_path)
 
 
@@ -179,7 +190,7 @@ def load_callbacks(
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
-    from engine.checkpointing.monitor_mode import mode_of
+    from engine.checkpointing.monitor_mode import known_mode, mode_of
     from engine.logging.progress import EpochLines, ProgressBar
     from engine.training.early_stopping import EarlyStopping
     from engine.training.gradient_guard import GradientGuard
@@ -191,7 +202,9 @@ def load_callbacks(
     required = patience is not None or monitor != "val_loss"  # by default, a system may log other names
     monitor = monitor if has_validation else re.sub("^val(?=[_/])", "train", monitor)
     of_training = not has_validation or monitor.startswith("train")
-    mode = mode_of(monitor, monitor_mode, dict(model.metrics.items()) if isinstance(model, MInterface) else {})
+    mode = monitor_mode or known_mode(monitor, dict(model.metrics.items()) if isinstance(model, MInterface) else {})
+    if of_training:  # else the first validation shows whether it is logged at all
+        mode = mode_of(monitor, mode)
     callbacks: list[Callback] = [
         SeedEachStep(seed),
         MetricState(),
@@ -202,7 +215,7 @@ def load_callbacks(
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode, patience, bad_steps, of_training))
+        callbacks.append(EarlyStopping(monitor, mode or "min", patience, bad_steps, of_training))
     return callbacks
 
 

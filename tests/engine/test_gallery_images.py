@@ -212,6 +212,17 @@ def test_a_file_that_is_no_image_is_named(wrong: bytes, capsys: pytest.CaptureFi
         train[train.paths.index("digits/digit 4/a.jpg")]
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_ends_at_a_broken_image_with_one_line(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("digits"), 80)
+    Path("digits/digit 4/a.jpg").write_bytes(b"no image")
+    flags = ["--test_fraction", "0", "--val_fraction", "0", "--num_workers", workers, "--max_epochs", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*QUICK, *DIGITS, "--model_name", "mlp", *flags])
+    line = "main.py: error: digits/digit 4/a.jpg is no image, or is broken (cannot identify image file"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(line)
+
+
 def test_a_folder_without_classes_or_images_says_so() -> None:
     with pytest.raises(UsageError, match="gone should have a folder of images for each class"):
         folder_of(data_dir="gone")

@@ -234,7 +234,7 @@ BROKEN: dict[str, str | bytes] = {
     "table.csv is not utf-8; it can be read as gbk: --encoding gbk": "x,target\n好,2\n".encode("gbk"),
     "table.csv is not utf-8, nor gbk, big5, shift_jis or cp1252: line 3 is": "x,target\n好,2\n".encode()
     + b"\x81\xff,1\n",
-    "1 rows have no 'target', the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
+    "no 'target' in 1 of the rows, the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
     "table.csv has infinite values in 'x'": "x,target\n1,2\ninf,2\n3,4\n",
 }
 

@@ -67,6 +67,11 @@ def test_what_nobody_knows_must_be_said(train, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         train(*flags)
     assert "--monitor val_top2 --monitor_mode min, or max" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        train(*flags, "--monitor", "val_top1")
+    line = "--monitor val_top1: Top2 logs no val_top1, but val_top2, val_loss, val_acc; did you mean 'val_top2'?"
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert not list(Path("lightning_logs").glob("version_*"))
     train(*flags, "--monitor_mode", "max", "--save_top_k", 3)
     names = [path.name for path in Path("lightning_logs").glob("*/checkpoints/best-*")]
     assert sorted(name[:24] for name in names) == [f"best-epoch{n}-val_top2={n}.0" for n in (1, 2, 3)]

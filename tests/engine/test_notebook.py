@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from engine.errors import UsageError
 from paths import HERE, PROJECT, TOYS
 from PIL import Image
 
@@ -54,9 +55,25 @@ def test_numbers_come_in_their_unit_and_a_file_that_nobody_opens_is_refused(tmp_
     run = main.load("last")
     inputs = torch.tensor([[1.0, 2.0]])
     torch.testing.assert_close(run.predict(inputs), run.network(inputs).detach())
-    for wrong, said in (("a.png", "Sums opens no files"), (3, "predict takes tensors or names of files, and no int")):
-        with pytest.raises(Exception, match=said):
+    Path("a.png").touch()
+    said = {"a.png": "Sums opens no files", "b.png": "predict: there is no file b.png", 3: "names of files, and no int"}
+    for wrong, line in said.items():
+        with pytest.raises(UsageError, match=line) as caught:
             run.predict(wrong)
+        [shown] = caught.value._render_traceback_()  # by IPython
+        assert line in shown
+
+
+def test_from_another_folder_runs_and_data_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own").mkdir()
+    Path("own/items.txt").write_text("".join(f"item{number} {number % 3}\n" for number in range(60)))
+    main.main([*TOYS, "--dataset", "toys.FromFile", "--data_dir", "own", "--max_epochs", "1"])
+    wanted = [main.load("best").data.split("test")[index] for index in range(6)]
+    Path("notebooks").mkdir()
+    monkeypatch.chdir("notebooks")
+    for where in (tmp_path / RUN, Path("..", RUN)):
+        found = [main.load(str(where)).data.split("test")[index] for index in range(6)]
+        assert [target for _, target in found] == [target for _, target in wanted]
 
 
 def test_what_is_no_run_or_has_other_data_is_refused(train, capsys) -> None:

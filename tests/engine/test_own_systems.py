@@ -296,6 +296,10 @@ def test_a_lightning_module_runs_as_it_is(kill, capsys: pytest.CaptureFixture[st
         exported = torch.export.load(RUN / "network.pt2").module()
         assert torch.allclose(exported(points), module(points), atol=1e-6)
     assert np.load(RUN / "predictions.npy").shape == (9, 3)
+    main.main(["predict", "--ckpt_path", "best"])
+    rows = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    test = main.load("best").data.split("test")
+    assert [int(row["true"]) for row in rows] == [test[index][1] for index in range(9)]
 
 
 def test_it_trains_as_under_lightning_alone(train) -> None:

@@ -68,7 +68,7 @@ def test_no_id_is_a_formula_and_others_stay_as_they_are(train, monkeypatch, caps
         rows = list(csv.DictReader(file))
     assert {row["id"] for row in rows} == {*NAMES.values()}
     assert {row["true_name"] for row in rows} == {"'=1+1", "b", "c"}
-    assert "5 texts such as '\\t=1 have a ' in front" in capsys.readouterr().err
+    assert "a ' is in front of 5 of its texts, such as '\\t=1: " in capsys.readouterr().err
 
 
 def test_arrays_hold_what_the_table_holds(train) -> None:

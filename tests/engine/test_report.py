@@ -48,18 +48,14 @@ def report(*argv: str) -> list[dict[str, str]]:
 def test_a_row_a_run_with_what_the_chosen_checkpoint_has_and_the_flags_that_differ(logs, capsys) -> None:
     rows = report()
     assert [row["run"] for row in rows] == ["version_0", "version_2", "version_10"]
-    columns = "run network dataset lr hidden_dim epoch val_acc val_loss epochs seconds"
+    columns = "run network dataset lr epoch val_acc val_loss epochs seconds"  # one alone has a hidden_dim
     assert list(rows[0]) == columns.split()
     # The lowest val_loss is in the second epoch, the highest val_acc in the first.
     assert [row["epoch"] for row in rows] == ["2", "", ""]  # NaN is best of nothing
     assert [row["val_acc"] for row in rows] == ["0.25", "", ""]
     assert [row["val_loss"] for row in rows] == ["0.5", "", ""]
     assert [row["epochs"] for row in rows] == ["2", "0", "1"]
-    assert [(row["network"], row["lr"], row["hidden_dim"]) for row in rows] == [
-        ("a", "0.1", ""),
-        ("b", "0.2", "8"),
-        ("b", "0.2", ""),
-    ]
+    assert [(row["network"], row["lr"]) for row in rows] == [("a", "0.1"), ("b", "0.2"), ("b", "0.2")]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split()[:3] == ["run", "network", "dataset"]
     assert printed[-1] == "report"
@@ -76,12 +72,33 @@ def test_the_values_are_those_of_the_checkpoint_that_was_kept(logs, name: str) -
     assert (row["epoch"], row["val_acc"], row["val_loss"]) == ("1", "0.5", "0.75")
 
 
-def test_a_wide_table_fits_the_terminal(logs, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "50")
-    report()
+@pytest.fixture
+def two_networks() -> None:
+    """Eight runs of two networks, which have ten flags each that the other lacks; in three the runs differ."""
+    for number in range(8):
+        network, folder = "ab"[number % 2], Path(f"lightning_logs/version_{number}")
+        folder.mkdir(parents=True)
+        flags = {f"{network}{at}": at for at in range(10)} | ({"a9": number} if network == "a" else {})
+        flags |= {"model_name": network, "dataset": "d", "lr": number / 8, "seed": number % 3, "notes": "x" * number}
+        (folder / "config.yaml").write_text(yaml.safe_dump(flags))
+        (folder / "metrics.csv").write_text(f"epoch,step,train_loss,val_loss\n0,4,0.75,{1 - number / 10}\n")
+
+
+def test_a_table_of_two_networks_fits_the_terminal(two_networks, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = report()
+    head, *lines, more, folder = capsys.readouterr().out.splitlines()
+    assert head.split() == "run network a9 lr seed epoch val_loss".split()
+    assert max(map(len, [head, *lines])) <= 60
+    assert lines[7].split() == ["version_7", "b", "0.875", "1", "1", "0.3"]  # a9 is empty
+    assert more == "and 5 more: --columns all, or some of dataset, notes, ..."
+    assert list(rows[0]) == "run network dataset a9 lr notes seed epoch train_loss val_loss epochs seconds".split()
+    report("--columns", "notes,train_loss")
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "notes", "train_loss"]
+    report("--columns", "all")
     printed = capsys.readouterr().out.splitlines()
-    assert max(map(len, printed)) <= 50
-    assert sum(line.startswith("version_10") for line in printed) > 1  # a block of columns after the other
+    assert max(map(len, printed)) <= 60
+    assert sum(line.startswith("version_7") for line in printed) > 1  # a block of columns after the other
 
 
 def test_one_page_has_all_and_needs_no_other_file(logs) -> None:
@@ -97,8 +114,7 @@ def test_one_page_has_all_and_needs_no_other_file(logs) -> None:
     assert not [one for one in tags.addresses if not one.startswith("data:image/png;base64,")]
     assert tags.addresses == ["data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()]
     assert "<script>alert(1)" not in page
-    for label in ("model_name a, lr 0.1", "hidden_dim 8"):  # what differs
-        assert label in page
+    assert "model_name a, lr 0.1" in page  # what differs
     assert page.count('class="plotly-graph-div"') == 4  # a figure a metric
 
 
@@ -141,7 +157,7 @@ def test_a_browser_draws_the_page_and_switches_curves_off(logs) -> None:
 
 def test_legends_say_what_most_runs_have_otherwise(logs) -> None:
     for number, flags in enumerate(
-        ["lr: 0.1\nseed: 0", "lr: 0.1\nseed: 1", "lr: 0.1\nseed: 0\nwidth: 3", "lr: 0.5\nseed: 2"]
+        ["lr: 0.1\nseed: 0\nwidth: 2", "lr: 0.1\nseed: 1", "lr: 0.1\nseed: 0\nwidth: 3", "lr: 0.5\nseed: 2"]
     ):
         folder = Path(f"lightning_logs/version_{30 + number}")
         folder.mkdir()
@@ -150,7 +166,7 @@ def test_legends_say_what_most_runs_have_otherwise(logs) -> None:
     report("--html", *(f"version_{30 + number}" for number in range(4)))
     page = Path("report/report.html").read_text(encoding="utf-8")
     names = re.findall(r'"name":"((?:seed|lr) [^"]*)"', page)
-    assert names[:4] == ["seed 0", "seed 1", "seed 0, width 3", "lr 0.5, seed 2"]
+    assert names[:4] == ["seed 0, width 2", "seed 1", "seed 0, width 3", "lr 0.5, seed 2"]
     assert '"text":"epoch"' in page
 
 
@@ -209,6 +225,19 @@ def test_without_the_csv_every_point_comes_from_tensorboard(train) -> None:
     assert sheet["version_0"].tolist() == pytest.approx(sheet["copy"].tolist())
 
 
+def test_of_tensorboard_by_epochs_alone_the_steps_and_values_are_those_of_the_csv(train) -> None:
+    flags = ("--max_epochs", 3, "--batch_size", 4, "--log_every_n_steps", 2, "--val_check_interval", 0.5)
+    train(*flags)
+    train(*flags, "--logger", "tensorboard", "--x_axis", "epoch")
+    rows = report()
+    assert {row["epochs"] for row in rows} == {"3"}
+    assert rows[0]["val_loss"] == pytest.approx(rows[1]["val_loss"])
+    for metric in ("train_loss", "val_loss", "train_loss_step"):
+        sheet = pytest.importorskip("pandas").read_excel("report/report.xlsx", sheet_name=metric, index_col=0)
+        assert len(sheet) == {"train_loss": 3, "val_loss": 6, "train_loss_step": 27}[metric]  # 18 steps an epoch
+        assert sheet["version_1"].tolist() == pytest.approx(sheet["version_0"].tolist())
+
+
 def test_a_long_curve_loses_no_point() -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -223,9 +252,10 @@ def test_a_long_curve_loses_no_point() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["version_7"], "there is no run 'version_7'; lightning_logs/ has version_0, version_2, version_10"),
+        (["version_7"], "there is no run 'version_7'; lightning_logs/ has version_0, version_2, version_10; all: python"),
         (["--default_root_dir", "other"], "there is no run in other/lightning_logs/ yet"),
         (["--ou", "x"], "unknown flag --ou"),
+        (["--columns", "val_los"], "there are run, network, dataset, lr, epoch, val_acc, val_loss, epochs, seconds; did"),
         (["--out"], "--out: expected one argument"),
         (["--out", "lightning_logs/version_0/config.yaml"], "File exists"),
     ],
@@ -259,10 +289,10 @@ def test_it_needs_no_torch(logs) -> None:
 
 
 BROKEN_RUNS = {
-    "line": ("metrics.csv", b"0,x,0.2,1.5,,\n", "1 lines of lightning_logs/version_2/metrics.csv are left out"),
-    "letter": ("metrics.csv", b"0,4,,,\xff.5,\n", "1 lines of"),
-    "long line": ("metrics.csv", b"0,4,0.1,0.1,0.1,0.1,7,7,7\n", "1 lines of"),
-    "number": ("metrics.csv", b"0,%s,,,0.5,\n" % (b"9" * 40), "1 lines of"),
+    "line": ("metrics.csv", b"0,x,0.2,1.5,,\n", "lightning_logs/version_2/metrics.csv: left out 1 of its lines"),
+    "letter": ("metrics.csv", b"0,4,,,\xff.5,\n", "left out 1 of"),
+    "long line": ("metrics.csv", b"0,4,0.1,0.1,0.1,0.1,7,7,7\n", "left out 1 of"),
+    "number": ("metrics.csv", b"0,%s,,,0.5,\n" % (b"9" * 40), "left out 1 of"),
     "zeros": ("metrics.csv", b"\0" * 4096, "lightning_logs/version_2"),
     "config": ("config.yaml", b"\xff\xff", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),
     "yaml": ("config.yaml", b"a: [", "the flags of version_2 are left out: lightning_logs/version_2/config.yaml"),

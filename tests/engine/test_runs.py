@@ -56,6 +56,20 @@ def test_a_run_is_found_by_its_name_which_no_other_may_have(train, capsys) -> No
     assert config(2)["run_name"] == "second"
 
 
+def test_a_name_that_no_run_has_is_told_the_nearest(train, capsys) -> None:
+    train(*QUICK, "--logger", "csv", "--run_name", "baseline")
+    for number in range(1, 7):
+        (ROOT / f"version_{number}").mkdir()
+    latest = "version_2, version_3, version_4, version_5, version_6; all: python main.py runs"
+    there = f"; did you mean baseline (version_0)?; {ROOT}/ has {latest}\n"
+    assert refused(capsys, "test", "--ckpt_path", "basline").endswith(f"no such file or run folder{there}")
+    assert refused(capsys, "report", "basline").endswith(f"there is no run 'basline'{there}")
+    (ROOT / "version_2").rmdir()
+    (ROOT / "version_3").rmdir()
+    said = refused(capsys, "--ckpt_path", "version_9")
+    assert said.endswith(f"; {ROOT}/ has baseline (version_0), version_1, version_4, version_5, version_6; all: python main.py runs\n")
+
+
 @pytest.mark.parametrize("name", ["last", "version_7", "a/b", "s3://x", ".hidden"])
 def test_a_name_that_means_something_else_is_refused(train, capsys, name: str) -> None:
     with pytest.raises(SystemExit, match="2"):

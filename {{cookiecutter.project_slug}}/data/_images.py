@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from engine.errors import FileError
+
 
 def is_image(path: str | Path) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
@@ -20,7 +22,7 @@ def read(path: str | Path, channels: int) -> Image.Image | Tensor:
     """An image of 1 or 3 channels: PIL's, of bytes; of a file of 16 bits a grey level, floats (channels, H, W) in 0..1.
 
     Raises:
-        ValueError: the file is no image, or is broken, or has levels whose range it does not say.
+        FileError: the file is no image, or is broken, or has levels whose range it does not say.
     """
     with _opened(path) as image:
         if image.mode in ("I", "F"):
@@ -37,7 +39,7 @@ def numbers(path: str | Path) -> Tensor:
     """The raw values of a mask file, (H, W), or (H, W, channels) for one in colour.
 
     Raises:
-        ValueError: the file is no image, or is broken.
+        FileError: the file is no image, or is broken.
     """
     with _opened(path) as image:
         return torch.from_numpy(np.array(image).astype(np.int64))
@@ -50,4 +52,4 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
-        raise ValueError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None
+        raise FileError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None

@@ -90,7 +90,7 @@ class CsvTable(Dataset):
         dropped = _named(drop, rows, path)
         told = _target(rows[target], self.decimal, typed=path.suffix == ".parquet")
         if (gone := rows.index[told.isna()]).size:
-            said = f"{len(gone)} rows have no {target!r}, the first of them row {gone[0]}, from 0"
+            said = f"no {target!r} in {len(gone)} of the rows, the first of them row {gone[0]}, from 0"
             raise UsageError(f"{path}: {said}. Rows to predict belong in a file of their own: predict --rows FILE")
         if _is_number(told) and np.isinf(told).any():
             raise UsageError(f"{path} has infinite values in {target!r}")

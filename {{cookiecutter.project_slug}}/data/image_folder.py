@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from data._images import is_image, read
 from engine.datamodule.splits import split_indices
-from engine.errors import UsageError
+from engine.errors import FileError, UsageError
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
 PIXELS = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]  # (C, S, S), 0..1
@@ -61,7 +61,7 @@ class ImageFolder(Dataset):
 
         Raises:
             UsageError: there is no class, or no image of one, or a class that is not learnt; a size is out of range.
-            ValueError: a file is no image, or is broken (also when it is fetched).
+            FileError: a file is no image, or is broken (also when it is fetched).
         """
         if img_size < 1 or not 0 < crop_scale <= 1:
             said = f"--img_size {img_size} --crop_scale {crop_scale}"
@@ -128,11 +128,11 @@ class ImageFolder(Dataset):
         name = f"{self.in_channels} channels, size {self.img_size}, files {which}"  # of other files they are others
         if name not in known:
             total, squares = torch.zeros(2, self.in_channels, dtype=torch.float64)
-            broken = list[ValueError]()
+            broken = list[FileError]()
             for path in some:
                 try:
                     pixels = transform(read(path, self.in_channels)).double()  # (C, S, S)
-                except ValueError as error:
+                except FileError as error:
                     broken.append(error)  # raised once more when it is fetched
                     continue
                 total, squares = total + pixels.mean((1, 2)), squares + pixels.square().mean((1, 2))

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from data._images import is_image, numbers, read
 from engine.datamodule.splits import hash_files, split_indices
-from engine.errors import UsageError
+from engine.errors import FileError, UsageError
 
 
 class PairedImages(Dataset):
@@ -64,7 +64,7 @@ class PairedImages(Dataset):
 
         Raises:
             UsageError: there is no image, or an image has no target; the flags do not go together.
-            ValueError: an item is fetched, and a file is broken, too small or of another size than its target, or a
+            FileError: an item is fetched, and a file is broken, too small or of another size than its target, or a
                 mask has a number that is no class.
         """
         if min(img_size, scale) < 1 or img_size % scale:
@@ -107,7 +107,7 @@ class PairedImages(Dataset):
             target = self._mask(beside) if self.masks else self._image(beside, self.img_size)  # (H, W) or (C, H, W)
         if image.shape[-2:] != target.shape[-2:]:
             height, width = target.shape[-2:]
-            raise ValueError(f"{path} is {image.shape[-1]}x{image.shape[-2]}, and {beside} is {width}x{height}")
+            raise FileError(f"{path} is {image.shape[-1]}x{image.shape[-2]}, and {beside} is {width}x{height}")
         image, target = self.cut(image, target)  # both at the same place: (C, S, S); (S, S) or (C, S, S)
         image, target = image.as_subclass(Tensor), target.as_subclass(Tensor)
         if self.scale > 1:
@@ -123,7 +123,7 @@ class PairedImages(Dataset):
         pixels = v2.functional.to_dtype(v2.functional.to_image(read(path, self.in_channels)), torch.float32, scale=True)
         if min(pixels.shape[1:]) < least:
             height, width = pixels.shape[1:]
-            raise ValueError(f"{path} is {width}x{height}, less than {least}x{least}: see --img_size")
+            raise FileError(f"{path} is {width}x{height}, less than {least}x{least}: see --img_size")
         return tv_tensors.Image(pixels)  # (C, H, W)
 
     def _mask(self, path: Path) -> Tensor:
@@ -132,7 +132,7 @@ class PairedImages(Dataset):
         if found.dim() != 2 or (classes == -1).any():
             what = "colours" if found.dim() != 2 else f"the number {int(found[classes == -1][0])}"
             known = ", ".join(map(str, self.mask_values))
-            raise ValueError(f"{path} has {what}: a mask has one of {known} a pixel; see --mask_values, --ignore_index")
+            raise FileError(f"{path} has {what}: a mask has one of {known} a pixel; see --mask_values, --ignore_index")
         return tv_tensors.Mask(classes)
 
 

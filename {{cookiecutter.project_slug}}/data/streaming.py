@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.errors import UsageError
+from engine.errors import FileError, UsageError
 
 
 class Streaming(Dataset):
@@ -41,7 +41,7 @@ class Streaming(Dataset):
 
         Raises:
             UsageError: pyarrow is not installed; window is below 1; there are no such files.
-            ValueError: a file is broken, has other columns than the first, or a column that is no numbers; the message
+            FileError: a file is broken, has other columns than the first, or a column that is no numbers; the message
                 names it.
         """
         if window < 1:
@@ -58,7 +58,7 @@ class Streaming(Dataset):
             columns, self._metadata[path] = _columns(file.schema_arrow), file.metadata
             self._columns = self._columns or columns
             if columns != self._columns:
-                raise ValueError(f"{path}: its columns are not those of {paths[0]}")
+                raise FileError(f"{path}: its columns are not those of {paths[0]}")
             target = f"{columns[-1][0]}."  # of lists, the numbers are at target.list.element
             at = max(at for at in range(len(file.schema)) if f"{file.schema.column(at).path}.".startswith(target))
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
@@ -118,7 +118,7 @@ class Streaming(Dataset):
                 table = _open(self._store, path, self._metadata[path]).read_row_group(number, names)
                 self._held[chunk] = _as_inputs([_tensor(table, name) for name in names])
             except (OSError, ArrowException, ValueError) as error:  # the last one: of what is no number
-                raise ValueError(f"{path}: its row group {number} cannot be read: {error}") from None
+                raise FileError(f"{path}: its row group {number} cannot be read: {error}") from None
             self.reads += 1
         self._held.move_to_end(chunk)
         return self._held[chunk]
@@ -167,7 +167,7 @@ def _open(store: Any, path: str, metadata: Any = None) -> Any:
     try:
         return parquet.ParquetFile(store.open_input_file(path), metadata=metadata, page_checksum_verification=True)
     except (OSError, ArrowException) as error:
-        raise ValueError(f"{path} is no Parquet file, or is cut short: {error}") from None
+        raise FileError(f"{path} is no Parquet file, or is cut short: {error}") from None
 
 
 def _columns(schema: Any) -> list[tuple[Any, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from engine.datamodule.splits import split_indices
-from engine.errors import UsageError
+from engine.errors import FileError, UsageError
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -100,7 +100,7 @@ def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
     """Frames (num_frames, size, size, 3) of a clip, bytes.
 
     Raises:
-        ValueError: it cannot be decoded, breaks off, or has fewer frames.
+        FileError: it cannot be decoded, breaks off, or has fewer frames.
     """
     import av
 
@@ -120,10 +120,10 @@ def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
                 if len(found) == num_frames:
                     return np.stack(found)
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be decoded ({error.strerror}): mend it or take it away") from None
+        raise FileError(f"{path} cannot be decoded ({error.strerror}): mend it or take it away") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    raise ValueError(f"{path}: the file ends before frame {wanted[len(found)]} of {length}")
+        raise FileError(f"{path}: {error}") from None
+    raise FileError(f"{path}: the file ends before frame {wanted[len(found)]} of {length}")
 
 
 def _centre(frame: Any, size: int) -> np.ndarray:

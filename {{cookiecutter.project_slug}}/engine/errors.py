@@ -10,6 +10,19 @@ from types import TracebackType
 class UsageError(Exception):
     """A mistake on the command line or in a file that it names; printed in one line, with exit status 2."""
 
+    def __init__(self, text: str) -> None:
+        # A DataLoader's worker process sends its traceback along: `Caught UsageError in ...`.
+        sent = re.search(rf"^[\w.]+\.{type(self).__name__}: (.*)", text, re.M) if text.startswith("Caught ") else None
+        super().__init__(sent[1] if sent else text)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class FileError(UsageError, ValueError):
+    """A file of the data cannot be used. Where an item that cannot be read should do no harm, it is a ValueError."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A suggestion to append to an error, such as `; did you mean 'lenet'?`, or "" where nothing is close."""

@@ -13,11 +13,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.monitor_mode import file_name
+from engine.checkpointing.monitor_mode import file_name, mode_of
 from engine.checkpointing.run_folder import resume_command
 from engine.cli.settings import Settings
 from engine.datamodule.resumable_loader import ResumableLoader
-from engine.errors import UsageError
+from engine.errors import UsageError, nearest
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import call_after_logging, mark_validation_as_interrupted
 
@@ -44,6 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
     Between two runs their folder may be moved, `save_top_k` changed, and `monitor` too: the best is then found anew.
     Files of a run that went on elsewhere, or was killed, and that this one does not write again, are removed.
 
+    mode: None where nobody knows it: an error, once the module has shown what it logs.
     of_training: the metric is one of the training, and not of the validation.
     required: raise UsageError where `monitor` is not logged; otherwise the latest epoch is then the best.
     """
@@ -54,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
         self,
         folder: Path,
         monitor: str,
-        mode: Literal["min", "max"],
+        mode: Literal["min", "max"] | None,
         save_top_k: int,
         of_training: bool = False,
         required: bool = True,
@@ -65,12 +66,12 @@ class BestCheckpoint(ModelCheckpoint):
             f"best-epoch{{epoch}}-{file_name(monitor)}={{{monitor}:.6f}}",
             monitor,
             auto_insert_metric_name=False,
-            mode=mode,
+            mode=mode or "min",
             save_top_k=save_top_k,
             save_on_train_epoch_end=self.of_training,
             enable_version_counter=False,
         )
-        self._unknown, self._found_anew = set[str](), ""
+        self._unknown, self._found_anew, self._mode = set[str](), "", mode
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""
@@ -98,13 +99,16 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _check_monitor(self, trainer: Trainer, module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics or self.monitor == "epoch":
+            if self._mode is None:
+                mode_of(str(self.monitor))
             return
         if trainer.sanity_checking and len(trainer.num_sanity_val_batches) > 1:
             return  # of several validation sets Lightning does not tell the names yet
         logged = ", ".join(trainer.callback_metrics) or "nothing"
         missing = f"{type(module).__name__} logs no {self.monitor}, but {logged}"
         if self.required:
-            raise UsageError(f"--monitor {self.monitor}: {missing}")
+            near = nearest(str(self.monitor), trainer.callback_metrics)
+            raise UsageError(f"--monitor {self.monitor}: {missing}{near}")
         if trainer.is_global_zero:
             print(f"{missing}: the latest epoch counts as the best, unless --monitor names one of these", flush=True)
         self._follow_epochs()

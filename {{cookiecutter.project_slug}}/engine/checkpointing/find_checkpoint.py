@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from engine.checkpointing.monitor_mode import file_name, given_mode, known_mode, mode_of
-from engine.checkpointing.run_folder import find_named, versions
+from engine.checkpointing.run_folder import find_named, known_runs
 from engine.cli import features_and_commands
 from engine.errors import UsageError
 
@@ -46,8 +46,7 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     except OSError as error:  # such as a name that is too long
         raise UsageError(f"--{flag} {name[:80]}: {error.strerror}") from None
     if not path.is_dir():
-        there = ", ".join(f"version_{number}" for number in sorted(versions(root))[-5:]) or "no run"
-        raise UsageError(f"--{flag} {name}: there is no such file or run folder; {root}/ has {there}")
+        raise UsageError(f"--{flag} {name}: there is no such file or run folder{known_runs(name, root)}")
     for kind in (_last_checkpoints, _best_checkpoints) if resume else (_best_checkpoints, _last_checkpoints):
         if files := kind(path):
             return files[-1]

@@ -14,7 +14,7 @@ from engine.checkpointing.atomic_write import optional, read_json, write_atomica
 from engine.cli import config_file, features_and_commands
 from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings
-from engine.errors import UsageError
+from engine.errors import UsageError, nearest
 
 FOLDER = "lightning_logs"
 _created: list[Path] = []  # by this process
@@ -174,6 +174,22 @@ def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
         raise UsageError(f"--run_name {name}: letters, digits and _ . + = - only, and not last, best or version_N")
     if taken := [run for run in find_named(name, root) if not (resumed and run.samefile(resumed))]:
         raise UsageError(f"--run_name {name} is {taken[0]}: give another, or go on with that by --ckpt_path {name}")
+
+
+def known_runs(name: str, root: Path) -> str:
+    """What to say where there is no run of a name: the nearest one, the latest ones, and what lists them all."""
+    labels = dict[str, str]()
+    for run in (root / f"version_{number}" for number in sorted(versions(root))):
+        text = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
+        named = re.search(r"^run_name: '?([\w.+=-]+)", text, re.M)
+        run_name = named[1] if named and named[1] not in ("none", "null") else ""
+        labels[run.name] = labels[run_name] = f"{run_name} ({run.name})" if run_name else run.name
+    labels.pop("", None)
+    latest = ", ".join([*dict.fromkeys(labels.values())][-5:]) or "no run"
+    every = "; all: python main.py runs" if "runs" in features_and_commands.commands() else ""
+    near = "" if re.fullmatch(r"version_\d+", name) else nearest(name, labels)
+    near = re.sub("'(.*)'", lambda found: labels[found[1]], near)
+    return f"{near}; {root}/ has {latest}{every}"
 
 
 def find_named(name: str, root: Path) -> list[Path]:

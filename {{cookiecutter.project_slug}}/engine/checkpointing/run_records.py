@@ -81,8 +81,7 @@ def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
         named = run_folder.find_named(name, root)
         folder = root / name if re.fullmatch(r"version_\d+", name) else named[0] if named else Path(name)
         if not any(any(folder.glob(pattern)) for pattern in ("config.yaml", "metrics.csv", "events.*")):
-            available = ", ".join(path.name for path in every[-5:]) or "no run"
-            raise UsageError(f"{action}: there is no run {name!r}; {root}/ has {available}")
+            raise UsageError(f"{action}: there is no run {name!r}{run_folder.known_runs(name, root)}")
         folders.append(folder)
     records = [read(folder) for folder in dict.fromkeys(folders) or every]
     tests = [_condition(text, records) for text in options.where]

@@ -43,7 +43,7 @@ def overview(action: str) -> None:
     print("\nsettings:")
     _row("--config FILE", "a YAML file of flags, over which the command line wins; may be given several times")
     _row("--print_config", "print all flags with their values as such a file")
-    text = "last, best, version_N, a run folder or a file: the checkpoint to resume or evaluate, with its flags"
+    text = "last or best of the newest run, version_N, a folder or file: what to go on from or evaluate, with its flags"
     _row("--ckpt_path WHICH", text)
     _row("--help", "with --model_name and --dataset: all of their flags; --help_all adds all of Lightning's Trainer")
     whole = all(_EXAMPLE[key] in names for key, names in known.items())

@@ -170,8 +170,8 @@ def _action(argv: list[str]) -> tuple[str, list[str]]:
     if not argv or argv[0].startswith("-"):
         return "fit", argv
     if argv[0] not in (actions := features_and_commands.actions()):
-        near = nearest(argv[0], actions)
-        raise UsageError(f"there is no action {argv[0]!r}{near}. There are: {', '.join(actions)}")
+        near = nearest(argv[0], actions) or "."
+        raise UsageError(f"there is no action {argv[0]!r}{near} There are: {', '.join(actions)}")
     return argv[0], argv[1:]
 
 

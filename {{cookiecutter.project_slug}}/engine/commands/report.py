@@ -11,6 +11,7 @@ import shutil
 import struct
 import sys
 import textwrap
+from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from engine.checkpointing import run_folder, run_records
 from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
-from engine.errors import UsageError, escape_formula, printable
+from engine.errors import UsageError, escape_formula, nearest, printable
 from engine.logging import html_page
 
 _MAX_POINTS = 2000  # of a curve of the page, about
+_WHAT = ("run_name", "network", "dataset")  # columns that say what a run is
 
 
 class Run(NamedTuple):
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> None:
     run_records.add_arguments(parser)
     parser.add_argument("--out", default="report", metavar="FOLDER", help="where the files go (default: report)")
     parser.add_argument("--html", action="store_true", help="also write one HTML page: table, curves, pictures, flags")
+    parser.add_argument("--columns", metavar="NAME,...", help="print these columns, or all (default: those that fit)")
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -69,7 +72,7 @@ def main(argv: list[str]) -> None:
         runs = [run for record, name in zip(records, names, strict=True) if (run := read_run(record, name))]
         if not runs:
             raise UsageError("report: none of the runs can be read")
-        write(runs, Path(known.out), known.html)
+        write(runs, Path(known.out), known.html, known.columns)
     except ModuleNotFoundError as error:
         raise UsageError(f'report needs {error.name} too: pip install -e ".[report]"') from None
     print(known.out)
@@ -111,7 +114,7 @@ def _csv_points(folder: Path) -> Any:
             except (ValueError, TypeError, IndexError):  # also where a line has more cells than the first one
                 wrong += 1
     if wrong:
-        _say(f"{wrong} lines of {path} are left out: they are broken")
+        _say(f"{path}: left out {wrong} of its lines, which are broken")
     return pandas.DataFrame(points, columns=["step", "metric", "value"])
 
 
@@ -127,8 +130,16 @@ def _event_points(folder: Path) -> Any:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(files[0].parent), size_guidance={"scalars": 0}).Reload()
-        for metric in (one for one in events.Tags()["scalars"] if not one.startswith("by_epoch/")):
-            points += ((event.step, metric, event.value) for event in events.Scalars(metric))
+        names = events.Tags()["scalars"]
+        epochs = events.Scalars("epoch") if "epoch" in names else []
+        times = [event.wall_time for event in epochs]
+        for name in names:
+            found, metric = events.Scalars(name), name.removeprefix("by_epoch/")
+            if metric == name:
+                points += ((event.step, name, event.value) for event in found)
+            elif metric not in names:  # of --x_axis epoch: the step is that of `epoch`, which is written right after it
+                places = ((bisect_left(times, event.wall_time), event.value) for event in found)
+                points += ((epochs[place].step, metric, value) for place, value in places if place < len(epochs))
     return pandas.DataFrame(points, columns=["step", "metric", "value"])
 
 
@@ -152,18 +163,17 @@ def _of_epoch(metric: str) -> bool:
     return re.match("(train|val|test)[_/]", metric) is not None and not metric.endswith("_step")
 
 
-def write(runs: list[Run], folder: Path, page: bool) -> None:
+def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> None:
     """Prints the table and writes all files; a package that is missing stops only the files that need it.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written, or there is no such column.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = summary(runs)
-        width = shutil.get_terminal_size().columns
-        shown = table.set_index("run").rename_axis(index=None, columns="run")  # repeated where the columns are wrapped
-        print(shown.to_string(na_rep="", float_format="{:.4g}".format, line_width=width), flush=True)
+        width = shutil.get_terminal_size((10**6, 0)).columns  # of a file or a pipe, any
+        _print_table(table, _asked_columns(table, columns) or _telling_columns(table, runs, width), width)
         writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
         writers |= {"report.html": write_page} if page else {}
         with replacing(folder / "report.csv") as part:
@@ -176,9 +186,44 @@ def write(runs: list[Run], folder: Path, page: bool) -> None:
         raise UsageError(f"--out {folder}: {error.strerror or error}") from None
 
 
+def _print_table(table: Any, shown: list[str], width: int) -> None:
+    """Prints some columns of the summary, in blocks where they are wider than `width`, and how many more there are."""
+    some = table[["run", *(name for name in table if name in shown and name != "run")]]
+    some = some.set_index("run").rename_axis(index=None, columns="run")  # repeated in each block
+    print(some.to_string(na_rep="", float_format="{:.4g}".format, line_width=width))
+    if more := [name for name in table if name not in (*some, "run")]:
+        line = f"and {len(more)} more: --columns all, or some of {', '.join(more)}"
+        print(textwrap.shorten(line, width, placeholder=" ..."))
+
+
+def _asked_columns(table: Any, asked: str | None) -> list[str]:
+    """The columns of --columns."""
+    names = [*table] if asked == "all" else asked.split(",") if asked else []
+    if unknown := [name for name in names if name not in table]:
+        raise UsageError(f"--columns {unknown[0]}: there are {', '.join(table)}{nearest(unknown[0], table)}")
+    return names
+
+
+def _telling_columns(table: Any, runs: list[Run], width: int) -> list[str]:
+    """The columns that fit, the most telling first: what the runs are, what they were chosen by, what differs."""
+    flags = [name for name in _differing(runs) if name in table and name not in (*_WHAT, "tags", "notes")]
+    flags.sort(key=lambda name: ((table[name] == "").sum(), -table[name].nunique()))
+    what = [name for name in _WHAT if name in table and table[name].nunique() > 1]
+    monitors = [_monitor(run) for run in runs]
+    measured = [name for name in table if re.match("(val|test)[_/]", name)]
+    order = dict.fromkeys([*what, *monitors, *flags[:3], "epoch", *measured, *flags, *table])
+    shown, free = list[str](), width - 2 - table["run"].str.len().max()
+    for name in (name for name in order if name in table and name != "run"):
+        lines = table[[name]].to_string(na_rep="", float_format="{:.4g}".format, index=False).split("\n")
+        if (needed := 2 + max(map(len, lines))) <= free:
+            free -= needed
+            shown.append(name)
+    return shown
+
+
 def summary(runs: list[Run]) -> Any:
-    """A row a run: name, network, dataset, the flags in which the runs differ, the values of the chosen checkpoint and
-    its epoch, epochs, seconds."""
+    """A row a run: its name, network, dataset, the flags in which the runs differ, the values of the chosen checkpoint
+    and its epoch, epochs, seconds."""
     import pandas
 
     flags = [name for name in _differing(runs) if name not in ("model_name", "dataset")]
@@ -201,7 +246,7 @@ def chosen_values(run: Run) -> dict[str, float]:
     """The metrics of the best checkpoint, with its "epoch", and the latest of the test; without a checkpoint,
     those of the best validation."""
     values = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics if metric.startswith("test")}
-    monitor = run.record.monitor or run.flags.get("monitor", "val_loss")
+    monitor = _monitor(run)
     if monitor == "epoch":  # where no metric was logged, the latest one counts as the best
         monitored = run.epoch_of[run.epoch_of == run.record.best_epoch]
         monitored = -monitored.index.to_series()  # its last row
@@ -228,10 +273,16 @@ def chosen_values(run: Run) -> dict[str, float]:
     return values | {"epoch": int(epoch)}
 
 
+def _monitor(run: Run) -> str:
+    """The metric by which its best checkpoint is chosen."""
+    return run.record.monitor or run.flags.get("monitor", "val_loss")
+
+
 def _differing(runs: list[Run]) -> list[str]:
-    """The flags in which the runs differ."""
+    """The flags in which the runs that have them differ: another network lacks many."""
     names = dict.fromkeys(name for run in runs for name in run.flags)
-    return [name for name in names if len({run.flags.get(name) for run in runs}) > 1 and name != "ckpt_path"]
+    values = {name: {run.flags[name] for run in runs if name in run.flags} for name in names}
+    return [name for name in names if len(values[name]) > 1 and name != "ckpt_path"]
 
 
 def labels(runs: list[Run]) -> list[str]:

@@ -38,7 +38,7 @@ class LoadedRun:
             an image file, or a list of such, which the dataset opens; or a file of rows, where it opens such.
 
         Returns: a tensor; of a network of several outputs, a dict of these.
-        Raises: UsageError: the dataset opens no such files.
+        Raises: UsageError: there is no such file, or the dataset opens none.
         """
         tensors = self._open(inputs)
         batches = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
@@ -56,6 +56,8 @@ class LoadedRun:
         paths = [inputs] if isinstance(inputs, (str, Path)) else [*inputs] if isinstance(inputs, Iterable) else []
         if not paths or not all(isinstance(path, (str, Path)) for path in paths):
             raise UsageError(f"predict takes tensors or names of files, and no {type(inputs).__name__}")
+        if missing := [path for path in paths if not Path(path).is_file()]:
+            raise UsageError(f"predict: there is no file {missing[0]}")
         if (open_image := self.data.image_opener()) is not None:
             return (torch.stack([open_image(str(path)) for path in paths]),)
         if (open_rows := self.data.attribute("open_rows")) is not None:

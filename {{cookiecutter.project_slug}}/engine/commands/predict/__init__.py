@@ -23,6 +23,7 @@ from engine.commands.predict.explain import Explanations
 from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
+from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
 from engine.launch.data_parallel_rank import data_parallel_rank
@@ -181,7 +182,9 @@ class PredictionWriter(Callback):
     def _true_values(self, module: Any, batch: Any, values: Tensor) -> np.ndarray:
         """The targets of the test split's items (B, T) that a table shows beside `values`; (B, 0) of other inputs."""
         known = getattr(self.data, "predict_dataset", None) is None and not isinstance(batch, Tensor)
-        target = module.unpack_batch(batch)[1] if known and hasattr(module, "unpack_batch") else None
+        # A system of one's own does not say what is what in a batch.
+        split = getattr(module, "unpack_batch", lambda batch: (None, ItemFields().split(batch).target))
+        target = split(batch)[1] if known else None
         if not (self.format == "csv" or self.layer) or not isinstance(target, Tensor) or len(target) != len(values):
             return np.empty((len(values), 0))
         target = target.reshape(len(values), -1)
@@ -230,7 +233,7 @@ class PredictionWriter(Callback):
             draw_components(path.with_suffix(".png"), values, true, self.true_is_class, names)
         for number in skipped:
             print(f"left out: {printable(dataset.why(number))}", file=sys.stderr)
-        written = f"{count} {'files' if self.format == 'png' else 'rows'}"
+        written = f"{count} {'file' if self.format == 'png' else 'row'}{'s' * (count != 1)}"
         print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
 
 

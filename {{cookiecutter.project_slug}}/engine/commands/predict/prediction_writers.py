@@ -55,8 +55,8 @@ def write_table(
                 writer.writerow(row)
             writer.writerow(row.values())
     if changed:
-        such = f"{path}: {len(changed)} texts such as {printable(min(changed))}"
-        print(f"{such} have a ' in front, as a spreadsheet would take them for formulas", file=sys.stderr)
+        some = f"{len(changed)} of its texts, such as {printable(min(changed))}"
+        print(f"{path}: a ' is in front of {some}: a spreadsheet would take them for formulas", file=sys.stderr)
 
 
 def _class_cells(column: str, number: int, names: Any, cell: Callable[[Any], str]) -> dict[str, Any]:
