@@ -27,6 +27,23 @@ def test_a_metric_of_ones_own_is_that_of_the_whole_split(train) -> None:
     assert main.main(["test", "--ckpt_path", "best"])["test_defect_recall"] == told["test_defect_recall"]
 
 
+def test_a_metric_takes_arguments(train) -> None:
+    named = ["acc(top_k=2)", "FBetaScore(beta=2.0, average='macro')", "toys.DefectRecall(wanted=2)"]
+    told = train("--metrics", *named, "--max_epochs", 1, "--noise", 1.5, "--lr", 0.05)
+    main.main(["predict", "--ckpt_path", "best", "--noise", "1.5", "--batch_size", "32"])
+    answers = rows(RUN / "predictions.csv")
+    true, said = (np.array([int(row[name]) for row in answers]) for name in ("true", "class"))
+    shares = np.array([[float(row[f"p{at}"]) for at in range(3)] for row in answers])
+    assert told["test_acc"] == pytest.approx((shares.argmin(1) != true).mean())  # among the two likeliest of three
+    hits = [((said == at) & (true == at)).sum() for at in range(3)]
+    fbeta = [5 * hit / (5 * hit + 4 * ((true == at) & (said != at)).sum() + ((true != at) & (said == at)).sum())
+             for at, hit in enumerate(hits)]  # fmt: skip
+    assert told["test_fbetascore"] == pytest.approx(np.mean(fbeta))
+    assert told["test_defect_recall"] == pytest.approx((said[true == 2] == 2).mean())
+    told_again = main.main(["test", "--ckpt_path", "best"])  # its metrics are from config.yaml and the checkpoint
+    assert {name: told[name] for name in told_again} == told_again
+
+
 def test_it_chooses_the_checkpoint_by_its_name(train) -> None:
     train("--metrics", "toys.DefectRecall", "--monitor", "val_defect_recall", "--max_epochs", 4, *HARD)
     values = [float(row["val_defect_recall"]) for row in rows() if row["val_defect_recall"]]
@@ -49,6 +66,20 @@ def test_the_schedule_follows_the_share_of_training_done(train) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
+        ("--metrics FBetaScore(beta=2", "--metrics 'FBetaScore(beta=2': write a name, or one with arguments: FBeta"),
+        (
+            "--metrics FBetaScore(2)",
+            "--metrics 'FBetaScore(2)': write a name, or one with arguments: FBetaScore(beta=2.0)",
+        ),
+        ("--metrics FBetaScore(betta=2.0)", "--metrics FBetaScore has no argument 'betta', but "),
+        (
+            "--metrics FBetaScore(beta=-2.0)",
+            "--metrics FBetaScore(beta=-2.0): Expected argument `beta` to be a float lar",
+        ),
+        (
+            "--metrics toys.DefectRecall(want=2)",
+            "has no argument 'want', but num_classes, wanted; did you mean 'wanted'?",
+        ),
         ("--metrics toys.twice", "--metrics toys.twice is no subclass of torchmetrics.Metric"),
         ("--metrics toys.DefectRecal", "module toys has no 'DefectRecal'; did you mean 'DefectRecall'?"),
         ("--metrics acc toys.Acc", "--metrics acc toys.Acc: another one would be logged as loss, acc"),

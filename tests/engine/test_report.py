@@ -252,10 +252,16 @@ def test_a_long_curve_loses_no_point() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["version_7"], "there is no run 'version_7'; lightning_logs/ has version_0, version_2, version_10; all: python"),
+        (
+            ["version_7"],
+            "there is no run 'version_7'; lightning_logs/ has version_0, version_2, version_10; all: python",
+        ),
         (["--default_root_dir", "other"], "there is no run in other/lightning_logs/ yet"),
         (["--ou", "x"], "unknown flag --ou"),
-        (["--columns", "val_los"], "there are run, network, dataset, lr, epoch, val_acc, val_loss, epochs, seconds; did"),
+        (
+            ["--columns", "val_los"],
+            "there are run, network, dataset, lr, epoch, val_acc, val_loss, epochs, seconds; did",
+        ),
         (["--out"], "--out: expected one argument"),
         (["--out", "lightning_logs/version_0/config.yaml"], "File exists"),
     ],

@@ -67,7 +67,9 @@ def test_a_name_that_no_run_has_is_told_the_nearest(train, capsys) -> None:
     (ROOT / "version_2").rmdir()
     (ROOT / "version_3").rmdir()
     said = refused(capsys, "--ckpt_path", "version_9")
-    assert said.endswith(f"; {ROOT}/ has baseline (version_0), version_1, version_4, version_5, version_6; all: python main.py runs\n")
+    assert said.endswith(
+        f"; {ROOT}/ has baseline (version_0), version_1, version_4, version_5, version_6; all: python main.py runs\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["last", "version_7", "a/b", "s3://x", ".hidden"])

@@ -67,7 +67,7 @@ class MInterface(MetricLoggingModule):
                 none takes cross_entropy for whole numbers and mse_loss for others.
             class_weights: balanced weights the loss of each class by 1 / its share of the training items.
             metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr, or dotted paths to metrics of your
-                own; none takes one that suits the loss.
+                own, with arguments in brackets: 'FBetaScore(beta=2.0)'; none takes one that suits the loss.
             metric_thresholds: bins for auroc and the like, such as 200; none is exact, from all outputs of an epoch.
             lr: learning rate.
             optimizer: class of torch.optim, or a dotted path.

@@ -33,8 +33,8 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
         UsageError: one is something else, or lies where no code of this project's lies.
     """
     keys = {"model_name", "dataset", "loss", "head_losses", "optimizer", "metrics", "lr_scheduler"} & kept.keys()
-    for flag, path in [(one, path) for one in sorted(keys) for path in _SEPARATORS.split(kept[one].text)]:
-        key = flag
+    for flag, path in [(one, path) for one in sorted(keys) for path in _names(kept[one])]:
+        key, path = flag, path.partition("(")[0] if flag == "metrics" else path  # without arguments
         if flag == "head_losses":  # HEAD=LOSS*WEIGHT
             key, path = "loss", path.partition("=")[2].partition("*")[0]
         if "." not in path:
@@ -45,6 +45,10 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
         if wrong:
             hint = f"type --{flag} {path!r} as well, or --trust, if you trust it"
             raise UsageError(f"{kept[flag].where or f'{ckpt_path}: '}{flag} {path!r} is refused: {wrong}; {hint}")
+
+
+def _names(raw: RawValue) -> list[str]:
+    return [*map(str, raw.value)] if isinstance(raw.value, (list, tuple)) else _SEPARATORS.split(raw.text)
 
 
 def _reason_to_refuse(key: str, path: str, ckpt_path: Path) -> str:

@@ -98,16 +98,17 @@ def memory_notes(metrics: dict[str, Metric], num_items: int, target_info: dict[s
     return [f"exact {names}: {needs}, or bins by --metric_thresholds 200"]
 
 
-def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
+def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
+    name, given = own_components.split_call(text)
     if "." in name:
-        return own_components.metric(name, target_info | {"task": task})
+        return own_components.metric(name, target_info | {"task": task}, given)
     classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
     class_name = classes.get(ALIASES.get(name.lower(), name).lower())
     if class_name is None:
         close = nearest(name, [*ALIASES, *classes.values()])
         raise UsageError(f"--metrics {name}: torchmetrics has none of that name{close}")
     ignore_index = target_info.get("ignore_index", IGNORE_INDEX)
-    if class_name == "Accuracy" and task == "multiclass":  # it alone needs no num_classes
+    if class_name == "Accuracy" and task == "multiclass" and not given:  # it alone needs no num_classes
         return MulticlassAccuracy(average="micro", ignore_index=ignore_index, validate_args=False)
     metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
     accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
@@ -128,10 +129,18 @@ def _build(name: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             # torchmetrics' macro mean leaves out a class that no item is of, and reads 1.0 where only one is left.
             left_out = task == "multiclass" and issubclass(per_class, torchmetrics.classification.MulticlassStatScores)
             options["average"] = "none" if left_out else "macro"  # the mean is taken when it is logged
+            if class_name == "Accuracy" and task == "multiclass":
+                options["average"] = "micro"
         if "ignore_index" in accepted and task == "multiclass":
             options["ignore_index"] = ignore_index
         if "thresholds" in accepted:
             options["thresholds"] = target_info.get("thresholds")
     if "data_range" in accepted:
         options["data_range"] = 1.0
-    return metric_class(**options)
+    own_components.refuse_unknown(name, given, [key for key in accepted if key not in ("cls", "args", "kwargs")])
+    try:
+        if given and "validate_args" in options:
+            metric_class(**options | given | {"validate_args": True})
+        return metric_class(**options | given)
+    except ValueError as error:
+        raise UsageError(f"--metrics {text}: {' '.join(str(error).split())}") from None
