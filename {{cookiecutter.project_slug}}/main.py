@@ -149,13 +149,13 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
     if not (Path(run_folder.FOLDER).exists() or "--default_root_dir" in argv):
         words += ["--default_root_dir", str(project)]
     settings = parse(words)
-    assert settings.ckpt_path
-    if (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
+    if settings.ckpt_path and (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
         places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
         found = [place / data_dir for place in places if (place / data_dir).exists()]
         settings = parse([*words, "--data_dir", str(found[0])]) if found else settings
     data = build_data(settings)
     model = MInterface.from_settings(settings, data)
+    assert settings.ckpt_path
     run_dir = run_folder.run_of(settings.ckpt_path) or Path()
     load_features(run_dir, model, data, settings.arguments)  # one of them checks the data
     return LoadedRun(model, data, settings.flags, settings.ckpt_path)

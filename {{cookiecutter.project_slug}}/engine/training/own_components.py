@@ -18,8 +18,8 @@ def split_call(text: str) -> tuple[str, dict[str, Any]]:
     name = text.partition("(")[0]
     try:
         call = ast.parse(text, mode="eval").body
-        given = {word.arg or "": ast.literal_eval(word.value) for word in getattr(call, "keywords", ())}
-        if "" in given or getattr(call, "args", ()) or not re.fullmatch(r"\w+(\.\w+)*", name):
+        given = {word.arg or "": ast.literal_eval(word.value) for word in getattr(call, "keywords", [])}
+        if "" in given or getattr(call, "args", []) or not re.fullmatch(r"\w+(\.\w+)*", name):
             raise ValueError(text)
     except (SyntaxError, ValueError):
         raise UsageError(f"--metrics {text!r}: write a name, or one with arguments: FBetaScore(beta=2.0)") from None
