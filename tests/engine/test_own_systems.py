@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -120,8 +121,11 @@ def test_what_is_logged_covers_the_whole_epoch_wherever_it_was_killed(kill) -> N
     assert not {"train/ce_step", "train/ce_epoch"} & told.keys()
 
 
-def test_a_metric_with_a_slash_is_no_folder(train) -> None:
+def test_a_metric_with_a_slash_is_no_folder(train, capsys: pytest.CaptureFixture[str]) -> None:
     told = train(*LOGS)
+    printed = capsys.readouterr().out
+    assert "train/ce " in printed
+    assert not re.search("train/ce_(step|epoch)", printed)
     names = sorted(path.name for path in (RUN / "checkpoints").iterdir())
     assert names[0].startswith("best-epoch")
     assert names[1] == "last.ckpt"

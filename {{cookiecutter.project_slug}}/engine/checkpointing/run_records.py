@@ -115,6 +115,15 @@ def read(folder: Path) -> RunRecord:
     return RunRecord(folder, flags, state, last.get("started", ""), monitor, best, epoch)
 
 
+def without_doubles(values: dict[str, float]) -> dict[str, float]:
+    """Metrics by name: `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
+    return {
+        name: value
+        for name, value in values.items()
+        if re.sub("_(step|epoch)$", "", name) not in values.keys() - {name}
+    }
+
+
 def is_of_epoch(metric: str | None) -> bool:
     """Whether a metric is one of training or validation over a whole epoch."""
     return bool(metric) and re.match("(train|val)[_/]", metric) is not None and not metric.endswith("_step")  # type: ignore[union-attr, arg-type]

@@ -351,14 +351,16 @@ def write_arrays(runs: list[Run], file: Any) -> None:
 
 
 def _drawn(runs: list[Run]) -> dict[str, Any]:
-    """The `curves` of each metric that some run has two points of.
+    """The `curves` of each metric that some run has two points of, those first by which the best was chosen.
 
     A metric of epochs is over epochs, so that runs with batches of other sizes compare, unless one has several values
     of an epoch; any other is over steps.
     """
     import pandas
 
-    frames = {metric: frame for metric in _metrics(runs) if (frame := curves(runs, metric)).count().max() > 1}
+    monitors = {_monitor(run) for run in runs}
+    metrics = sorted(_metrics(runs), key=lambda metric: (metric not in monitors, not metric.startswith("val")))
+    frames = {metric: frame for metric in metrics if (frame := curves(runs, metric)).count().max() > 1}
     for metric, frame in frames.items():
         by_epoch = [frame[name].dropna() for name in frame]
         by_epoch = [one.set_axis(run.epoch_of.reindex(one.index)) for one, run in zip(by_epoch, runs, strict=True)]

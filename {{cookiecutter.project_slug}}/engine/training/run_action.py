@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_folder
+from engine.checkpointing.run_records import without_doubles
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.errors import UsageError, printable
@@ -87,16 +88,8 @@ def _weights_fit(model: Any, path: str | None) -> Iterator[None]:
 
 
 def _latest_metrics(trainer: Any) -> dict[str, float]:
-    """The latest value of all that is logged; `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
-    return _without_doubles({name: value.item() for name, value in trainer.callback_metrics.items()})
-
-
-def _without_doubles(values: dict[str, float]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in values.items()
-        if re.sub("_(step|epoch)$", "", name) not in values.keys() - {name}
-    }
+    """The latest value of all that is logged."""
+    return without_doubles({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 def _loaded_metrics(trainer: Any) -> dict[str, float]:
@@ -126,7 +119,7 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     measured = _latest_metrics(trainer) if has_test else {}
     if not path:
         return measured
-    best = _without_doubles(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
+    best = without_doubles(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
     split = re.split("[_/]", trainer.checkpoint_callback.monitor)[0]
     chosen = {name: value for name, value in best.items() if name == "epoch" or re.match(f"{split}[_/]", name)}
     return measured | {f"best_{name}": value for name, value in chosen.items()}
