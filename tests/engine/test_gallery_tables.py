@@ -45,6 +45,14 @@ def small() -> dict[str, Any]:
     return {"target": "kind", "id_column": "name", "split_column": "part"}
 
 
+def test_raw_items_are_the_rows_of_the_file(small) -> None:
+    found = table(split="train", **small).raw_items([2, 0])
+    assert found == [
+        {"name": "c", "size": 8.0, "colour": "", "kind": "yes", "part": "train"},
+        {"name": "a", "size": 0.0, "colour": "red", "kind": "yes", "part": "train"},
+    ]
+
+
 def write(rows: int = 600, target: str = "", seed: int = 0) -> None:
     """Points of two numbers and a colour, some of them missing; the target follows from all three."""
     draw = np.random.default_rng(seed)

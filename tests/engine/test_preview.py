@@ -312,6 +312,36 @@ def test_texts_are_decoded(capsys) -> None:
     assert "<three>" not in page
 
 
+class Scaled(Dataset):
+    """Rows that are scaled."""
+
+    num_classes = 2
+
+    def __init__(self) -> None:
+        self.sizes = torch.arange(40.0) * 3
+        self.targets = torch.arange(40) % 2
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return (self.sizes[index, None] - 60) / 40, self.targets[index]
+
+    def raw_items(self, indices: list[int]) -> list[dict[str, float]]:
+        return [{"size": self.sizes[index].item()} for index in indices]
+
+
+def test_rows_stand_beside_what_the_network_gets() -> None:
+    preview("test_preview.Scaled")
+    head, *rows = [[unescape(cell) for cell in re.split("<t[hd]>", row)[1:]]
+                   for row in PAGE.read_text().partition("</table>")[0].split("<tr>")[1:]]  # fmt: skip
+    assert head == ["raw size", "input[0]", "target"]
+    assert len(rows) == 8
+    for raw, given, target in rows:
+        assert float(given) == pytest.approx((float(raw) - 60) / 40, abs=1e-3)
+        assert int(target) == float(raw) / 3 % 2
+
+
 class Kinds(Dataset):
     """Clips, masks, pairs, signals or numbers."""
 

@@ -116,6 +116,7 @@ class CsvTable(Dataset):
         self.columns = self._fit(rows[inputs], learn.index, path, split, dropped)
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
+        self._path, self._places = path, mine.index
         self.num_features = self.features.shape[1]
         cells = mine[[*self.columns, target]].astype(object).fillna("").to_numpy()
         self.fingerprint = hash_texts([str(cell) for cell in cells.ravel()])
@@ -161,6 +162,11 @@ class CsvTable(Dataset):
         if classes:
             table.classes = classes
         return table
+
+    def raw_items(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The rows of the file that these items are, with all of their columns, for `preview`."""
+        rows = self._read(self._path).loc[self._places[indices]]
+        return rows.astype(object).fillna("").to_dict("records")
 
     def _set_format(self, id_column: str | None, separator: str, decimal: str | None, encoding: str) -> None:
         self.id_column, self.separator = id_column, separator.replace("\\t", "\t")

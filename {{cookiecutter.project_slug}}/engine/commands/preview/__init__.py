@@ -22,10 +22,11 @@ from engine.cli.settings import Settings
 from engine.commands.preview import items, pictures
 from engine.commands.preview.findings import Finding, problems, table
 from engine.commands.preview.items import SplitItems
+from engine.commands.preview.pictures import Draws
 from engine.datamodule.item_fields import ItemFields, num_items
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
-from engine.logging import html_page
+from engine.logging import html_page, plots
 from engine.training import optimizers, trainer_setup
 
 _SHOWN = 10  # lines of a finding that are printed; the page has all
@@ -90,7 +91,7 @@ def run(
     findings, lines = problems(data, splits), table(data, splits)
     print(*lines, sep="\n", flush=True)
     damaged = any(one.no_batch for one in findings)
-    draws, tried, steps = dict[str, tuple[list[Any], list[str]]](), list[str](), None
+    draws, tried, steps = dict[str, Draws](), list[str](), None
     try:
         for split in splits:
             if split.name != "test":
@@ -104,8 +105,7 @@ def run(
             raise  # the user's own
         tried = [f"no step is tried: {printable(str(error).partition(chr(10))[0])}"]
     if steps and steps.transform:
-        batches, names = draws["train"]
-        draws["train"] = [steps.transform(batch) for batch in batches], names
+        draws["train"] = draws["train"]._replace(batches=[*map(steps.transform, draws["train"].batches)])
     print(*tried, *_texts(findings, _SHOWN), sep="\n", flush=True)
     _write(folder, data, splits, [*lines, *tried, *_texts(findings, None)], draws, steps)
     print(folder / "preview.html")
@@ -246,17 +246,16 @@ def _write(
     data: Any,
     splits: list[SplitItems],
     lines: list[str],
-    draws: dict[str, tuple[list[Any], list[str]]],
+    draws: dict[str, Draws],
     steps: _Steps | None,
 ) -> None:
     """Writes the pictures, learning_rate.csv and the page; without matplotlib, a page of texts and tables."""
     parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]
     figures: dict[str, Callable[[], Any]] = {}
     for split in splits:
-        batches, names = draws.get(split.name, ([], []))
-        if batches:
-            figures |= pictures.draw_batch(data, split, batches, names)
-            if shown := pictures.table(data, batches[0], names):
+        if (found := draws.get(split.name)) and found.batches:
+            figures |= pictures.draw_batch(data, split, found)
+            if shown := pictures.table(data, found):
                 parts.append(f"<h2>first items of the {split.name} split</h2>{pictures.html_table(shown)}")
     invert = data.attribute("inverse_transform") or (lambda values: values)
     numbers = {split.name: torch.tensor(split.numbers) for split in splits if split.numbers}
@@ -267,7 +266,9 @@ def _write(
         rows = [["step", *steps.rates], *zip(steps.steps, *steps.rates.values(), strict=True)]
         write_atomically(folder / "learning_rate.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
     try:
-        parts += [html_page.picture(pictures.save(folder, name, draw)) for name, draw in figures.items()]
+        for name, draw in figures.items():
+            plots.write_png(path := folder / f"{name}.png", plots.render(draw))
+            parts.append(html_page.picture(path))
     except ModuleNotFoundError as error:
         print(f"no pictures are drawn: {error.name} is not installed", file=sys.stderr)
     with replacing(folder / "preview.html") as part:

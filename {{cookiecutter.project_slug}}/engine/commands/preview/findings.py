@@ -23,13 +23,9 @@ def table(data: Any, splits: list[SplitItems]) -> list[str]:
     """Lines of a table: a column for each split."""
     rows = [["", *(split.name for split in splits)]]
     rows.append(["items", *("?" if split.length is None else f"{split.length:,}" for split in splits)])
-    part = any(split.looked + len(split.broken) != split.length for split in splits)
-    rows.append(
-        [
-            "looked at (--check_all: all)" if part else "looked at",
-            *(f"{split.looked + len(split.broken):,}" for split in splits),
-        ]
-    )
+    looked = [split.looked + len(split.broken) for split in splits]
+    part = looked != [split.length for split in splits]
+    rows.append(["looked at (--check_all: all)" if part else "looked at", *(f"{count:,}" for count in looked)])
     if any(split.broken for split in splits):
         rows.append(["cannot be read", *(f"{len(split.broken):,}" for split in splits)])
     names = _class_names(data, splits)
@@ -84,7 +80,7 @@ def problems(data: Any, splits: list[SplitItems]) -> list[Finding]:
     """What may be wrong, the worst first."""
     found = []
     if broken := [line for split in splits for _, line in sorted(split.broken)]:
-        found.append(Finding(f"{_items(len(broken))} cannot be read", broken, no_batch=True))
+        found.append(Finding(f"{_count(len(broken), 'item')} cannot be read", broken, no_batch=True))
     return [*found, *_doubles(data, splits), *_values(data, splits), *_classes(data, splits)]
 
 
@@ -103,7 +99,8 @@ def _doubles(data: Any, splits: list[SplitItems]) -> list[Finding]:
         different = [group for group, some in zip(groups, keys, strict=True) if len(some) > 1]
         if different:
             details = [" = ".join(text(*one, shown=shown) for one in group) for group in different]
-            found.append(Finding(f"{_items(len(different))} {'is' if len(different) == 1 else 'are'} {said}", details))
+            are = "are" if len(different) > 1 else "is"
+            found.append(Finding(f"{_count(len(different), 'item')} {are} {said}", details))
     if drawn := [split.name for split in splits if split.drawn and not split.contents]:
         found.append(
             Finding(f"of the {' and '.join(drawn)} split no doubles can be found: its items are drawn at random")
@@ -118,7 +115,7 @@ def _values(data: Any, splits: list[SplitItems]) -> list[Finding]:
             where = f"{key} in the {split.name} split"
             whole = getattr(unwrap_subset(data.split(split.name)), "collate_fn", None) or data.attribute("__getitems__")
             if len(values.kinds) > 1 and not whole:
-                kinds = [f"{kind}: {_items(count)}" for kind, count in values.kinds.most_common()]
+                kinds = [f"{kind}: {_count(count, 'item')}" for kind, count in values.kinds.most_common()]
                 said = f"{where} is of different kinds, which make no batch without a collate_fn"
                 found.append(Finding(said, kinds, no_batch=True))
             if values.columns is not None:
@@ -138,14 +135,14 @@ def _columns(data: Any, where: str, values: Values, is_train: bool) -> list[Find
     number = values.items
     empty = [names[at] for at in (missing == number).nonzero().flatten().tolist()]
     gaps = [
-        f"{names[at]}: {_items(int(missing[at]))}"
+        f"{names[at]}: {_count(int(missing[at]), 'item')}"
         for at in ((missing > 0) & (missing < number)).nonzero().flatten().tolist()
     ]
     same = [f"{names[at]}: {low[at]:.4g}" for at in ((low == high) & (missing < number)).nonzero().flatten().tolist()]
-    found = [Finding(f"{where} is NaN in every item, in {_columns_of(len(empty))}", empty)] if empty else []
-    found += [Finding(f"{where} is NaN in some items, in {_columns_of(len(gaps))}", gaps)] if gaps else []
+    found = [Finding(f"{where} is NaN in every item, in {_count(len(empty), 'column')}", empty)] if empty else []
+    found += [Finding(f"{where} is NaN in some items, in {_count(len(gaps), 'column')}", gaps)] if gaps else []
     if same and is_train and number > 1:
-        found.append(Finding(f"{where} is the same in every item, in {_columns_of(len(same))}", same))
+        found.append(Finding(f"{where} is the same in every item, in {_count(len(same), 'column')}", same))
     return found
 
 
@@ -166,9 +163,5 @@ def _classes(data: Any, splits: list[SplitItems]) -> list[Finding]:
     return found
 
 
-def _items(count: int) -> str:
-    return f"{count:,} item{'s' * (count != 1)}"
-
-
-def _columns_of(count: int) -> str:
-    return f"{count:,} column{'s' * (count != 1)}"
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -4,8 +4,7 @@ import html
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,29 +13,42 @@ from torch import Tensor
 from engine.commands.preview.items import SplitItems, named, named_targets
 from engine.datamodule.item_fields import Fields
 from engine.datamodule.resumable_loader import ResumableLoader
-from engine.datamodule.seeding import SeededBatch, SeededDataset
+from engine.datamodule.seeding import SeededBatch, SeededDataset, resolve_subset
 from engine.datamodule.splits import item_ids
 from engine.logging import plots
 
 _ITEMS, _FRAMES, _FEATURES, _DRAWS = 8, 8, 20, 3  # that are shown
 
 
-def batch_draws(data: Any, name: str, drawn: bool) -> tuple[list[Any], list[str]]:
-    """The first batch of a split, as training or validation gets it, and two further draws; and the names of its items.
+class Draws(NamedTuple):
+    """The first batch of a split, and further draws of the same items.
 
-    Without the items that cannot be read; of a stream, and of what is not drawn at random, there is one draw.
+    names: of the items. raw: what they were before the dataset prepared them, by its `raw_items`. Both may be [].
+    """
+
+    batches: list[Any]
+    names: list[str] = []
+    raw: list[dict[str, Any]] = []
+
+
+def batch_draws(data: Any, name: str, drawn: bool) -> Draws:
+    """The first batch as training or validation gets it, and two further draws, without the items that cannot be read.
+
+    Of a stream, and of what is not drawn at random, there is one draw.
     """
     loader = data.train_dataloader() if name == "train" else data.val_dataloader()
     while isinstance(loader, (list, tuple)):  # of a LightningDataModule
         loader = loader[0]
     if not isinstance(loader, ResumableLoader) or loader.iterable:
-        return [next(iter(loader))], []
+        return Draws([next(iter(loader))])
     indices = list(next(iter(loader.epoch_sampler)))
     dataset, collate, names = SeededDataset(loader.data), loader.loader.collate_fn, item_ids(loader.data)
     readable = [index for index in indices if _is_readable(dataset, index)]
     keys = [("batch", data.seed, epoch, 0, 0) for epoch in range(_DRAWS if drawn else 1)]
     batches = [collate(dataset.__getitems__(SeededBatch(readable, key))) for key in keys] if readable else []
-    return batches, [names[index] for index in readable] if names else []
+    whole, places = resolve_subset(loader.data, readable)
+    raw = whole.raw_items(places[:_ITEMS]) if hasattr(whole, "raw_items") else []
+    return Draws(batches, [names[index] for index in readable] if names else [], raw)
 
 
 def _is_readable(dataset: SeededDataset, index: int) -> bool:
@@ -47,9 +59,9 @@ def _is_readable(dataset: SeededDataset, index: int) -> bool:
         return False
 
 
-def draw_batch(data: Any, split: SplitItems, batches: list[Any], names: list[str]) -> dict[str, Callable[[], Any]]:
+def draw_batch(data: Any, split: SplitItems, found: Draws) -> dict[str, Callable[[], Any]]:
     """How to draw the first items of a batch, by the name of the picture; nothing of what is not made of pixels."""
-    draws = [data.item_fields.split(batch) for batch in batches]
+    draws = [data.item_fields.split(batch) for batch in found.batches]
     clips = [one for one in map(_clips, draws) if one is not None]
     images = [one[:_ITEMS] for fields in draws if (one := plots.find_images(_tensors(fields))) is not None]
     label = f"first items of the {split.name} split"
@@ -72,7 +84,7 @@ def draw_batch(data: Any, split: SplitItems, batches: list[Any], names: list[str
             f"{split.name}_masks{at}": partial(plots.masks, image, {"target": mask}, classes, f"{label}, {draw}")
             for at, (draw, image, mask) in enumerate(zip(drawn, images, targets, strict=True), 1)
         }
-    raw, labels = _files(names[:_ITEMS], images[0]), list[str]()
+    raw, labels = _files(found.names[:_ITEMS], images[0]), list[str]()
     rows = {} if raw is None else {"file": raw}
     for draw, image, target in zip(drawn, images, targets, strict=True):
         rows[draw] = image
@@ -84,10 +96,11 @@ def draw_batch(data: Any, split: SplitItems, batches: list[Any], names: list[str
     return {f"{split.name}_batch": partial(plots.images, [*rows.values()], labels, label, [*rows])}
 
 
-def table(data: Any, batch: Any, names: list[str]) -> list[list[str]]:
+def table(data: Any, found: Draws) -> list[list[str]]:
     """The first items of a batch of texts or rows as a person reads them, below a row of names; [] of anything else."""
-    fields = data.item_fields.split(batch)
-    columns: dict[str, list[str]] = {"": names[:_ITEMS]} if names else {}
+    fields = data.item_fields.split(found.batches[0])
+    columns: dict[str, list[str]] = {"": found.names[:_ITEMS]} if found.names else {}
+    columns |= {f"raw {key}": [str(one[key]) for one in found.raw] for key in (found.raw[0] if found.raw else ())}
     decode = data.attribute("decode")
     for key, value in named(fields).items():
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
@@ -168,13 +181,6 @@ def chart(lines: dict[str, Any], xlabel: str, ylabel: str, steps: list[int] | No
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.legend(frameon=False)
     return figure
-
-
-def save(folder: Path, name: str, draw: Callable[[], Any]) -> Path:
-    """Draws a picture into a PNG file."""
-    path = folder / f"{name}.png"
-    plots.write_png(path, plots.render(draw))
-    return path
 
 
 def _tensors(fields: Fields) -> list[Any]:
