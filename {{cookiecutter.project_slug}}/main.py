@@ -198,11 +198,12 @@ def load_callbacks(
     from engine.training.step_seeding import SeedEachStep
     from model import MInterface
 
-    has_validation = data.split("val") is not None and is_overridden("validation_step", model)
+    has_validation = data.set_names("val") and is_overridden("validation_step", model)
     required = patience is not None or monitor != "val_loss"  # by default, a system may log other names
     monitor = monitor if has_validation else re.sub("^val(?=[_/])", "train", monitor)
     of_training = not has_validation or monitor.startswith("train")
-    mode = monitor_mode or known_mode(monitor, dict(model.metrics.items()) if isinstance(model, MInterface) else {})
+    metrics = model.logged_metrics(data.set_names("val")) if isinstance(model, MInterface) else {}
+    mode = monitor_mode or known_mode(monitor, metrics)
     if of_training:  # else the first validation shows whether it is logged at all
         mode = mode_of(monitor, mode)
     callbacks: list[Callback] = [

@@ -14,11 +14,12 @@ from engine.checkpointing import data_fingerprint
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
-from engine.datamodule.resumable_loader import ResumableLoader, skip_empty_batches
+from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
+from engine.training.evaluation_sets import prepare_evaluation
 
 
 class DInterface(SplitDataModule):
@@ -27,6 +28,9 @@ class DInterface(SplitDataModule):
     A constructor with `split` is called once a split, with "train", "val" and "test". One with `train` is called with
     True, and that is split into train and val, and with False for test. Any other is called once and split into all
     three. No item is in two splits, and the split follows from the seed alone.
+
+    Its methods `val_sets()` and `test_sets()` may return further datasets by name: {"hard": a dataset}, of which
+    `val_hard_acc` and the like are logged.
 
     An item is `(*inputs, target)` or a dict, see ItemFields. `__getitems__(indices)` may return a whole batch,
     `collate_fn` (a static method of the dataset) makes a batch of items, and `prepare_data(**arguments)` (a static
@@ -89,7 +93,7 @@ class DInterface(SplitDataModule):
 
     def setup(self, stage: str) -> None:
         module = cast(Any, self.trainer).lightning_module
-        skip_empty_batches(module)
+        prepare_evaluation(module, self.set_names)
         if is_overridden("transfer_batch_to_device", module):  # Lightning would take this one's instead
             self.transfer_batch_to_device = MethodType(LightningDataModule.transfer_batch_to_device, self)  # type: ignore[method-assign]
 
@@ -105,14 +109,19 @@ class DInterface(SplitDataModule):
         self._train_loader.load_state_dict(self._resume_from)
         return self._train_loader
 
-    def val_dataloader(self) -> ResumableLoader:
-        return self._loader(self.split("val"), pad=False)
+    def val_dataloader(self) -> Any:
+        return self._evaluation_loaders("val")
 
-    def test_dataloader(self) -> ResumableLoader:
-        return self._loader(self.split("test"), pad=False)
+    def test_dataloader(self) -> Any:
+        return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> ResumableLoader:
         return self._loader(self.predict_dataset or self.split("test"))
+
+    def _evaluation_loaders(self, stage: str) -> Any:
+        """A loader for each of the stage's sets; without a list where there is only one."""
+        loaders = [self._loader(self.split(name), pad=False) for name in self.set_names(stage) or [stage]]
+        return loaders if len(loaders) > 1 else loaders[0]
 
     def _loader(self, dataset: Any, **options: Any) -> ResumableLoader:
         if dataset is None:

@@ -46,6 +46,7 @@ class LightningDataInterface(DInterface):
         super().__init__(type(module), seed=seed)  # type: ignore[arg-type]
         self.module = module
         self._stages_set_up: set[str] = set()
+        self._set_names: dict[str, list[str]] = {}
         for hook in _HOOKS:
             if is_overridden(hook, module):
                 setattr(self, hook, getattr(module, hook))
@@ -74,11 +75,16 @@ class LightningDataInterface(DInterface):
             return None
         if name not in self._splits:
             first = self._own_loaders(name)
+            self._set_names[name] = _names(name, first)
             while isinstance(first, (list, tuple, dict, CombinedLoader)):
                 first = first.flattened if isinstance(first, CombinedLoader) else first
                 first = next(iter(first.values() if isinstance(first, dict) else first), None)
             self._splits[name] = getattr(first, "dataset", first)
         return self._splits[name]
+
+    def set_names(self, stage: str) -> list[str]:
+        """ "val", and of several loaders "val_1" ... or, of a dict of loaders, "val_KEY" of each."""
+        return self._set_names[stage] if self.split(stage) is not None else []
 
     def attribute(self, name: str) -> Any:
         """An attribute of the LightningDataModule, or else of its training dataset."""
@@ -179,6 +185,13 @@ class LightningDataInterface(DInterface):
             loaders.flattened = [replace(one) if isinstance(one, DataLoader) else one for one in loaders.flattened]
             return loaders
         return apply_to_collection(loaders, DataLoader, replace)
+
+
+def _names(stage: str, loaders: Any) -> list[str]:
+    if isinstance(loaders, dict):
+        return [stage if key == stage else f"{stage}_{key}" for key in loaders]
+    several = range(len(loaders)) if isinstance(loaders, (list, tuple)) else [0]
+    return [f"{stage}_{index}" if index else stage for index in several]
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:

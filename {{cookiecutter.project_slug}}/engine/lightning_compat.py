@@ -245,6 +245,16 @@ def restore_logged(trainer: Any, states: list[dict[str, dict[str, Any]]]) -> Non
         trainer._logger_connector._first_loop_iter = False  # else the next batch would be taken for the epoch's first
 
 
+def reset_logged_metrics(trainer: Any) -> None:
+    """Resets the torchmetrics objects that `self.log` was given in the running validation or test.
+
+    Lightning does so behind the last of several loaders alone: the metric of the second would be one of both.
+    """
+    for result in trainer._results.values():
+        if not result.is_tensor and not result.has_reset:
+            result.value.reset()
+
+
 def call_after_logging(trainer: Any, after_batch: Any, after_epoch: Any) -> None:
     """Has functions called when all hooks of a training batch, or of an epoch, have run and `self.log` is written out.
 

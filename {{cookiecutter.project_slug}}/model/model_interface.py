@@ -161,7 +161,8 @@ class MInterface(MetricLoggingModule):
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
-            logged = [name for name in model.metrics if not name.startswith("test_")]
+            names = model.logged_metrics(data.set_names("val"))
+            logged = [name for name in names if not name.startswith("test_")]
             if monitor not in logged:  # a subclass may log others
                 raise UsageError(f"--monitor {monitor}: there is no such metric; there are: {', '.join(logged)}")
         data.item_fields = model.item_fields

@@ -49,7 +49,7 @@ def run(
     model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
-    network, examples = _network_and_inputs(model, next(iter(data.test_dataloader())) if batch is None else batch)
+    network, examples = _network_and_inputs(model, next(iter(data.predict_dataloader())) if batch is None else batch)
     if others := [
         type(one).__name__ for one in examples.values() if not isinstance(one, torch.Tensor) or not one.dim()
     ]:

@@ -1,7 +1,6 @@
 """ResumableLoader: batches in an order that a resumed run repeats, from any batch of an epoch on."""
 
 import copy
-import functools
 import itertools
 import weakref
 from collections import deque
@@ -35,7 +34,7 @@ class ResumableLoader:
     current_epoch: called when a training epoch starts, for its number; None for other loaders.
     accumulate: batches of an optimizer step.
     rank, world_size: of the data-parallel processes.
-    pad: repeat items where the ranks' shares are not of one size; otherwise a batch may be None (skip_empty_batches).
+    pad: repeat items where the ranks' shares are not of one size; or else a batch may be None (prepare_evaluation).
     drop_last: leave out a last batch that is smaller.
     """
 
@@ -191,21 +190,3 @@ def _copy(batch: Any) -> Any:
     return apply_to_collection(
         batch, (torch.Tensor, np.ndarray), lambda x: x.clone() if torch.is_tensor(x) else x.copy()
     )
-
-
-def skip_empty_batches(module: Any) -> None:
-    """Has a LightningModule's validation_step and test_step not be called for None, a batch without items.
-
-    A process has one where another one has an item more: all have to take the same number of steps.
-    """
-
-    def unless_empty(step: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(step)
-        def call(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            return None if batch is None else step(batch, *args, **kwargs)
-
-        return call
-
-    for name in ("validation_step", "test_step"):
-        if not hasattr(step := getattr(module, name), "__wrapped__"):
-            object.__setattr__(module, name, unless_empty(step))

@@ -3,10 +3,12 @@
 import inspect
 import json
 import os
+import re
 import sys
 from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ class SplitDataModule(LightningDataModule):
             {},
         )
         defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
-        if dataset_class.__module__.startswith("torchvision."):
+        constructor = dataset_class.__init__ if isinstance(dataset_class, type) else dataset_class
+        if getattr(constructor, "__module__", "").startswith("torchvision."):
             defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
@@ -63,7 +66,7 @@ class SplitDataModule(LightningDataModule):
         self._sample: Any = None
 
     def split(self, name: str) -> Dataset[Any] | None:
-        """The "train", "val" or "test" split; None where its fraction is 0.
+        """The "train", "val" or "test" split, None where its fraction is 0; or another one of `set_names`.
 
         Raises:
             UsageError: it has more classes than the train split.
@@ -86,6 +89,25 @@ class SplitDataModule(LightningDataModule):
             fractions = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
             raise ValueError(f"the {name} split of {self.dataset_class.__name__} is empty ({fractions})")
         return dataset
+
+    def set_names(self, stage: str) -> list[str]:
+        """The sets that a validation ("val") or a test measures: the split of that name, if there is one, and others.
+
+        The others, such as "val_hard", are those that the dataset's `val_sets` or `test_sets` returns.
+        """
+        own = [stage] if self.split(stage) is not None else []
+        return own + [name for name in self._further_sets if name.startswith(f"{stage}_")]
+
+    @cached_property
+    def _further_sets(self) -> dict[str, Dataset[Any]]:
+        train: Any = None if self.restored else unwrap_subset(self.split("train"))
+        found = {}
+        for method in ("val_sets", "test_sets"):
+            for name, dataset in getattr(train, method, dict)().items():
+                if not re.fullmatch(r"\w+", name):
+                    raise UsageError(f"{method}: {name!r} becomes part of a metric's name: take letters, digits and _")
+                found[f"{method.removesuffix('sets')}{name}"] = dataset
+        return found
 
     def sample(self) -> Any:
         """A batch of two training items on the CPU; None of a stream, which reading would move on, and of a record."""
@@ -153,7 +175,8 @@ class SplitDataModule(LightningDataModule):
         one its fingerprint (None of a stream, or where its fraction is 0).
         """
         splits: dict[str, Any] = {"stratify": self.stratify}
-        splits |= {name: fingerprint(self.split(name), self.data_dir) for name in ("train", "val", "test")}
+        names = dict.fromkeys(["train", "val", "test", *self.set_names("val"), *self.set_names("test")])
+        splits |= {name: fingerprint(self.split(name), self.data_dir) for name in names}
         facts = {
             "dataset": self.dataset_class.__name__,
             "target_info": plain_value(self.target_info()),
@@ -196,7 +219,9 @@ class SplitDataModule(LightningDataModule):
 
     def _build(self, name: str) -> None:
         """Builds a split, and those that are cut from the same dataset."""
-        if self._split_argument:
+        if name not in ("train", "val", "test"):
+            self._splits[name] = self._further_sets[name]
+        elif self._split_argument:
             if self.splitter and "val" in self._split_values:
                 raise UsageError(f"--num_folds: {self.dataset_class.__name__} comes with a validation split of its own")
             if name == "test" and name not in self._split_values:

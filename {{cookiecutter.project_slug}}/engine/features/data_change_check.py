@@ -53,9 +53,9 @@ def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     named = old | new if splits else old  # version 0.1 did not name all that there is
     if differing := [name for name in named if old.get(name) != new.get(name)]:
         changed.append(f"other {', '.join(differing[:3])}")
-    for name in ("train", "val", "test"):
+    for name in (one for one in now["splits"] if one != "stratify"):
         before, after = splits.get(name), now["splits"][name]
-        if splits and (before is None) != (after is None):
+        if splits and name in ("train", "val", "test") and (before is None) != (after is None):
             changed.append(f"the {name} split {'is new' if after else 'is missing'}")
         elif before and after and (how := difference(before, after)):
             changed.append(f"the {name} split {how}")

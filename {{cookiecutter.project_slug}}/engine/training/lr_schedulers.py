@@ -222,6 +222,8 @@ class ReduceOnPlateau(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        if "val_loss" not in trainer.callback_metrics:
+            raise UsageError(f"--lr_scheduler plateau follows val_loss, which {type(module).__name__} does not log")
         scheduler = ReduceLROnPlateau(trainer.optimizers[0], factor=self.gamma, patience=3)
         scheduler.load_state_dict(self.state)
         scheduler.step(float(trainer.callback_metrics["val_loss"]))

@@ -1,5 +1,6 @@
 """Metrics of each stage: MetricLoggingModule logs them after an epoch, MetricState keeps them in checkpoints."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,15 @@ from torchmetrics import Metric, MetricCollection
 
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.lightning_compat import keep_dtype, logged_state, restore_latest, restore_logged, restore_metric
+from engine.lightning_compat import (
+    keep_dtype,
+    logged_state,
+    mark_as_updated,
+    reset_logged_metrics,
+    restore_latest,
+    restore_logged,
+    restore_metric,
+)
 from engine.logging import loggers
 from engine.training import metrics
 
@@ -30,6 +39,8 @@ class MetricLoggingModule(LightningModule):
             self._metric_buffers[stage] = MetricBuffer([metric for name, metric in built.items() if name != "loss"])
             self.metrics.update({f"{stage}_{name}": metric for name, metric in built.items()})
         keep_dtype(self.metrics)
+        self._set = "", 0, ""  # stage, index and name of the set that is measured, where a stage has several
+        self._another_follows, self._measured = False, dict[str, Tensor]()
 
     def set_unit(self, inverse_transform: Callable[[Tensor], Tensor] | None) -> None:
         """Measures what `inverse_transform` makes of outputs and targets: a dataset's scaled numbers, in their unit."""
@@ -39,6 +50,35 @@ class MetricLoggingModule(LightningModule):
     def stage_metrics(self, stage: str) -> dict[str, Metric]:
         """The metrics of a stage, by full name (`train_loss`); of all stages for ""."""
         return {name: metric for name, metric in self.metrics.items() if name.startswith(stage)}  # type: ignore[misc]
+
+    def logged_metrics(self, val_sets: list[str]) -> dict[str, Metric]:
+        """The metrics by the names under which they are logged, where these validation sets are measured."""
+        of_val = self.stage_metrics("val").items()
+        more = {self._name_in_set(name, ("val", 0, one)): metric for one in val_sets for name, metric in of_val}
+        return dict(self.metrics.items()) | more  # type: ignore[return-value]
+
+    def begin_set(self, stage: str, index: int, names: list[str]) -> None:
+        """Says that the next batch is of the set `names[index]`: what is logged as val_acc is then val_hard_acc.
+
+        A set ends, before the next one begins, with on_validation_epoch_end or on_test_epoch_end, as the last one does.
+        """
+        before, at, _ = self._set
+        if before == stage and at < index:
+            self._another_follows = True
+            self.on_validation_epoch_end() if stage == "val" else self.on_test_epoch_end()
+            self._another_follows = False
+            reset_logged_metrics(self.trainer)
+        self._set = stage, index, names[index]
+
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, under the name of the set that is measured."""
+        if self._set[0] and not self.trainer.training and re.match(f"{self._set[0]}[_/]", name):
+            name, kwargs["add_dataloader_idx"] = self._name_in_set(name, self._set), False
+        super().log(name, *args, **kwargs)
+
+    @staticmethod
+    def _name_in_set(name: str, of: tuple[str, int, str]) -> str:
+        return re.sub(f"^{of[0]}(?=[_/])", of[2], name) if of[0] else name
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -60,11 +100,21 @@ class MetricLoggingModule(LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         self._metric_buffers[stage].flush()
-        updated = {name: metric for name, metric in self.stage_metrics(stage).items() if metric.update_called}
-        values = {name: metric.compute().mean() for name, metric in updated.items()}
-        for metric in updated.values():
-            metric.reset()
-        self.log_dict(values, prog_bar=True, logger=False, sync_dist=True)
+        updated = [name for name, metric in self.stage_metrics(stage).items() if metric.update_called]
+        # All processes compute what one of them has measured: of a small set another one may have had no item.
+        for name in dict.fromkeys(name for names in _gather(self.trainer, updated) for name in names):
+            if (logged := self._name_in_set(name, self._set)) in self._measured:
+                raise UsageError(f"{logged} is a metric of two {stage}_sets: give one of them another name")
+            if name not in self.metrics:  # a part of the loss
+                self.metrics[name] = metrics.Mean().to(self.device)
+            mark_as_updated(self.metrics[name])
+            self._measured[logged] = self.metrics[name].compute().mean()  # type: ignore[operator]
+            self.metrics[name].reset()  # type: ignore[operator]
+        if self._another_follows:
+            return
+        values, self._measured = self._measured, {}
+        for name, value in values.items():
+            super().log(name, value, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
             self.log_now({name: value.item() for name, value in values.items()})
 

@@ -113,7 +113,7 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
 
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     path = path if path and Path(path).exists() else None
-    has_test = data.split("test") is not None and is_overridden("test_step", model)
+    has_test = data.set_names("test") and is_overridden("test_step", model)
     if has_test:
         trainer.test(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     measured = _latest_metrics(trainer) if has_test else {}

@@ -141,7 +141,7 @@ def make_trainer(
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
     options["profiler"] = profiler(options.get("profiler"), run_dir)
-    if data.split("val") is None or not is_overridden("validation_step", model):
+    if not data.set_names("val") or not is_overridden("validation_step", model):
         options["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10

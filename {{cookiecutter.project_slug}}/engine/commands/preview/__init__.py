@@ -86,7 +86,8 @@ def run(
         raise UsageError(f"--preview_dir {folder}: {error.strerror}") from None
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
-    found = (items.read(data, name, check_seconds, check_all) for name in ("train", "val", "test"))
+    more = [name for stage in ("val", "test") for name in data.set_names(stage) if name != stage]
+    found = (items.read(data, name, check_seconds, check_all) for name in ("train", "val", "test", *more))
     splits = [split for split in found if split is not None]
     findings, lines = problems(data, splits), table(data, splits)
     print(*lines, sep="\n", flush=True)
@@ -94,7 +95,7 @@ def run(
     draws, tried, steps = dict[str, Draws](), list[str](), None
     try:
         for split in splits:
-            if split.name != "test":
+            if split.name in ("train", "val"):
                 draws[split.name] = pictures.batch_draws(data, split.name, split.drawn)
         with warnings.catch_warnings():
             # More workers than cores, as is asked here.

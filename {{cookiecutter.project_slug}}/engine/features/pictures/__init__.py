@@ -57,8 +57,10 @@ class Pictures(Callback):
         self.split, self.samples = "test", PredictionSamples()
 
     def on_test_batch_end(
-        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if dataloader_idx:  # a set beside the split
+            return
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self._draw_module_pictures(trainer, module, batch)
         if not _has_targets(module):
