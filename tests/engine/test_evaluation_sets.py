@@ -12,9 +12,9 @@ import pytest
 import torch
 from model import MInterface
 from paths import TOYS
-from test_own_systems import RUN, kill, rows  # noqa: F401  # a fixture
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import LambdaCallback
+from test_own_systems import RUN, kill, rows  # noqa: F401  # a fixture
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
@@ -155,7 +155,6 @@ def test_every_way_to_log_in_a_system_of_ones_own(train) -> None:
         same = {told[f"{name}_{metric}"] for metric in ("acc", "logged", "own")} | {told[f"{name}_mean"]}
         assert max(same) == pytest.approx(min(same)), told
     assert told["val_acc"] != told["val_hard_acc"]
-
 
 
 class Loaders(LightningDataModule):

@@ -191,6 +191,28 @@ def test_call_after_logging_and_the_state_of_self_log() -> None:
     assert float(results["training_step.most"].value) == 2 or float(results["training_step.most"].value) == 1
 
 
+class TwoLoaders(Module):
+    """Logs the sum of each of two validation loaders by one metric."""
+
+    def __init__(self, resets: bool) -> None:
+        super().__init__()
+        self.resets, self.sum = resets, SumMetric()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.resets and dataloader_idx and not batch_idx:
+            compat.reset_logged_metrics(self.trainer)
+        self.sum.update(batch)
+        self.log("sum", self.sum)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # torch's, from within Lightning
+@pytest.mark.parametrize(("resets", "second"), [(False, 11), (True, 8)])
+def test_reset_logged_metrics(resets: bool, second: int) -> None:
+    loaders = [DataLoader(torch.ones(3, 1)), DataLoader(torch.full((4, 1), 2.0))]
+    told = trainer().validate(TwoLoaders(resets), loaders, verbose=False)
+    assert [one[f"sum/dataloader_idx_{at}"] for at, one in enumerate(told)] == [3, second]
+
+
 def test_restore_metric() -> None:
     first, second = SumMetric(), SumMetric()
     first.update(2)

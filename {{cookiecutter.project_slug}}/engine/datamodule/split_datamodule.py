@@ -53,7 +53,7 @@ class SplitDataModule(LightningDataModule):
             {},
         )
         defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
-        constructor = dataset_class.__init__ if isinstance(dataset_class, type) else dataset_class
+        constructor = dataset_class.__init__ if isinstance(dataset_class, type) else dataset_class  # type: ignore[misc]
         if getattr(constructor, "__module__", "").startswith("torchvision."):
             defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
