@@ -117,11 +117,8 @@ def read(folder: Path) -> RunRecord:
 
 def without_doubles(values: dict[str, float]) -> dict[str, float]:
     """Metrics by name: `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
-    return {
-        name: value
-        for name, value in values.items()
-        if re.sub("_(step|epoch)$", "", name) not in values.keys() - {name}
-    }
+    doubles = {f"{name}_{kind}" for name in values for kind in ("step", "epoch")}
+    return {name: value for name, value in values.items() if name not in doubles}
 
 
 def is_of_epoch(metric: str | None) -> bool:

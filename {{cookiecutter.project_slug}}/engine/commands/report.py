@@ -173,7 +173,10 @@ def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         table = summary(runs)
         width = shutil.get_terminal_size((10**6, 0)).columns  # of a file or a pipe, any
-        _print_table(table, _asked_columns(table, columns) or _telling_columns(table, runs, width), width)
+        asked = [*table] if columns == "all" else columns.split(",") if columns else []
+        if unknown := [name for name in asked if name not in table]:
+            raise UsageError(f"--columns {unknown[0]}: there are {', '.join(table)}{nearest(unknown[0], table)}")
+        _print_table(table, asked or _telling_columns(table, runs, width), width)
         writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
         writers |= {"report.html": write_page} if page else {}
         with replacing(folder / "report.csv") as part:
@@ -194,14 +197,6 @@ def _print_table(table: Any, shown: list[str], width: int) -> None:
     if more := [name for name in table if name not in (*some, "run")]:
         line = f"and {len(more)} more: --columns all, or some of {', '.join(more)}"
         print(textwrap.shorten(line, width, placeholder=" ..."))
-
-
-def _asked_columns(table: Any, asked: str | None) -> list[str]:
-    """The columns of --columns."""
-    names = [*table] if asked == "all" else asked.split(",") if asked else []
-    if unknown := [name for name in names if name not in table]:
-        raise UsageError(f"--columns {unknown[0]}: there are {', '.join(table)}{nearest(unknown[0], table)}")
-    return names
 
 
 def _telling_columns(table: Any, runs: list[Run], width: int) -> list[str]:

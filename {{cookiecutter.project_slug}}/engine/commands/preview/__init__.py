@@ -144,11 +144,8 @@ class _Steps(Callback):
         self.transform = getattr(module, "batch_transform", None)
         self.total = float(trainer.estimated_stepping_batches)
         schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if (
-            1 <= self.total < math.inf
-            and len(trainer.optimizers) == 1
-            and all(hasattr(one, "lr_lambdas") for one in schedules)
-        ):
+        known = len(trainer.optimizers) == 1 and all(hasattr(one, "lr_lambdas") for one in schedules)
+        if known and 1 <= self.total < math.inf:
             last = int(self.total) - 1
             self.steps = sorted({*range(0, last, 1 + last // _POINTS), last})
             self._plan(trainer.optimizers[0], schedules)
