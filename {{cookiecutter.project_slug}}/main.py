@@ -62,7 +62,7 @@ def run(
     trust: bool = False,
     seed: Annotated[int, ">= 0"] = 0,
     seed_index: Annotated[int, ">= 1"] | None = None,
-    max_epochs: Annotated[int, ">= -1"] | None = None,
+    max_epochs: Annotated[int, ">= -1", "!= 0"] | None = None,
     log_every_n_steps: Annotated[int, ">= 1"] = 20,
     enable_progress_bar: bool = output_streams.is_terminal(),
     default_root_dir: str = ".",
@@ -82,7 +82,7 @@ def run(
     max_epochs: number of epochs to train; -1 for no end; none means 10, or no end where max_steps or max_time is given.
         Epochs count from 1, and in metrics.csv from 0, as Lightning's.
     log_every_n_steps: optimiser steps between two logged values of train_loss_step.
-    enable_progress_bar: show a progress bar; without it, print a line per epoch.
+    enable_progress_bar: show a progress bar, as is done in a terminal; without it, print a line per epoch.
     default_root_dir: folder in which lightning_logs/ is created.
     hang_minutes: minutes without progress after which each process prints its stack; if there are several, they end.
     """

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_any_text_gives_a_value_that_is_kept_or_is_refused(form: tuple[str, Any]
     if "Path" not in form[0] or "~" not in text:
         assert _is_kept(value, annotation)
 
+
+PARTIAL = partial(torch.nn.Linear, 2)
 
 # Networks and datasets of a user's, in a project of their own.
 HEAD = """
@@ -232,6 +235,27 @@ class OneOfTwo(Base):
         super().__init__(num_features, num_classes)
         self.got = (untyped, shape, scale, kind)
 """,
+    "unusual": """
+from enum import Flag
+from typing import Sequence
+
+
+class Parts(Flag):
+    X = 1
+    Y = 2
+
+
+class Unusual(Base):
+    def __init__(self, num_features: int, num_classes: int, size=2 * 3, act=nn.ReLU, parts: Parts = Parts.X | Parts.Y,
+                 dims: Sequence[int] = (1, 2)):
+        super().__init__(num_features, num_classes)
+        self.got = (size, act, parts.value, dims)
+""",
+    "by_place": """
+class ByPlace(Base):
+    def __init__(self, num_features: int, num_classes: int, /, width: int = 8):
+        super().__init__(num_features, num_classes, width)
+""",
     "system": """
 from model import MInterface
 
@@ -350,6 +374,22 @@ def test_imported_types_are_asked_of_the_class(project: Path, mistake: Callable[
     (project / "model" / "imported.py").write_text(text.replace("2 * 3", "5 * 3"))
     sys.modules.pop("model.imported")
     assert parsed("test", "--ckpt_path", "last").arguments["network"]["twice"] == 6
+
+
+def test_unusual_types_and_defaults(project: Path, mistake: Callable[..., str]) -> None:
+    from torch.nn import ReLU
+
+    for argv, got in (
+        ([], (6, ReLU, 3, (1, 2))),
+        (["--size", "9", "--act", "gelu", "--parts", "X", "--dims", "3"], (9, "gelu", 1, [3])),
+        (["--parts", "X|Y", "--dims", "1", "2"], (6, ReLU, 3, (1, 2))),
+    ):
+        assert built(*line("unusual", *argv)).got == got
+        Path("again.yaml").write_text(config_file.dump(parsed(*line("unusual", *argv)).flags), encoding="utf-8")
+        assert built("--config", "again.yaml").got == got
+    assert "--parts 'X|Z' is not one of X, Y" in mistake(*line("unusual", "--parts", "X|Z"))
+    assert "ByPlace takes num_features by its place" in mistake(*line("by_place"))
+    assert "test_values.PARTIAL is a functools.partial: name" in mistake(*line("test_values.PARTIAL"))
 
 
 @pytest.mark.parametrize(

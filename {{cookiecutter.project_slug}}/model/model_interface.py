@@ -41,7 +41,7 @@ class MInterface(MetricLoggingModule):
         network: nn.Module | None = None,
         *,
         loss: str = "cross_entropy",
-        task: Literal["multiclass", "binary", "multilabel", "regression", "none"] | None = None,
+        task: Literal["multiclass", "binary", "multilabel", "regression", "other"] | None = None,
         class_dim: Literal[1, -1] | None = None,
         head_losses: tuple[str, ...] = (),
         class_weights: Literal["balanced"] | None = None,
@@ -60,8 +60,8 @@ class MInterface(MetricLoggingModule):
             network: the module to train; None in a subclass that has its own forward.
             loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
             task: what the outputs are: a logit per class (multiclass), one for yes or no (binary), several such
-                (multilabel), numbers (regression), or anything else. None follows from the loss, and of a loss of your
-                own from the targets.
+                (multilabel), numbers (regression), or anything else (other); none takes what the loss says, and with a
+                loss of your own the targets.
             class_dim: dimension of the classes in an output; none infers it from the shapes of the first batch.
             head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT per output, for a network whose outputs and targets are dicts;
                 none takes cross_entropy for whole numbers and mse_loss for others.
@@ -124,7 +124,7 @@ class MInterface(MetricLoggingModule):
     def predicts(self) -> OutputSpec:
         """What predict makes of an output; of a system with a step of its own nothing, unless it says its task."""
         meant = self.is_multiclass or self.has_binary_logits
-        return self.output_spec if meant and (self.asked_task or not self.has_own_step) else OutputSpec("none")
+        return self.output_spec if meant and (self.asked_task or not self.has_own_step) else OutputSpec("other")
 
     @classmethod
     def from_settings(cls, settings: Settings, data: Any) -> LightningModule:
@@ -160,6 +160,8 @@ class MInterface(MetricLoggingModule):
             model = cls(network, **system, component_kwargs=kwargs | {"target_info": data.target_info()})
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
+            if model.is_multiclass and model.num_classes == 1:
+                raise UsageError(f"{settings.dataset.name} has one class: there is nothing to tell apart")
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             names = model.logged_metrics(data.set_names("val"))
             logged = [name for name in names if not name.startswith("test_")]
@@ -254,7 +256,7 @@ class MInterface(MetricLoggingModule):
                 raise UsageError(f"--loss {self.loss_name} {needs}; {here}: --loss my_losses.mine takes anything")
             answer = self.output_spec.align_with_target(answer, target)
             return self.loss(answer, target), answer
-        comparable = comparable and self.output_spec.task != "none"
+        comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
         parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
@@ -289,10 +291,10 @@ class MInterface(MetricLoggingModule):
     def _leave_out_metrics(self, output: Any, target: Any) -> None:
         """Takes the outputs for what no metric compares with the targets."""
         shapes = f"the network gives {_describe(output)}, and the target is {_describe(target)}"
-        if self.asked_metrics and self.output_spec.task != "none":
+        if self.asked_metrics and self.output_spec.task != "other":
             raise UsageError(f"--metrics {' '.join(self.asked_metrics)}: {shapes}")
-        if self.output_spec.task != "none":
-            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+        if self.output_spec.task != "other":
+            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
             if self.trainer.is_global_zero:
                 print(f"no metric but the loss: {shapes}", flush=True)
 
@@ -388,8 +390,8 @@ class MInterface(MetricLoggingModule):
         """Takes over what training has found the output to mean."""
         answer = checkpoint.get("answer", {})
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
-        if answer.get("task") == "none":
-            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "none", False, False
+        if answer.get("task") == "other":
+            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
 
     def configure_callbacks(self) -> list[Callback]:
         if self.schedule["lr_scheduler"] != "plateau":

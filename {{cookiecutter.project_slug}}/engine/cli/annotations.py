@@ -16,7 +16,7 @@ _KINDS = {
     "DottedPath": "dotted",
     **dict.fromkeys(("Callable", "Module", "Tensor", "Dataset", "type", "Type", "Generator", "Transform"), "code"),
 }
-_RANGE = re.compile(r"[<>]=? -?\d[\d.e-]*")
+_RANGE = re.compile(r"(?:[<>]=?|!=) -?\d[\d.e-]*")
 _SHOWN = {"None": "none", "bool": "true/false", "dict": "{key: value}", "Path": "path", "dotted": "package.name"}
 
 
@@ -101,7 +101,7 @@ def from_hint(hint: Any) -> Annotation:
 def of_default(value: Any) -> Annotation:
     """The annotation of an argument without one, from its default: `rate=1` may be 0.5 as well."""
     name = type(value).__name__
-    if isinstance(value, (list, tuple)):
+    if name in ("list", "tuple"):  # not an Expression, which is a tuple too
         return (Type("list", name, (tuple(dict.fromkeys(one for item in value for one in of_default(item))),)),)
     types = {"bool": ("bool",), "int": ("int", "float"), "float": ("float",), "str": ("str",), "dict": ("dict",)}
     return tuple(Type(one, one) for one in types.get(name, ()))
@@ -148,7 +148,7 @@ def choices(annotation: Annotation) -> list[str]:
 
 
 def describe(annotation: Annotation) -> str:
-    """A type for help and errors: `int`, `float >= 0 or none`, `one of sum, mean`, `int,int,...`."""
+    """A type for help and errors: `int`, `float >= 0 and < 1 or none`, `one of sum, mean`, `int,int,...`."""
     known = [one for one in annotation if one.kind != "code" or not expressible(annotation)]
     return " or ".join(dict.fromkeys(map(_describe, known))) or "any value"
 
@@ -158,10 +158,12 @@ def _describe(one: Type) -> str:
         return "one of " + ", ".join(choices((one,)))
     if one.kind == "list":
         item = describe(one.arguments[0] if one.arguments else ())
-        return item.replace("one of", "any of", 1) if item.startswith("one of ") else f"{item},{item},..."
+        if item.startswith("one of "):
+            return item.replace("one of", "any of", 1)
+        return f"a list of {item}" if re.search("[ ,]", item) else f"{item},{item},..."
     if one.kind == "tuple":
         return ",".join(map(describe, one.arguments))
-    return " ".join((_SHOWN.get(one.kind, one.name), *one.ranges))
+    return f"{_SHOWN.get(one.kind, one.name)} {' and '.join(one.ranges)}".rstrip()
 
 
 def plain(value: Any) -> Any:

@@ -54,6 +54,8 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
             yaml.SafeLoader("").flatten_mapping(root)  # `<<: *defaults`
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from None
+    except yaml.reader.ReaderError:
+        raise UsageError(f"{name} is no YAML: it is not in UTF-8, or has control characters") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ def _find_dotted(path: str) -> ClassReference:
         raise UsageError(f"{path}: there is no module {error.name!r} (is its package installed?)") from None
     if not hasattr(module, name):
         raise UsageError(f"{path}: module {module_name} has no {name!r}{nearest(name, dir(module))}")
+    if isinstance(getattr(module, name), partial):
+        raise UsageError(f"{path} is a functools.partial: name what it calls, or write a function around it")
     if not callable(getattr(module, name)):
         raise UsageError(f"{path} is no class or function but a {type(getattr(module, name)).__name__}")
     return ClassReference(module_name, name)

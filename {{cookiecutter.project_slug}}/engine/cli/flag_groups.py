@@ -148,7 +148,9 @@ def collect(
         groups |= {"dataset": dataset.without(not_flags), "data": data.without(filled)}
     groups["schedule"] = _read(ROOT / "engine/training/lr_schedulers.py", "lr_factor")
     if "model_name" in classes:
-        network = _with_types_of(groups["system"], _signature(classes["model_name"], used))
+        network = _with_types_of(groups["system"], _signature(classes["model_name"], used)).without(
+            {"component_kwargs"}  # MInterface's own, of other flags
+        )
         groups["network"], names_ignored = network, {*network.ignored}
         if network.base == "LightningModule":
             names_ignored = {"schedule", *groups["system"].parameters}

@@ -4,7 +4,7 @@ import re
 import shutil
 import textwrap
 
-from engine.cli import annotations, discovery, features_and_commands, flag_groups
+from engine.cli import annotations, discovery, features_and_commands, flag_groups, value_ranges
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_groups import Flag, FlagGroups
 from engine.cli.signatures_from_source import REQUIRED, Expression
@@ -29,7 +29,7 @@ _INDENT = 30
 
 def overview(action: str) -> None:
     """Prints the help where neither network nor dataset is given: actions, the flags of a command, names."""
-    print(_usage("ACTION", action) + "\n\nactions:")
+    print(_usage("ACTION" if action == "fit" else action, action) + "\n\nactions:")
     for name, line in features_and_commands.actions().items():
         _row(name, line)
     if flags := flag_groups.flags_of(flag_groups.action_group(action)):
@@ -71,6 +71,8 @@ def details(table: FlagGroups, everything: bool) -> None:
 
 
 def _usage(shown: str, action: str) -> str:
+    if action != "fit" and "ckpt_path" in features_and_commands.commands().get(action, ["ckpt_path"]):
+        return f"usage: python main.py {action} --ckpt_path WHICH [--FLAG VALUE ...]"
     network = "[--model_name NAME]" if features_and_commands.stand_in(action) else "--model_name NAME"
     return f"usage: python main.py [{shown}] {network} --dataset NAME [--FLAG VALUE ...]"
 
@@ -91,7 +93,8 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
         note = f"default {default.text}"
     else:
         note = f"default {annotations.as_text(default)}"
-    return f"{text} ({annotations.describe(flag.annotation)}; {note})".lstrip()
+    listed = value_ranges.choices(flag.name) if flag.parameters[0].owner == "Trainer" else ""
+    return f"{text} ({listed or annotations.describe(flag.annotation)}; {note})".lstrip()
 
 
 def _row(left: str, right: str) -> None:

@@ -283,7 +283,8 @@ def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
         raise UsageError(f"{label} {raw.text} {error}") from None
     if wrong := value_ranges.range_error(name, value, table.owners(name)):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
-    return value
+    is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
+    return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`
 
 
 def _fill_seed(given: dict[str, RawValue], table: FlagGroups, seeds: tuple[int, ...]) -> None:

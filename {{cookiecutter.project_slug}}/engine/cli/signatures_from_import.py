@@ -17,6 +17,7 @@ from engine.cli.signatures_from_source import (
     is_super,
     keys_of,
 )
+from engine.errors import UsageError
 
 _NO_ARGUMENTS = {f"{name}.__init__" for name in ("Module", "LightningModule", "LightningDataModule", "DataHooks")}
 
@@ -75,6 +76,10 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
     parameters = {name: one for name, one in spec.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     if inspect.isclass(target):
         parameters.pop(next(iter(spec)), None)
+        by_place = [one for one in [*spec.values()][1:] if one.kind is one.POSITIONAL_ONLY and one.default is one.empty]
+        if by_place and not visited:
+            what = f"{target.__name__} takes {by_place[0].name} by its place, and a flag is given by its name"
+            raise UsageError(f"{what}: take away the / in its arguments")
     kwargs = next((name for name, one in spec.items() if one.kind is one.VAR_KEYWORD), None)
     if kwargs is None:
         return parameters, False

@@ -154,9 +154,14 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         function = functions[0]
         docs += "\n" + (ast.get_docstring(function, clean=False) or "")
     spec, is_system = function.args, bases == {"MInterface"}
-    if spec.vararg or (spec.kwarg and not is_system) or (function.decorator_list and not keyword_only):
+    if (
+        spec.vararg
+        or spec.posonlyargs
+        or (spec.kwarg and not is_system)
+        or (function.decorator_list and not keyword_only)
+    ):
         return None  # the `**kwargs` of a subclass of MInterface are MInterface's, which stand elsewhere already
-    positional = spec.posonlyargs + spec.args
+    positional = spec.args
     defaults = [None] * (len(positional) - len(spec.defaults)) + spec.defaults
     pairs = [] if keyword_only else list(zip(positional, defaults, strict=True))[1:]
     pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)

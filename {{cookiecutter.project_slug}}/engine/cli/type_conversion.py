@@ -2,6 +2,8 @@
 
 import operator
 import re
+from enum import Flag
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ _COMPARISONS = {
     ">": (operator.gt, "more than"),
     "<=": (operator.le, "at most"),
     "<": (operator.lt, "less than"),
+    "!=": (operator.ne, "other than"),
 }
 
 
@@ -128,7 +131,9 @@ def _of_text(text: str, one: Type, kinds: set[str]) -> Any:
 
 
 def _choose(text: str, values: tuple[Any, ...]) -> Any:
-    """The one of a Literal's values, or of an Enum's members, that a text means: `gelu`, `1e-3`, `true`, `none`."""
+    """The one of a Literal's values, or of an Enum's members, that a text means: `gelu`, `1e-3`, `true`, `X|Y`."""
+    if "|" in text and all(isinstance(one, Flag) for one in values):
+        return reduce(operator.or_, (_choose(part, values) for part in text.split("|")))
     for value in values:
         if found := getattr(type(value), "__members__", {}).get(text):  # an alias of an Enum's member too
             return found

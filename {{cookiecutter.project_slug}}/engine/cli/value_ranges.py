@@ -10,9 +10,11 @@ from engine.cli.type_conversion import OutOfRange, check_range
 
 _RANGES: dict[str, dict[tuple[str, ...], str]] = {
     "trainer": {
-        (">= -1",): "max_steps num_sanity_val_steps",
-        (">= 0",): "gradient_clip_val overfit_batches limit_train_batches limit_val_batches limit_test_batches "
-        "limit_predict_batches val_check_interval fast_dev_run min_epochs min_steps reload_dataloaders_every_n_epochs",
+        (">= -1",): "num_sanity_val_steps",
+        (">= -1", "!= 0"): "max_steps",
+        ("> 0",): "limit_train_batches",
+        (">= 0",): "gradient_clip_val overfit_batches limit_val_batches limit_test_batches limit_predict_batches "
+        "val_check_interval fast_dev_run min_epochs min_steps reload_dataloaders_every_n_epochs",
         (">= 1",): "log_every_n_steps accumulate_grad_batches num_nodes check_val_every_n_epoch",
     },
     "optimizer": {
@@ -45,11 +47,16 @@ def range_error(name: str, value: Any, groups: list[str]) -> str:
     return _trainer_error(name, value) if "trainer" in groups else ""
 
 
+def choices(name: str) -> str:
+    """What a flag of the Trainer takes, for help, "" where there is no list."""
+    return f"one of {', '.join(_CHOICES[name].split())}" if name in _CHOICES else ""
+
+
 def _trainer_error(name: str, value: Any) -> str:
     if name.startswith("limit_") and isinstance(value, float) and value > 1:
         return "should be a share up to 1.0, or a whole number of batches"
-    if name in _CHOICES and str(value).lower() not in (known := _CHOICES[name].split()):
-        return f"is not one of {', '.join(known)}"
+    if name in _CHOICES and str(value).lower() not in _CHOICES[name].split():
+        return f"is not {choices(name)}"
     if name == "max_time" and isinstance(value, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
         return "should be DD:HH:MM:SS, such as 00:12:00:00"
     numbers = value if isinstance(value, list) else [value]

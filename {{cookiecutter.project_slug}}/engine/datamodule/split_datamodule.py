@@ -69,8 +69,8 @@ class SplitDataModule(LightningDataModule):
         """The "train", "val" or "test" split, None where its fraction is 0; or another one of `set_names`.
 
         Raises:
-            UsageError: it has more classes than the train split.
-            ValueError: it is empty, or a target is out of range.
+            UsageError: it is empty, or has more classes than the train split.
+            ValueError: a target is out of range.
         """
         if name not in self._splits:
             self._prepare()
@@ -86,8 +86,9 @@ class SplitDataModule(LightningDataModule):
                     raise UsageError(f"the {other} split of {self.dataset_class.__name__} {counts}")
         dataset = self._splits[name]
         if not (dataset is None or self.restored or isinstance(dataset, IterableDataset)) and len(dataset) == 0:  # type: ignore[arg-type]
-            fractions = f"--val_fraction {self.val_fraction} --test_fraction {self.test_fraction}"
-            raise ValueError(f"the {name} split of {self.dataset_class.__name__} is empty ({fractions})")
+            what = f"the {name} split of {self.dataset_class.__name__} has no item"
+            unwanted = f": give more items, or --{name}_fraction 0" if name in ("val", "test") else ""
+            raise UsageError(what + unwanted)
         return dataset
 
     def set_names(self, stage: str) -> list[str]:

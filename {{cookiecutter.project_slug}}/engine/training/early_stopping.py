@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer, callbacks
 
+from engine.errors import UsageError
+
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, which says why it stops; a resumed run takes the `patience` that it is given.
@@ -26,7 +28,13 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(
             monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=of_training
         )
-        self.bad_steps = bad_steps
+        self.bad_steps, self.of_training = bad_steps, of_training
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.limit_val_batches == 0 and not self.of_training:
+            raise UsageError(
+                f"--patience waits for {self.monitor}, and this run has no validation: --monitor train_loss"
+            )
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.wait_count >= self.patience:  # it was over when it was saved

@@ -71,7 +71,7 @@ class LoadedRun:
             outputs = self._model(*batch)
         if heads := getattr(self._model, "heads", {}):
             return {name: head.spec.probabilities(outputs[name]) for name, head in heads.items()}
-        answer = getattr(self._model, "predicts", OutputSpec("none"))
+        answer = getattr(self._model, "predicts", OutputSpec("other"))
         values = answer.probabilities(main_output(outputs))
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
         return values if invert is None else invert(values)

@@ -67,7 +67,7 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     """
     task = infer_task(loss, target_info)
     if names is None:
-        names = () if task == "none" else ("mae",) if task == "regression" else ("acc",)
+        names = () if task == "other" else ("mae",) if task == "regression" else ("acc",)
     built = {own_components.metric_name(name): _build(name, loss, task, target_info) for name in names}
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
@@ -112,7 +112,7 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
         return MulticlassAccuracy(average="micro", ignore_index=ignore_index, validate_args=False)
     metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
     accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
-    if ("task" in accepted) != (task not in ("regression", "none")):
+    if ("task" in accepted) != (task not in ("regression", "other")):
         fitting = "mae, mse, r2, psnr ..." if task == "regression" else "acc, f1, auroc ..."
         raise UsageError(f"--metrics {name} does not go with --loss {loss}, whose task is {task}: {fitting}")
     options: dict[str, Any] = {}

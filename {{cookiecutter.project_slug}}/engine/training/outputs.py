@@ -9,7 +9,7 @@ from engine.errors import UsageError
 from engine.training import losses
 from engine.training.losses import functional_name
 
-Task = Literal["multiclass", "binary", "multilabel", "regression", "none"]
+Task = Literal["multiclass", "binary", "multilabel", "regression", "other"]
 _ENTRIES = ("logits", "out", "output", "prediction", "predictions")
 
 

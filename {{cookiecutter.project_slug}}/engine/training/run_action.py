@@ -1,6 +1,7 @@
 """The actions of main.py: fit, validate and test by Lightning's Trainer, all others by their file in commands/."""
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -44,7 +45,7 @@ def run_action(settings: Settings, context: dict[str, Any]) -> Any:
     """
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     context = context | {"settings": settings, "ckpt_path": path}
-    with _weights_fit(context.get("model"), path):
+    with _in_one_line(settings, context.get("model"), path):
         return _run(settings, context, path)
 
 
@@ -72,10 +73,11 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
 
 
 @contextmanager
-def _weights_fit(model: Any, path: str | None) -> Iterator[None]:
-    """Says in one line which weights of a checkpoint do not fit.
+def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[None]:
+    """Says in one line which weights of a checkpoint, or which flag of the Trainer, do not fit.
 
-    torch finds that, after all hooks of the network, which may rename some.
+    torch finds the first, after all hooks of the network, which may rename some; Lightning the second, once it has the
+    data: --val_check_interval 100 where an epoch has 10 batches.
     """
     try:
         yield
@@ -84,6 +86,12 @@ def _weights_fit(model: Any, path: str | None) -> Iterator[None]:
             from engine.checkpointing import checkpoint_io  # needs torch
 
             checkpoint_io.check_weights_fit(model, checkpoint_io.load(Path(path))["state_dict"])
+        raise
+    except Exception as error:
+        raised_in = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        flags = [name for name in settings.arguments["trainer"] if re.search(rf"\b{name}\b", str(error))]
+        if flags and "pytorch_lightning" in Path(raised_in).parts:
+            raise UsageError(f"--{flags[0]}: {' '.join(str(error).split())}") from error
         raise
 
 
@@ -111,7 +119,12 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     from engine.checkpointing import checkpoint_io
     from engine.training.metric_logging import metrics_of
 
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "best_model_path", "")
+    if not path and getattr(callback, "save_top_k", False) and not trainer.fast_dev_run and trainer.is_global_zero:
+        print(
+            f"no checkpoint is the best: {callback.monitor} had no value, or NaN; what follows is of the last weights"
+        )
     path = path if path and Path(path).exists() else None
     has_test = data.set_names("test") and is_overridden("test_step", model)
     if has_test:
@@ -120,7 +133,7 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     if not path:
         return measured
     best = without_doubles(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
-    split = re.split("[_/]", trainer.checkpoint_callback.monitor)[0]
+    split = re.split("[_/]", callback.monitor)[0]
     chosen = {name: value for name, value in best.items() if name == "epoch" or re.match(f"{split}[_/]", name)}
     return measured | {f"best_{name}": value for name, value in chosen.items()}
 

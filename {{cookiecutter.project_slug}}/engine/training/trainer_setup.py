@@ -141,8 +141,6 @@ def make_trainer(
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
     options["profiler"] = profiler(options.get("profiler"), run_dir)
-    if not data.set_names("val") or not is_overridden("validation_step", model):
-        options["limit_val_batches"] = 0
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
     try:
@@ -161,6 +159,8 @@ def make_trainer(
                 f"--strategy {strategy}{nearest(strategy, usable)}; there are: {', '.join(usable)}"
             ) from error
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
+    if not data.set_names("val") or not is_overridden("validation_step", model):
+        trainer.limit_val_batches = 0  # now: --fast_dev_run and --overfit_batches would set it anew
     skip_sigterm_broadcast(trainer)
     count_epochs(trainer)
     skip_unused_hooks(trainer, model)

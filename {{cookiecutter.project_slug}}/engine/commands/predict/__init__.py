@@ -102,7 +102,7 @@ class PredictionWriter(Callback):
         folder, self.process = trainer.strategy.broadcast((str(self.folder), os.getpid()))
         self.folder = Path(folder)
         # What the output means; of a module that does not say, nothing.
-        self.output_spec: OutputSpec = getattr(module, "predicts", OutputSpec("none"))
+        self.output_spec: OutputSpec = getattr(module, "predicts", OutputSpec("other"))
         if (heads := getattr(module, "heads", {})) and not self.layer:
             if self.head not in heads:
                 raise UsageError(f"the network returns several outputs: --head_name, one of {', '.join(heads)}")
@@ -110,7 +110,7 @@ class PredictionWriter(Callback):
         self.true_is_class = self.output_spec.task == "multiclass"
         if self.layer:
             self.layer.attach(module)
-            self.output_spec = OutputSpec("none")
+            self.output_spec = OutputSpec("other")
         self.classifies = self.output_spec.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 

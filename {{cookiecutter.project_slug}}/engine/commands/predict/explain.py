@@ -45,7 +45,7 @@ class Explanations(Callback):
         self.seen = 0
 
     def on_predict_start(self, trainer: Trainer, module: Any) -> None:
-        if getattr(module, "predicts", OutputSpec("none")).task != "multiclass":
+        if getattr(module, "predicts", OutputSpec("other")).task != "multiclass":
             raise UsageError("--explain needs a network that predicts one of several classes; this one does not")
         if trainer.world_size > 1:
             raise UsageError("--explain works on one device: --devices 1")

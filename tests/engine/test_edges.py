@@ -1,0 +1,87 @@
+"""Runs that have nothing, or next to nothing, to train on, to validate with or to tell apart."""
+
+import json
+from pathlib import Path
+
+import main
+import pytest
+from engine.cli import annotations
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--num_items", "0"], "the train split of Blobs has no item"),
+        (["--dataset", "toys.BlobsInParts", "--num_items", "0"], "the train split of BlobsInParts has no item"),
+        (["--max_epochs", "0"], "--max_epochs 0 should be other than 0"),
+        (["--max_steps", "0"], "--max_steps 0 should be other than 0"),
+        (["--limit_train_batches", "0"], "--limit_train_batches 0 should be more than 0"),
+        (
+            ["--limit_val_batches", "0", "--patience", "2"],
+            "--patience waits for val_loss, and this run has no validation",
+        ),
+        (
+            ["--val_check_interval", "100"],
+            "--val_check_interval: `val_check_interval` (100) must be less than or equal",
+        ),
+        (["--limit_val_batches", "0.001"], "--limit_val_batches: You requested to check 0.001 of the `val_dataloader`"),
+        (["--dataset", "toys.FromFile", "--num_classes", "1", "--knows", "nothing"], "FromFile has one class"),
+    ],
+)
+def test_nothing_to_train_on_is_one_line(train, argv: list[str], said: str, capsys) -> None:
+    Path("items.txt").write_text("a 0\nb 0\nc 0\n" * 10)
+    with pytest.raises(SystemExit, match="2"):
+        train("--max_epochs", 1, *argv)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("lightning_logs/version_0").exists()
+
+
+@pytest.mark.parametrize("left", ["--val_fraction", "--test_fraction"])
+def test_fast_dev_run_without_a_split(train, left: str) -> None:
+    metrics = train("--fast_dev_run", left, 0)
+    assert {name.partition("_")[0] for name in metrics} == {"epoch", "train", "val", "test"} - {
+        left[2:].partition("_")[0]
+    }
+
+
+@pytest.mark.parametrize("argv", [["--limit_val_batches", 0], ["--check_val_every_n_epoch", 5]])
+def test_a_run_that_is_never_validated_says_that_no_checkpoint_is_the_best(train, argv: list, capsys) -> None:
+    metrics = train("--max_epochs", 2, "--monitor", "val_acc", *argv)
+    assert not [name for name in metrics if name.startswith("best")]
+    assert "no checkpoint is the best: val_acc had no value" in capsys.readouterr().out
+    assert main.main(["test", "--ckpt_path", "last"])["test_loss"] == metrics["test_loss"]
+    assert json.loads(Path("lightning_logs/version_0/metrics.json").read_text())["epoch"] == 2
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 3])
+def test_next_to_no_items(train, num_items: int) -> None:
+    metrics = train("--num_items", num_items, "--max_epochs", 2, "--patience", 1, "--batch_size", 1000)
+    assert all(value == value for value in metrics.values())
+    assert ("val_loss" in metrics, "test_loss" in metrics) == (num_items > 2, num_items > 1)
+
+
+def test_types_in_help_are_plain() -> None:
+    for text, shown in (
+        ("Annotated[float, '>= 0', '< 1']", "float >= 0 and < 1"),
+        ("tuple[Annotated[float, '>= 0'], ...]", "a list of float >= 0"),
+        ("Optional[list[tuple[int, ...]]]", "a list of int,int,... or none"),
+        ("tuple[str, ...]", "str,str,..."),
+    ):
+        assert annotations.describe(annotations.from_text(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown", "hidden"),
+    [
+        (["test", "--help"], "usage: python main.py test --ckpt_path WHICH [", "[ACTION]"),
+        (["--help"], "usage: python main.py [ACTION] --model_name NAME --dataset NAME [", "WHICH ["),
+        (["--help", "--model_name", "toys.Net", "--dataset", "toys.Blobs"], "regression, other or none;", "_PRECISION"),
+        (["--help", "--model_name", "toys.Tally", "--dataset", "toys.Blobs"], "--lr ", "component_kwargs"),
+    ],
+)
+def test_help_has_no_riddles(argv: list[str], shown: str, hidden: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main.main(argv)
+    text = " ".join(capsys.readouterr().out.split())
+    assert shown in text
+    assert hidden not in text
