@@ -56,6 +56,15 @@ def test_a_run_is_found_by_its_name_which_no_other_may_have(train, capsys) -> No
     assert config(2)["run_name"] == "second"
 
 
+def test_nobody_counts_epochs_where_there_is_no_metrics_csv(train, capsys) -> None:
+    train(*QUICK, "--logger", "tensorboard")
+    for argv in ([], ["--sort", "epochs"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="0"):
+            main.main(["runs", *argv])
+        assert capsys.readouterr().out.split()[:5] == ["run", "network", "dataset", "best", "age"]
+
+
 def test_a_name_that_no_run_has_is_told_the_nearest(train, capsys) -> None:
     train(*QUICK, "--logger", "csv", "--run_name", "baseline")
     for number in range(1, 7):

@@ -47,12 +47,12 @@ class RunRecord(NamedTuple):
         """Its --tags."""
         return {tag.strip(" '\"") for tag in self.flags.get("tags", "").strip("[]").split(",")} - {""}
 
-    def epochs(self) -> int:
-        """The number of epochs in metrics.csv that have ended and been measured."""
+    def epochs(self) -> int | None:
+        """The number of epochs in metrics.csv that have ended and been measured; None where there is no such file."""
         with suppress(FileNotFoundError), (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             rows = (row for row in csv.DictReader(file) if any(row[name] for name in row if is_of_epoch(name)))
             return max((int(row["epoch"]) + 1 for row in rows if (row.get("epoch") or "").isdigit()), default=0)
-        return 0
+        return None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -73,8 +73,8 @@ def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
         value = columns[column](record) if column in columns else record.flags.get(column, "")
         try:
             return float(value), ""
-        except ValueError:
-            return math.inf, value
+        except (ValueError, TypeError):  # a text, or None
+            return math.inf, str(value)
 
     return sorted(records, key=key)
 
@@ -120,7 +120,7 @@ def _row(record: RunRecord) -> dict[str, str]:
         "name": "" if name in ("none", "null") else name,
         "network": record.flags.get("model_name", ""),
         "dataset": record.flags.get("dataset", ""),
-        "epochs": str(record.epochs()),
+        "epochs": "" if (epochs := record.epochs()) is None else str(epochs),
         "best": best,
         "age": next((f"{_age(record) // unit:.0f} {text}" for unit, text in _UNITS if _age(record) >= unit), "0 s"),
         "size": _bytes(_size(record)),
