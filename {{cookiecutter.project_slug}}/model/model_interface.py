@@ -99,6 +99,7 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
+        self._activation_checked = False  # against the loss, in the first step
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
         self.loss = losses.build(loss, given.get("loss", {}))
@@ -255,6 +256,10 @@ class MInterface(MetricLoggingModule):
                 )
                 raise UsageError(f"--loss {self.loss_name} {needs}; {here}: --loss my_losses.mine takes anything")
             answer = self.output_spec.align_with_target(answer, target)
+            if not self._activation_checked:
+                self._activation_checked = self.training
+                if (problem := losses.activation_problem(self.loss_name, answer)) and self.trainer.is_global_zero:
+                    print(problem, flush=True)
             return self.loss(answer, target), answer
         comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None

@@ -13,6 +13,13 @@ from engine.cli import discovery
 from engine.errors import UsageError
 from engine.lightning_compat import batch_norm_class
 
+# Losses that apply an activation of their own, and what to do about a sigmoid or softmax before them.
+_WITH_ACTIVATION = {
+    "cross_entropy": "leave it out",
+    "binary_cross_entropy_with_logits": "leave it out, or give --loss binary_cross_entropy",
+    "nll_loss": "it takes those of a log_softmax",
+}
+_VIEWS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Permute", "Transpose", "Slice", "Select", "ToCopy", "Clone")
 _SAME_SHAPE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # torch would broadcast these
 _AS_IN_EVALUATION = (batch_norm_class(), nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FUNCTIONS = {
@@ -54,6 +61,27 @@ def _check_shape(name: str, function: Callable[..., Tensor], output: Tensor, tar
         shapes = f"the network gives {tuple(output.shape)}, and the targets are {tuple(target.shape)}"
         raise UsageError(f"--loss {name}: {shapes}")
     return function(output, target)
+
+
+def activation_problem(name: str, output: Tensor) -> str:
+    """What a sigmoid or softmax at the end of a network makes wrong for a loss; "" where nothing is.
+
+    output: of a step of the training, whose graph says what it ends in.
+
+    Raises:
+        UsageError: the loss takes numbers in 0..1, and these are others.
+    """
+    short = functional_name(name)
+    if short == "binary_cross_entropy" and bool(((output < 0) | (output > 1)).any()):
+        given = f"takes outputs in 0..1, and the network gives {float(output.min()):.3g} to {float(output.max()):.3g}"
+        raise UsageError(f"--loss {name} {given}: give --loss binary_cross_entropy_with_logits")
+    node = output.grad_fn
+    while node is not None and node.name().startswith(_VIEWS):
+        node = node.next_functions[0][0]
+    last = node.name().partition("Backward")[0].lower() if node is not None else ""
+    if short not in _WITH_ACTIVATION or last not in ("sigmoid", "softmax"):
+        return ""
+    return f"the network ends in a {last}, which does not go with --loss {name}: {_WITH_ACTIVATION[short]}"
 
 
 def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[[str], Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class OutputSpec:
     def probabilities(self, output: Tensor) -> Tensor:
         """What an output (B, ...) means: probabilities of classes or of yes, or itself."""
         if self.task == "multiclass":
-            return output.float().softmax(self.class_dim or 1)
+            return output.float().softmax(self.class_dim or 1) if self.are_logits else output
         is_logit = self.task in ("binary", "multilabel") and self.are_logits
         return output.sigmoid() if is_logit else output
 
