@@ -8,11 +8,13 @@ import importlib
 import os
 import sys
 import types
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 _STEP_HOOKS = (
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -104,7 +106,7 @@ def skip_unused_hooks(trainer: Any, module: Any) -> None:
                 object.__setattr__(one, name, None)
 
 
-def set_process_group_timeout(strategy: Any, timeout: timedelta) -> None:
+def set_process_group_timeout(strategy: Any, timeout: "timedelta") -> None:
     """Sets how long a rank waits for the others; a strategy given by its name has no argument for it.
 
     Without it, ranks wait 30 minutes for one that hangs.

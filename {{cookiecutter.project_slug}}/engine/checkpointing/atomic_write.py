@@ -1,6 +1,5 @@
 """Atomic writes of the files of a run (a temporary file, then a rename), appending of whole lines, reading of JSON."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -110,6 +109,8 @@ def read_json(path: Path, default: Any) -> Any:
     Raises:
         UsageError: it is broken.
     """
+    import json  # not needed for help
+
     if not path.exists():
         return default
     try:

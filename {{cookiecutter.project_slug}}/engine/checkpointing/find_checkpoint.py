@@ -11,7 +11,7 @@ from engine.checkpointing.run_folder import find_named, known_runs
 from engine.cli import features_and_commands
 from engine.errors import UsageError
 
-_BEST = re.compile(r"best-epoch(=?)(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt")  # =N, of version 0.1, is from 0
+_BEST = r"best-epoch(=?)(\d+)-(.+)=([-+.\deE]+|nan|inf)\.ckpt"  # =N, of version 0.1, is from 0
 
 
 def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path") -> Path:
@@ -55,7 +55,7 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
 
 def best_checkpoint(run: Path) -> tuple[str, float | None, int | None]:
     """The monitored metric of the best checkpoint of a run, its value and its epoch; ("", None, None)."""
-    match = _BEST.fullmatch(files[-1].name) if (files := _best_checkpoints(run)) else None
+    match = re.fullmatch(_BEST, files[-1].name) if (files := _best_checkpoints(run)) else None
     return (match[3], float(match[4]), int(match[2]) + bool(match[1])) if match else ("", None, None)
 
 
@@ -71,7 +71,7 @@ def best_mode(run: Path, monitor: str) -> Literal["min", "max"]:
     if monitor == "epoch":
         return "max"
     files = run.glob("checkpoints/best-*.ckpt")
-    same = (path for path in files if (match := _BEST.fullmatch(path.name)) and match[3] == file_name(monitor))
+    same = (path for path in files if (match := re.fullmatch(_BEST, path.name)) and match[3] == file_name(monitor))
     said = (_state(path).get("mode") for path in same)
     return mode_of(monitor, given_mode(run) or known_mode(monitor) or next(said, None))
 
@@ -112,7 +112,7 @@ def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
 def _best_checkpoints(run: Path) -> list[Path]:
     """The checkpoint with the best value of the metric in its name; of several metrics, that of the newest file."""
     files = sorted(run.glob("checkpoints/best-*.ckpt"), key=_mtime)
-    scores = {path: match for path in files if (match := _BEST.fullmatch(path.name)) and match[4] != "nan"}
+    scores = {path: match for path in files if (match := re.fullmatch(_BEST, path.name)) and match[4] != "nan"}
     if not scores:
         return []
     monitor = list(scores.values())[-1][3]

@@ -21,7 +21,7 @@ ALIASES = {
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
 }
-_CLASS = re.compile(r"^class (\w+)\(|^    higher_is_better\b[^=\n]*= (True|False)", re.MULTILINE)
+_CLASS = r"(?m)^class (\w+)\(|^    higher_is_better\b[^=\n]*= (True|False)"
 
 
 def mode_of(
@@ -74,7 +74,7 @@ def _torchmetrics() -> dict[str, Literal["min", "max"]]:
     modes: dict[str, Literal["min", "max"]] = {}
     for path in sorted(source_of("torchmetrics", "").rglob("*.py")):
         owner = ""
-        for found in _CLASS.finditer(path.read_text(encoding="utf-8")):
+        for found in re.finditer(_CLASS, path.read_text(encoding="utf-8")):
             owner = found[1] or owner
             if found[2]:
                 names = {owner, re.sub("^(Binary|Multiclass|Multilabel)", "", owner)}

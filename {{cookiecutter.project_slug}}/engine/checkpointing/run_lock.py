@@ -1,7 +1,6 @@
 """The lock of a run: two processes never train it at the same time. No torch here."""
 
 import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +72,8 @@ def _lock_of(run: Path) -> Path:
 
 
 def _host() -> str:
+    import socket  # not needed for help
+
     return socket.gethostname().replace("/", "_").replace("+", "_")
 
 

@@ -254,7 +254,8 @@ def _with_types_of(system: Signature, network: Signature) -> Signature:
 
 def _has(folder: str, other: str, name: str) -> bool:
     """Whether another network or dataset has an argument of that name. What cannot be parsed has none."""
-    if not re.search(rf"\b{name}\b", (ROOT / folder / f"{other}.py").read_text(encoding="utf-8", errors="replace")):
+    as_argument = rf"\b{name}\s*[:=,)#'\"]"  # a name in quotes may be a key of `**kwargs`
+    if not re.search(as_argument, (ROOT / folder / f"{other}.py").read_text(encoding="utf-8", errors="replace")):
         return False
     try:
         reference = discovery.find(folder, other)

@@ -1,8 +1,10 @@
 """What `--help` shows: actions and names first; with a network and a dataset chosen, every flag in its group."""
 
+import os
 import re
-import shutil
 import textwrap
+from functools import cache
+from typing import Any
 
 from engine.cli import annotations, discovery, features_and_commands, flag_groups, value_ranges
 from engine.cli.discovery import FOLDERS
@@ -81,7 +83,7 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     """The first sentence of its docstring, type and default. from_data: the attributes of the dataset."""
     text = next((one.help for one in flag.parameters if one.help), "")
     text = re.sub(r"``?([^`]*)``?", r"\1", re.sub(r":\w+:`~?([^`]*)`", r"\1", text))
-    text = re.split(r"(?<=[^.]\.)\s|\s*Default: ", text)[0].rstrip(". ")
+    text = re.split(r"\.(?<=[^.]\.)\s", text.partition("Default: ")[0], maxsplit=1)[0].rstrip(". ")
     default = flag.default
     if differing := flag.differing_defaults:
         note = f"must be given: {differing}"
@@ -97,10 +99,20 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     return f"{text} ({listed or annotations.describe(flag.annotation)}; {note})".lstrip()
 
 
+@cache
+def _width() -> int:
+    """Columns of the terminal, 110 at most. shutil knows them too, but imports all that archives are unpacked with."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    except (ValueError, OSError):  # it is no terminal
+        columns = 0
+    return min(columns if columns > 0 else 80, 110)
+
+
 def _row(left: str, right: str) -> None:
     head = f"  {left}".ljust(_INDENT)
     if len(head) > _INDENT:
         print(head.rstrip())
         head = " " * _INDENT
-    width = min(shutil.get_terminal_size().columns, 110)
-    print(textwrap.fill(right, width, initial_indent=head, subsequent_indent=" " * _INDENT) or head)
+    options: dict[str, Any] = {"initial_indent": head, "subsequent_indent": " " * _INDENT, "break_on_hyphens": False}
+    print(textwrap.fill(right, _width(), **options) or head)

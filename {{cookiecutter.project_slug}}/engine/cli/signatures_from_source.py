@@ -63,7 +63,7 @@ class Signature(NamedTuple):
 
     attributes: those of its instances, as values or Expressions; None where only an instance can tell.
     accepts_any: it has a `**kwargs` that takes any further keyword.
-    source: of a class, as text.
+    source: of a class with one of _SPLIT_ARGUMENTS, as text.
     base: "MInterface", "LightningModule" or "LightningDataModule", of whose subclass it is the constructor; else "".
     overrides: of a subclass of MInterface, the arguments of MInterface that it has or sets itself.
     ignored: of a subclass of MInterface, those of which its own methods take no notice; "schedule" for the schedule's.
@@ -126,7 +126,9 @@ def find_definition(path: Path, name: str) -> tuple[Any, ast.Module]:
         raise UsageError(f"{path} should define {name} itself: its arguments are flags")
     definition = found[0] + " " * (8 if found[0].startswith("class") else 4) + "pass\n"
     above = text[: found.start()]
-    constants = re.findall(r"^(?:\w+ = |class ).*(?:\n[ )\]}].*)*", above, re.MULTILINE)
+    constants = re.findall(r"\n(\w+ = .*(?:\n[ )\]}].*)*)", f"\n{above}")
+    both = "\n".join([*constants, definition])
+    constants = [one for one in constants if both.count(one.partition(" ")[0]) > 1]  # in use
     try:
         tree = ast.parse("\n".join([*constants, definition]), str(path))
     except SyntaxError:
@@ -174,7 +176,7 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         annotation = annotations.from_syntax(argument.annotation, names) or annotations.of_default(default)
         parameters[argument.arg] = Parameter(argument.arg, annotation, default, docs, node.name)
     known = not keyword_only and bases <= _BASES_WITHOUT_ARGUMENTS
-    text = "" if keyword_only else ast.unparse(node)
+    text = ast.unparse(node) if parameters.keys() & {*_SPLIT_ARGUMENTS} else ""  # costs more than all else here
     signature = Signature(node.name, parameters, _attributes(node) if known else None, base=base_of(bases), source=text)
     if not is_system:
         return signature

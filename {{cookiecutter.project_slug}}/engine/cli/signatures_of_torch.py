@@ -44,8 +44,8 @@ def signature(kind: str, name: str) -> Signature:
 def _losses(name: str = "") -> dict[str, Signature]:
     """The functions (output, target, ...) of torch.nn.functional that are losses: all, or the one of that name."""
     source = source_of("torch", "nn/functional.py").read_text(encoding="utf-8")
-    pattern = rf"^def ({name or '[a-z][a-z0-9_]*'})\(\s*([^()]*reduction: str[^()]*)\)\s*->"
-    found = {key: _parse(key, arguments) for key, arguments in re.findall(pattern, source, re.MULTILINE)}
+    pattern = rf"\ndef ({name or '[a-z][a-z0-9_]*'})\(\s*([^()]*reduction: str[^()]*)\)\s*->"
+    found = {key: _parse(key, arguments) for key, arguments in re.findall(pattern, source)}
     return {key: one for key, one in found.items() if sum(p.default is REQUIRED for p in one.parameters.values()) == 2}
 
 

@@ -4,7 +4,6 @@ LastCheckpoint saves in between. No torch here before ranks agree.
 """
 
 import signal
-import threading
 import time
 from typing import Any, NoReturn
 
@@ -30,7 +29,7 @@ class SignalListener:
 
     def install(self) -> None:
         """Sets the handlers, in the main thread alone: Python allows no other."""
-        if not self._installed and threading.current_thread() is threading.main_thread():
+        if not self._installed and _in_main_thread():
             self._installed = True
             for signum in SIGNALS:
                 signal.signal(signum, self._handle)
@@ -72,6 +71,12 @@ class SignalListener:
         return bool(self.received)
 
 
+def _in_main_thread() -> bool:
+    import threading  # not needed for help
+
+    return threading.current_thread() is threading.main_thread()
+
+
 def ignore_signals() -> None:
     """Ignores all further signals."""
     for signum in SIGNALS:
@@ -80,7 +85,7 @@ def ignore_signals() -> None:
 
 def handle_early_signals() -> None:
     """Requeues a SLURM job whose signal comes while the program is starting and has nothing to save yet."""
-    if slurm.slurm_job_id() and threading.current_thread() is threading.main_thread():
+    if slurm.slurm_job_id() and _in_main_thread():
         for signum in (slurm.WARNING, signal.SIGTERM):
             signal.signal(signum, lambda signum, frame: exit_on_signal(signum))
 
