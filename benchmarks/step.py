@@ -18,6 +18,8 @@ PLAIN = "plain loop, data in memory as one tensor"
 PROJECT = "this project, all of its defaults, with a progress bar"
 VARIANTS = {"plain": PLAIN, "tuned": TUNED, "project": PROJECT}
 LONG = {
+    "rows": "this project, a dataset with `return self.images[i], self.targets[i]`",
+    "items": "this project, the same dataset item by item",
     "torchvision": "plain loop, torchvision's MNIST and a DataLoader",
     "lightning": "Lightning's defaults on the same loader, torchmetrics and self.log",
 }
@@ -51,6 +53,31 @@ def network(name: str):
 def dense(in_channels: int, num_classes: int, img_size: int):
     """The dense network, as the project asks for one."""
     return network("dense")
+
+
+class Rows:
+    """MNIST's format as a class that a user writes: tensors in memory, an item at a time."""
+
+    num_classes, in_channels, img_size = 10, 1, 28
+
+    def __init__(self, train: bool, data_dir: str) -> None:
+        from data.mnist import MNIST
+
+        files = MNIST(train, data_dir)
+        self.images, self.targets = files.__getitems__(list(range(len(files))))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int):
+        return self.images[i], self.targets[i]
+
+
+class Items(Rows):
+    """The same, with an index that is no array: no whole batches."""
+
+    def __getitem__(self, i: int):
+        return self.images[int(i)], self.targets[int(i)]
 
 
 def keep_memory() -> None:
@@ -124,7 +151,7 @@ def run_project(argv: list[str], *watching, where: tuple[str, ...] = ("cpu", "--
 
     load_callbacks = main.load_callbacks
     main.load_callbacks = lambda *args, **options: [*watching, *load_callbacks(*args, **options)]
-    main.main(["--accelerator", *where, *argv])
+    main.main([*argv, "--accelerator", *where])
 
 
 def with_lightning(name: str, data_dir: Path) -> float:
@@ -158,11 +185,11 @@ def with_lightning(name: str, data_dir: Path) -> float:
     return (clock.ended - clock.began) / STEPS[name]
 
 
-def with_project(name: str, data_dir: Path, extra: list[str]) -> float:
+def with_project(name: str, data_dir: Path, extra: list[str], dataset: str = "mnist") -> float:
     """Seconds a step of the project, from its command line."""
     clock = timer()
     sys.modules["step"] = sys.modules["__main__"]
-    argv = ["--model_name", "lenet" if name == "lenet" else "step.dense", "--dataset", "mnist", "--max_epochs", "1"]
+    argv = ["--model_name", "lenet" if name == "lenet" else "step.dense", "--dataset", dataset, "--max_epochs", "1"]
     argv += ["--data_dir", str(data_dir), "--enable_progress_bar", "true"]
     argv += ["--limit_train_batches", str(WARM + STEPS[name] + 1), *extra]
     run_project(argv, clock)
@@ -174,8 +201,9 @@ def once(name: str, variant: str, data_dir: Path, extra: list[str]) -> float:
     import torch
 
     torch.set_num_threads(1)
-    if variant == "project":
-        return with_project(name, data_dir, extra)
+    if variant in ("project", "rows", "items"):
+        dataset = "mnist" if variant == "project" else f"step.{variant.title()}"
+        return with_project(name, data_dir, extra, dataset)
     return with_lightning(name, data_dir) if variant == "lightning" else by_hand(name, variant, data_dir)
 
 

@@ -37,14 +37,14 @@ engine/commands/preview/__init__.py engine/commands/preview/findings.py engine/c
 engine/commands/preview/pictures.py engine/commands/report.py engine/commands/runs.py engine/commands/tune.py
 engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodule/item_fields.py
 engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py engine/datamodule/seeding.py
-engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/errors.py engine/features/__init__.py
-engine/features/activation_checkpointing.py engine/features/compile.py engine/features/cross_validation.py
-engine/features/data_change_check.py engine/features/device_stats.py engine/features/environment_info.py
-engine/features/freeze.py engine/features/initialization.py engine/features/l1_penalty.py
-engine/features/log_grad_norm.py engine/features/mirror/__init__.py engine/features/mirror/download.py
-engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
-engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summary.py
-engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
+engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/datamodule/whole_batches.py engine/errors.py
+engine/features/__init__.py engine/features/activation_checkpointing.py engine/features/compile.py
+engine/features/cross_validation.py engine/features/data_change_check.py engine/features/device_stats.py
+engine/features/environment_info.py engine/features/freeze.py engine/features/initialization.py
+engine/features/l1_penalty.py engine/features/log_grad_norm.py engine/features/mirror/__init__.py
+engine/features/mirror/download.py engine/features/mirror/storage.py engine/features/mixup.py
+engine/features/model_parallel/__init__.py engine/features/model_parallel/sharded_checkpoint.py
+engine/features/model_summary.py engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
 engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
 engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
 engine/launch/data_parallel_rank.py engine/launch/output_streams.py engine/launch/signals.py engine/launch/slurm.py

@@ -17,6 +17,7 @@ from engine.datamodule import class_balance
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
+from engine.datamodule.whole_batches import WholeBatches, prove
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.training.evaluation_sets import prepare_evaluation
@@ -61,7 +62,7 @@ class DInterface(SplitDataModule):
             splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
             seed: the splits and the order of the items follow from it.
             batch_size: items per step on each device.
-            num_workers: processes that load data; none is 0 for streams and __getitems__, else one per core, 8 at most.
+            num_workers: processes that load data; none is 0 for streams and whole batches, else one a core, 8 at most.
             data_dir: folder that holds the data, or into which it is downloaded.
             val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
             test_fraction: share of the items for the test, where the dataset has no such split.
@@ -131,14 +132,26 @@ class DInterface(SplitDataModule):
             options |= {"rank": here.rank, "world_size": here.size}
         if hasattr(unwrap_subset(dataset), "collate_fn"):
             options["collate_fn"] = unwrap_subset(dataset).collate_fn
-        workers = self._default_workers(dataset) if self.num_workers is None else self.num_workers
-        loader = ResumableLoader(dataset, self.batch_size, seed=self.seed, num_workers=workers, **options)
+        whole = self.whole_batches(dataset)
+        workers = self._default_workers(dataset, bool(whole)) if self.num_workers is None else self.num_workers
+        options |= {"seed": self.seed, "num_workers": workers, "whole": whole}
+        loader = ResumableLoader(dataset, self.batch_size, **options)
         self._loaders.append(loader)
         return loader
 
-    def _default_workers(self, dataset: Any) -> int:
+    def whole_batches(self, dataset: Any) -> WholeBatches | None:
+        """How to fetch whole batches of a dataset without `__getitems__` or `collate_fn`; None if it cannot."""
+        has_own = any(hasattr(unwrap_subset(dataset), name) for name in ("__getitems__", "collate_fn"))
+        return None if has_own else prove(dataset)
+
+    def _default_workers(self, dataset: Any, whole: bool) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if hasattr(unwrap_subset(dataset), "__getitems__") or isinstance(dataset, IterableDataset) or cores < 2:
+        if (
+            whole
+            or hasattr(unwrap_subset(dataset), "__getitems__")
+            or isinstance(dataset, IterableDataset)
+            or cores < 2
+        ):
             return 0  # a stream keeps its state only where this process reads it
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)

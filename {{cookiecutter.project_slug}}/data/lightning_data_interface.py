@@ -69,6 +69,9 @@ class LightningDataInterface(DInterface):
         if "module" in self.__dict__ and size != self.batch_size:
             raise UsageError(f"{type(self.module).__name__} sets the batch size itself")
 
+    def whole_batches(self, dataset: Any) -> None:
+        """None: its loaders fetch as they are."""
+
     def split(self, name: str) -> Any:
         """The dataset of a loader, of the first one where there are several; None where there is no such loader."""
         if not is_overridden(f"{name}_dataloader", self.module):

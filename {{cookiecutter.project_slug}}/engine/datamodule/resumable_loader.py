@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from engine.datamodule.resumable_sampler import ResumableBatchSampler
 from engine.datamodule.seeding import Collate, SeededDataset, delay_exit_on_signal, reseed
+from engine.datamodule.whole_batches import WholeBatches
 from engine.errors import UsageError
 from engine.lightning_compat import shut_down_workers
 
@@ -36,6 +37,7 @@ class ResumableLoader:
     rank, world_size: of the data-parallel processes.
     pad: repeat items where the ranks' shares are not of one size; or else a batch may be None (prepare_evaluation).
     drop_last: leave out a last batch that is smaller.
+    whole: how to fetch whole batches of a dataset without `__getitems__`; default_collate would make the same.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ResumableLoader:
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pad: bool = True,
         drop_last: bool = False,
+        whole: WholeBatches | None = None,
     ) -> None:
         # Not `dataset` and `sampler`: what has these, Lightning takes for a DataLoader that it may rebuild.
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
@@ -78,7 +81,7 @@ class ResumableLoader:
                 pad=pad,
                 drop_last=drop_last,
             )
-            batching = {"dataset": SeededDataset(dataset), "batch_sampler": self.epoch_sampler}
+            batching = {"dataset": SeededDataset(dataset, whole), "batch_sampler": self.epoch_sampler}
         self.loader = DataLoader(
             **batching,
             num_workers=num_workers,

@@ -5,7 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,17 +36,26 @@ class SeededBatch(list[int]):
         return SeededBatch, (list(self), self.seed_key)
 
 
+class CollatedBatch(NamedTuple):
+    """A batch that may be a list."""
+
+    batch: Any
+
+
 class SeededDataset(Dataset[Any]):
     """A dataset whose random augmentation follows from the batch's seed key, whichever worker fetches it."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset[Any], whole: Any = None) -> None:
+        """whole: how to fetch whole batches (whole_batches.prove), or None."""
+        self.dataset, self.whole = dataset, whole
 
     def __getitems__(self, batch: SeededBatch) -> Any:
         if not batch:
             return []
         reseed(*batch.seed_key)
         dataset, indices = resolve_subset(self.dataset, list(batch))
+        if self.whole is not None and self.whole.hold(dataset):
+            return CollatedBatch(self.whole.fetch(dataset, indices))
         return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else fetch_items(dataset, indices)
 
 
@@ -57,6 +66,8 @@ class Collate:
         self.collate_fn = collate_fn
 
     def __call__(self, items: Any) -> Any:
+        if isinstance(items, CollatedBatch):
+            return items.batch
         if isinstance(items, list):
             return self.collate_fn(items) if items else None  # this process has no item of a last batch
         return items

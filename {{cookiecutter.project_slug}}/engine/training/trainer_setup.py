@@ -98,6 +98,8 @@ def configure(
         enabled = [f"matmul precision {matmul_precision}"]
     if keep_memory and keep_freed_memory():
         enabled.append("malloc keeps memory")
+    if data.whole_batches(data.split("train")):
+        enabled.append("whole batches from memory")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
     channels_last = channels_last and strategy != "model_parallel"  # which shards contiguous weights only

@@ -4,10 +4,9 @@ Each process writes what it predicts to a file of its own; when all are done the
 one batch, whatever the length. All processes must see the same run folder.
 """
 
-import heapq
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -209,9 +208,8 @@ class PredictionWriter(Callback):
         count = sum(map(len, files)) - len(skipped)
         ids, shape = item_ids(dataset), self.record["values"].shape
 
-        def records() -> Iterator[Any]:
-            in_order = heapq.merge(*files, key=lambda record: record["number"])
-            return (record for record in in_order if record["readable"])
+        def records() -> Iterator[np.ndarray]:
+            return _in_order(files)
 
         path = self.folder / f"{self.name}.{self.format}"
         if self.format == "png":  # each is written already
@@ -223,11 +221,13 @@ class PredictionWriter(Callback):
         else:
             write_array(path, records(), (count, *shape))
             if ids is not None:
-                lines = (f"{printable(ids[record['number']])}\n" for record in records())  # a name may hold a newline
+                numbers = (number for some in records() for number in some["number"].tolist())
+                lines = (f"{printable(ids[number])}\n" for number in numbers)  # a name may hold a newline
                 write_atomically(path.with_suffix(".txt"), "".join(lines))
         if self.layer:
             stride = 1 + count // MAX_POINTS
-            chosen = [record for at, record in enumerate(records()) if at % stride == 0]
+            each = enumerate(one for some in records() for one in some)
+            chosen = [one.copy() for at, one in each if at % stride == 0]
             values, true = (np.stack([record[key] for record in chosen]) for key in ("values", "true"))
             names = self.data.attribute("classes")
             draw_components(path.with_suffix(".png"), values, true, self.true_is_class, names)
@@ -235,6 +235,21 @@ class PredictionWriter(Callback):
             print(f"left out: {printable(dataset.why(number))}", file=sys.stderr)
         written = f"{count} {'file' if self.format == 'png' else 'row'}{'s' * (count != 1)}"
         print(f"{path}: {written}" + (f"; {len(skipped)} that cannot be read left out" if skipped else ""))
+
+
+def _in_order(files: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """The readable records of the ranks' files, each of which is in the order of the numbers, about a MiB at a time."""
+    position, at_once = [0] * len(files), max(1, 2**20 // files[0].itemsize) if files else 1
+    while any(at < len(file) for at, file in zip(position, files, strict=True)):
+        blocks = [np.array(file[at : at + at_once]) for at, file in zip(position, files, strict=True)]
+        # Up to the least of the last numbers: what a rank has beyond it may come after another one's next block.
+        end = min(int(block["number"][-1]) for block in blocks if len(block))
+        blocks = [block[block["number"] <= end] for block in blocks]
+        position = [at + len(block) for at, block in zip(position, blocks, strict=True)]
+        records = np.concatenate(blocks)
+        records = records[records["number"].argsort()]
+        if records["readable"].any():
+            yield records[records["readable"]]
 
 
 def _main_tensor(outputs: Any, head: str | None) -> Tensor:

@@ -3,7 +3,7 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.errors import UsageError, escape_formula, printable
 
 
 def write_table(
-    path: Path, records: Iterator[Any], ids: list[str] | None, classifies: bool, names: Any, decode: Any
+    path: Path, records: Iterator[np.ndarray], ids: list[str] | None, classifies: bool, names: Any, decode: Any
 ) -> None:
     """Writes a CSV file with a row for each record: of an item the "number", its "values" (W,) and "true" ones (T,).
 
@@ -31,47 +31,59 @@ def write_table(
             changed.add(plain)
         return plain
 
+    def class_columns(name: str, numbers: list[int]) -> dict[str, list[Any]]:
+        """The numbers of classes and, where these have names, those too; a class that does not count has none."""
+        named: dict[str, list[Any]] = {name: numbers}
+        if names:
+            title = {"class": "name"}.get(name, f"{name}_name")
+            texts = {number: cell(names[number]) if number >= 0 else "" for number in set(numbers)}
+            named[title] = [texts[number] for number in numbers]
+        return named
+
     with (
         replacing(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # a path may be no UTF-8
     ):
-        writer = csv.writer(file)
-        for written, record in enumerate(records):
-            values, true = record["values"], record["true"]
-            row = {"index": int(record["number"])} | ({"id": cell(ids[record["number"]])} if ids else {})
+        writer, head = csv.writer(file), list[str]()
+        for some in records:
+            columns: dict[str, list[Any]] = {"index": some["number"].tolist()}
+            values, true = some["values"], some["true"]
+            if ids:
+                columns["id"] = [cell(ids[number]) for number in columns["index"]]
             if classifies:
-                row |= _class_cells("true", int(true[0]), names, cell) if len(true) else {}
-                row |= _class_cells("class", int(values.argmax()), names, cell)
-            elif decode and len(true):
-                row["true"] = cell(decode(true.astype(int).tolist()))
+                columns |= class_columns("true", true[:, 0].astype(int).tolist()) if true.shape[1] else {}
+                columns |= class_columns("class", values.argmax(1).tolist())
+            elif decode and true.shape[1]:
+                columns["true"] = [cell(decode(one)) for one in true.astype(int).tolist()]
             else:
-                heads = ["true"] if len(true) == 1 else [f"true{at}" for at in range(len(true))]
-                row |= {head: f"{value:.6g}" for head, value in zip(heads, true.tolist(), strict=True)}
+                columns |= _number_columns("true", true, single="true")
             if decode:
-                row["text"] = cell(decode(values.astype(int).tolist()))
+                columns["text"] = [cell(decode(one)) for one in values.astype(int).tolist()]
             else:
-                row |= {f"{'p' if classifies else 'y'}{at}": f"{value:.6g}" for at, value in enumerate(values.tolist())}
-            if not written:
-                writer.writerow(row)
-            writer.writerow(row.values())
+                columns |= _number_columns("p" if classifies else "y", values)
+            if not head:
+                writer.writerow(head := [*columns])
+            writer.writerows(zip(*columns.values(), strict=True))
     if changed:
         some = f"{len(changed)} of its texts, such as {printable(min(changed))}"
         print(f"{path}: a ' is in front of {some}: a spreadsheet would take them for formulas", file=sys.stderr)
 
 
-def _class_cells(column: str, number: int, names: Any, cell: Callable[[Any], str]) -> dict[str, Any]:
-    """The number of a class and, where the classes have names, that one too; a class that does not count has none."""
-    name = {"class": "name"}.get(column, f"{column}_name")
-    return {column: number} | ({name: cell(names[number]) if number >= 0 else ""} if names else {})
+def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[str, list[str]]:
+    """The columns of numbers (N, W), called name0, name1 ..., or `single` where it is given and there is but one."""
+    titles = [single] if single and numbers.shape[1] == 1 else [f"{name}{at}" for at in range(numbers.shape[1])]
+    return {title: [f"{one:.6g}" for one in numbers[:, at].tolist()] for at, title in enumerate(titles)}
 
 
-def write_array(path: Path, records: Iterator[Any], shape: tuple[int, ...]) -> None:
+def write_array(path: Path, records: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
     """Writes the "values" of records, in their order, as an array of that shape: .npy or .pt."""
     with adding(path.parent) as folder:
         npy = folder / f"{path.stem}.npy"
         array = np.lib.format.open_memmap(npy, "w+", np.float32, shape)
-        for index, record in enumerate(records):
-            array[index] = record["values"]
+        at = 0
+        for some in records:
+            array[at : at + len(some)] = some["values"]
+            at += len(some)
         array.flush()
         if path.suffix == ".pt":
             with (folder / path.name).open("wb") as file:
