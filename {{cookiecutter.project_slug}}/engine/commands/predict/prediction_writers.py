@@ -65,8 +65,8 @@ def write_table(
                 writer.writerow(head := [*columns])
             writer.writerows(zip(*columns.values(), strict=True))
     if changed:
-        some = f"{len(changed)} of its texts, such as {printable(min(changed))}"
-        print(f"{path}: a ' is in front of {some}: a spreadsheet would take them for formulas", file=sys.stderr)
+        such = f"{len(changed)} of its texts, such as {printable(min(changed))}"
+        print(f"{path}: a ' is in front of {such}: a spreadsheet would take them for formulas", file=sys.stderr)
 
 
 def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[str, list[str]]:
