@@ -146,12 +146,8 @@ class DInterface(SplitDataModule):
 
     def _default_workers(self, dataset: Any, whole: bool) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if (
-            whole
-            or hasattr(unwrap_subset(dataset), "__getitems__")
-            or isinstance(dataset, IterableDataset)
-            or cores < 2
-        ):
+        whole = whole or hasattr(unwrap_subset(dataset), "__getitems__")
+        if whole or isinstance(dataset, IterableDataset) or cores < 2:
             return 0  # a stream keeps its state only where this process reads it
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)
