@@ -87,7 +87,7 @@ def two_networks() -> None:
 def test_a_table_of_two_networks_fits_the_terminal(two_networks, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     rows = report()
-    head, *lines, more, folder = capsys.readouterr().out.splitlines()
+    head, *lines, more, _ = capsys.readouterr().out.splitlines()
     assert head.split() == "run network a9 lr seed epoch val_loss".split()
     assert max(map(len, [head, *lines])) <= 60
     assert lines[7].split() == ["version_7", "b", "0.875", "1", "1", "0.3"]  # a9 is empty
