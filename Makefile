@@ -5,7 +5,7 @@ OLDEST := $(CURDIR)/.venv-oldest/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
-# Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` does the kills.
+# Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` has 21 kills.
 N ?= 105
 CHANGES ?= 210
 # TORCH=cpu takes a torch without CUDA's libraries; uv knows where it lies, and others (its --torch-backend).
@@ -25,7 +25,6 @@ demo: .venv/project bake
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
-	$(BIN)/python tests/kills.py "$(INNER)" $(N) 0
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed

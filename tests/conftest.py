@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,12 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
 WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slow tests first where several processes share them: quick ones fill the gaps at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +37,22 @@ def _ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 process.kill()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """A `python` that need not import torch (warm_python.py), or the real one where there can be none."""
+    if not hasattr(os, "pidfd_open"):
+        yield sys.executable
+        return
+    keep = {name: value for name, value in os.environ.items() if name not in ("STARTED_BY_TEST", "PYTHONPATH")}
+    with tempfile.TemporaryDirectory() as folder:  # a socket wants a short path
+        command = [sys.executable, str(ROOT / "tests" / "warm_python.py"), folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=keep | {"OMP_NUM_THREADS": "1"}) as server:
+            while not (program := Path(folder, "python")).exists():
+                assert server.poll() is None
+                time.sleep(0.05)
+            yield str(program)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
     python tests/kills.py PROJECT 100 200
 
 goes on with 100 killed runs, and then with 200 that are cut off and get other flags: these are compared with a plain
-PyTorch loop (engine/plain_loop.py).
+PyTorch loop (engine/plain_loop.py). The moments of the kills are drawn anew each day; a further number draws those of
+another one.
 
-Half of the kills wait for a checkpoint that is just being written. A trial is a fork of this process, which has torch
-imported already: what dies is a real process, and what is left on the disk is all that the next one gets.
+Half of the kills wait for a checkpoint that is just being written. A trial is a fork of this process, which has run
+once and imported all that it takes: what dies is a real process, and what is left on the disk is all that the next one
+gets.
 """
 
 import os
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 KINDS = {
@@ -89,9 +92,9 @@ def flat(tree: object) -> list[object]:
     return [leaf for one in tree for leaf in flat(one)] if isinstance(tree, list) else [tree]
 
 
-def trials(number: int, scratch: Path) -> Counter[str]:
+def trials(number: int, seed: int, scratch: Path) -> Counter[str]:
     """Runs the trials and counts what became of them."""
-    pick, counts, wanted, seconds = random.Random(0), Counter[str](), {}, {}
+    pick, counts, wanted, seconds = random.Random(seed), Counter[str](), {}, {}
     for kind, extra in KINDS.items():
         (scratch / kind).mkdir()
         began = time.monotonic()
@@ -134,12 +137,17 @@ def changes(number: int, scratch: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # a fork has not the other threads
     sys.path[:0] = [str(Path(sys.argv[1]).resolve()), str(Path(__file__).resolve().parent / "engine")]
-    import pytorch_lightning  # noqa: F401 (once for all trials)
+    import main
     import torch
 
     torch.set_num_threads(1)
+    numbers = [int(word) for word in sys.argv[2:]]
+    seed = numbers[2] if len(numbers) > 2 else date.today().toordinal()
+    print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        found = trials(int(sys.argv[2]), Path(scratch)) + changes(int(sys.argv[3]), Path(scratch))
+        main.main([*FLAGS, "--default_root_dir", f"{scratch}/once"])
+        found = trials(numbers[0], seed, Path(scratch)) + changes(numbers[1], Path(scratch))
     print(", ".join(f"{what} {count}" for what, count in found.items()))
     sys.exit(any(what.endswith(("LOST", "DIFFERENT")) for what in found))

@@ -15,6 +15,8 @@ import yaml
 from tests.conftest import INNER, ROOT, git, run
 from tests.test_bake import GALLERY
 
+pytestmark = pytest.mark.slow
+
 
 def blocks(readme: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

@@ -8,6 +8,7 @@ other lines; `...` stands for anything. A block of no language is only read.
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,14 +20,19 @@ from cookiecutter.main import cookiecutter
 
 from tests.conftest import INNER, ROOT, WHO, commit, run
 
+pytestmark = pytest.mark.slow
 INDEX = ROOT / "recipes" / "README.md"
 PAGES = {path.stem: path for path in [ROOT / "docs" / "cheatsheet.md", *sorted(INDEX.parent.glob("[a-z]*.md"))]}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def follow(page: Path, project: Path, template: Path) -> None:
+def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
     """Does what a page says in a project."""
     environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
+    if "kill -9" not in page.read_text(encoding="utf-8"):
+        environment["PATH"] = os.pathsep.join(
+            [*(str(Path(one).parent) for one in (warm_python, sys.executable)), os.environ["PATH"]]
+        )
     printed, cells = "", list[Any]()
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if block.startswith("# %%\n"):
@@ -60,7 +66,7 @@ def run_cells(cells: list[Any], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def outcome(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, template: Path, warm_python: str
 ) -> Iterator[Callable[[str], Future[None]]]:
     """What came of a page. Two pages are followed at once, unless these tests are spread over processes already."""
     folder = tmp_path_factory.mktemp("recipes")
@@ -73,7 +79,7 @@ def outcome(
     commit(newer)
 
     def begin(page: str) -> None:
-        follow(PAGES[page], Path(shutil.copytree(baked, folder / page / "my_project")), newer)
+        follow(PAGES[page], Path(shutil.copytree(baked, folder / page / "my_project")), newer, warm_python)
 
     spread = "PYTEST_XDIST_WORKER" in os.environ
     mine = [item.callspec.params for item in request.session.items if item.path == Path(__file__) and _has_page(item)]

@@ -45,10 +45,26 @@ def train() -> Callable[..., dict[str, float]]:
 def shell() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python main.py` in a process of its own."""
 
-    def run(*argv: str, project: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(project / "main.py"), *argv]
+    def run(
+        *argv: str, project: Path = PROJECT, python: str = sys.executable, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [python, str(project / "main.py"), *argv]
         return subprocess.run(
             command, env=os.environ | environment, capture_output=True, text=True, timeout=900, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def ranks() -> Callable[..., str]:
+    """Runs a command line in two processes, forks of this one, and returns what they print."""
+    import hosts  # it imports torch, which reads OMP_NUM_THREADS then
+
+    def run(*argv: str, number: int = 2) -> str:
+        words = [*argv, "--devices", str(number), "--strategy", "ddp"]
+        status, said = hosts.ranks(number, lambda: main.main(words))
+        assert status == 0, said
+        return said
 
     return run

@@ -8,9 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+import uuid
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from paths import HERE, PROJECT
 from pytorch_lightning.utilities import rank_zero_only
@@ -104,40 +108,63 @@ class Network:
             host.die()
 
 
-def ranks(number: int, function: Callable[[], int]) -> tuple[int, str]:
-    """Calls a function in forks of this process that find each other as torchrun's do: its result, and what it prints.
+def ranks(number: int, function: Callable[[], object], *, restarts: int = 0) -> tuple[int, str]:
+    """Calls a function in forks of this process that find each other as torchrun's do: the status, and what they print.
 
-    Once one of them returns anything but 0, the others are killed.
+    A rank ends with the status with which its function exits, and with 0 where it returns. Once one of them ends with
+    another one, the others are killed, a little later unless it was killed itself, and all are started again, so many
+    times.
     """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": port, "GROUP_RANK": "0"}
+    shared = {"MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": uuid.uuid4().hex, "GROUP_RANK": "0"}
     shared |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_WORLD_SIZE": "1"}
-    children, status = set[int](), 0
     with tempfile.TemporaryFile("a+") as out:
-        for rank in map(str, range(number)):
-            if not (child := os.fork()):
-                os.environ |= shared | {"RANK": rank, "LOCAL_RANK": rank}
-                rank_zero_only.rank = int(rank)  # read from the environment when Lightning was imported
-                sys.stdout = sys.stderr = out
-                try:
-                    ended = function()
-                except BaseException:
-                    traceback.print_exc()
-                    ended = 1
-                out.flush()
-                os._exit(ended)
-            children.add(child)
-        while children:
-            child, ended = os.wait()
-            children.discard(child)
-            if ended and not status:
-                status = os.waitstatus_to_exitcode(ended)
-                for other in children:
-                    os.kill(other, signal.SIGKILL)
+        for restart in range(restarts + 1):
+            with socket.socket() as free:
+                free.bind(("", 0))
+                shared |= {"MASTER_PORT": str(free.getsockname()[1]), "TORCHELASTIC_RESTART_COUNT": str(restart)}
+            children = {
+                _fork(function, shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(n)), out) for n in range(number)
+            }
+            status, killed = 0, 0.0
+            while children:
+                child, ended = os.waitpid(-1, os.WNOHANG if status else 0)
+                if child in children and ended and not status:
+                    status = os.waitstatus_to_exitcode(ended)
+                    killed = time.monotonic() + (5 if status > 0 else 0)  # those that fail as well may say so
+                children.discard(child)
+                if status and time.monotonic() > killed:
+                    for other in children:
+                        os.kill(other, signal.SIGKILL)
+                time.sleep(0.02 if status else 0)
+            if not status:
+                break
         out.seek(0)
         return status, out.read()
+
+
+def _fork(function: Callable[[], object], environment: dict[str, str], out: IO[str]) -> int:
+    """Calls a function in a fork of this process: its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python 3.12's, where there are threads: none that it needs
+        if child := os.fork():
+            return child
+    os.environ |= environment
+    rank_zero_only.rank = int(environment["RANK"])  # read from the environment when Lightning was imported
+    sys.stdout = sys.stderr = out
+    for number in (1, 2):
+        os.dup2(out.fileno(), number)
+    status = 0
+    try:
+        function()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    out.flush()
+    os._exit(status)
 
 
 def torchrun(folder: str, *argv: str, program: Path = PROJECT / "main.py") -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ A case is drawn from its number: flags, a moment at which the run is cut off, an
 import copy
 import math
 import random
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -322,7 +323,7 @@ def refusal(loop: PlainLoop, flags: dict[str, Any], changed: dict[str, Any]) -> 
 def run(words: list[str], callbacks: list[Callback], devices: int = 1) -> tuple[int, str]:
     """Runs a command line, which may be cut off: its status, and what it printed."""
     if devices > 1:
-        return hosts.ranks(devices, lambda: status_of(words, callbacks))
+        return hosts.ranks(devices, lambda: sys.exit(status_of(words, callbacks)))
     with redirect_stdout(StringIO()) as out, redirect_stderr(out):
         status = status_of(words, callbacks)
     return status, out.getvalue()

@@ -21,10 +21,10 @@ LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same() -> None:
-    for folder, data in (("whole", "Blobs"), ("killed", "Deadly")):
-        done = hosts.torchrun(folder, *ARGV, "--dataset", f"toys.{data}", "--default_root_dir", ".")
-        assert done.returncode == 0, done.stderr[-3000:]
+def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same(ranks) -> None:
+    ranks(*ARGV, "--default_root_dir", "whole")
+    done = hosts.torchrun("killed", *ARGV, "--dataset", "toys.Deadly", "--default_root_dir", ".")
+    assert done.returncode == 0, done.stderr[-3000:]
     assert Path("killed/dead").exists()
     assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]
     whole, killed = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path("killed")))
@@ -34,9 +34,8 @@ def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same()
     assert rows[0] == rows[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", ["Line --loss mse_loss", "Spread"])  # Spread has a step of its own
-def test_several_processes_measure_what_one_does(network: str, shell) -> None:
+def test_several_processes_measure_what_one_does(network: str, ranks) -> None:
     names = ["--dataset", "toys.Numbers", "--model_name", *f"toys.{network}".split()]
     cut = ["--num_items", "94", "--val_fraction", "0.3", "--test_fraction", "0.3", "--batch_size", "8"]
     main.main([*TOYS, *names, *cut, "--max_epochs", "1"])  # 28 items to validate on, 28 to test: 3 processes add 2
@@ -44,8 +43,7 @@ def test_several_processes_measure_what_one_does(network: str, shell) -> None:
     for action in ("validate", "test"):
         argv = [action, "--ckpt_path", "last", "--batch_size", "8"]
         alone |= main.main(argv)
-        done = shell(*argv, "--devices", "3", "--strategy", "ddp")
-        assert done.returncode == 0, done.stderr
+        ranks(*argv, number=3)
         together |= json.loads(Path("lightning_logs/version_0/metrics.json").read_text())
     assert alone.keys() >= {"val_loss", "test_loss"}
     assert {name: together[name] for name in alone} == pytest.approx(alone, rel=1e-6)
@@ -122,7 +120,9 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_end(network: hosts.Network) -> None:
+def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_end(
+    network: hosts.Network, ranks
+) -> None:
     told = [Path("host2.out"), Path("host3.out")]
 
     def read() -> str:
@@ -146,8 +146,7 @@ def test_a_link_that_fails_and_a_machine_that_is_replaced_change_nothing_at_the_
     for agent in agents:
         until(lambda agent=agent: agent.poll() is not None)
     assert [agent.returncode for agent in agents] == [0, 0]
-    command = [sys.executable, str(PROJECT / "main.py"), *SLOW, "--devices", "2", "--strategy", "ddp"]
-    subprocess.run([*command, "--default_root_dir", "whole"], check=True, timeout=900)
+    ranks(*SLOW, "--default_root_dir", "whole")
     whole, mended = (torch.load(folder / LAST, weights_only=True) for folder in (Path("whole"), Path()))
     assert all(torch.equal(whole["state_dict"][name], mended["state_dict"][name]) for name in whole["state_dict"])
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]

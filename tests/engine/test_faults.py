@@ -27,8 +27,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a run in a process group of its own and waits until it has begun to train."""
     runs = []
 
-    def start(*argv: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PROJECT / "main.py"), *TOYS, "--max_epochs", "100000", *argv]
+    def start(*argv: str, python: str = sys.executable) -> subprocess.Popen[str]:
+        command = [python, str(PROJECT / "main.py"), *TOYS, "--max_epochs", "100000", *argv]
         with Path("out").open("w") as out, Path("err").open("w") as err:
             runs.append(subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True))
         deadline = time.monotonic() + 900
@@ -54,11 +54,13 @@ LONG_VALIDATION = ["--num_items", "12000", "--val_fraction", "0.5", "--batch_siz
         (signal.SIGTERM, "all", ["--num_workers", "2"]),
         (signal.SIGINT, "all", TWO),
         (signal.SIGUSR1, "the last child", TWO),
-        (signal.SIGHUP, "the parent", LONG_VALIDATION),
+        (signal.SIGHUP, "the parent", LONG_VALIDATION),  # a real python, but for this one
     ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(start, number: signal.Signals, to: str, argv: list[str]) -> None:
-    run = start(*argv)
+def test_a_signal_saves_and_says_how_to_go_on(
+    start, warm_python: str, number: signal.Signals, to: str, argv: list[str]
+) -> None:
+    run = start(*argv, python=warm_python if argv == LONG_VALIDATION else sys.executable)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill({"all": -run.pid, "the parent": run.pid}.get(to) or int(children[-1]), number)
     assert run.wait(timeout=900) == 128 + number, Path("err").read_text()[-2000:]
@@ -66,13 +68,14 @@ def test_a_signal_saves_and_says_how_to_go_on(start, number: signal.Signals, to:
     step = torch.load(LAST, weights_only=True)["global_step"]
     if argv == LONG_VALIDATION:
         assert step == 3  # it was in the first validation, and did not wait for its end
-    main.main(["--ckpt_path", str(RUN), "--max_steps", str(step + 2), "--devices", "1", "--strategy", "auto"])
+    short = ["--limit_val_batches", "2", "--limit_test_batches", "2", "--devices", "1", "--strategy", "auto"]
+    main.main(["--ckpt_path", str(RUN), "--max_steps", str(step + 2), *short])
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
 
 
 @pytest.mark.slow
-def test_kill_9_leaves_a_checkpoint_that_goes_on(start) -> None:
-    run = start("--every_n_train_steps", "1")
+def test_kill_9_leaves_a_checkpoint_that_goes_on(start, warm_python: str) -> None:
+    run = start("--every_n_train_steps", "1", python=warm_python)
     time.sleep(0.5)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait(timeout=900)
@@ -258,14 +261,16 @@ def test_almost_no_data(train, items: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_warned_slurm_job_requeues_itself_and_goes_on(start, train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warned_slurm_job_requeues_itself_and_goes_on(
+    start, train, warm_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scontrol = Path("bin/scontrol")
     scontrol.parent.mkdir()
     scontrol.write_text('#!/bin/sh\necho "$@" > asked\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent.absolute()}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    run = start("--max_epochs", "100")
+    run = start("--max_epochs", "100", python=warm_python)
     os.kill(run.pid, signal.SIGUSR1)
     assert run.wait(timeout=900) == 128 + signal.SIGUSR1, Path("err").read_text()[-2000:]
     assert Path("asked").read_text() == "requeue 77\n"
@@ -278,38 +283,36 @@ def test_a_warned_slurm_job_requeues_itself_and_goes_on(start, train, monkeypatc
 
 
 @pytest.mark.slow
-def test_two_processes_killed_go_on_to_the_same_end(shell) -> None:
-    argv = [*TOYS, "--max_epochs", "40", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
-    argv += ["--strategy", "ddp", "--default_root_dir"]
-    assert shell(*argv, "whole").returncode == 0
-    command = [sys.executable, str(PROJECT / "main.py"), *argv, "killed"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
-        while not list(Path("killed").rglob("last.ckpt")):
-            time.sleep(0.01)
-        time.sleep(0.3)
-        os.killpg(run.pid, signal.SIGKILL)
-    killed = [Path(root, LAST) for root in ("whole", "killed")]
-    assert torch.load(killed[1], weights_only=True)["epoch"] < 39
-    done = shell("--ckpt_path", "killed/lightning_logs/version_0")
-    assert done.returncode == 0, done.stderr
-    whole, killed = (torch.load(Path(root, LAST), weights_only=True)["state_dict"] for root in ("whole", "killed"))
+def test_two_processes_killed_go_on_to_the_same_end(start, ranks) -> None:
+    argv = ["--dataset", "toys.Slow", "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1"]
+    Path("slow").touch()
+    run = start(*argv, *TWO)
+    time.sleep(0.3)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait(timeout=900)
+    assert torch.load(LAST, weights_only=True)["epoch"] < 2
+    Path("slow").unlink()
+    ranks("--ckpt_path", str(RUN))
+    ranks(*TOYS, *argv, "--default_root_dir", "whole")
+    whole, killed = (torch.load(Path(root, LAST), weights_only=True)["state_dict"] for root in ("whole", "."))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert Path("whole", RUN, "metrics.csv").read_text() == Path("killed", RUN, "metrics.csv").read_text()
+    assert Path("whole", RUN, "metrics.csv").read_text() == Path(RUN, "metrics.csv").read_text()
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_run_and_says_why(shell) -> None:
-    done = shell(*TOYS, "--broken_item", "71", "--devices", "2", "--strategy", "ddp")
+def test_a_rank_that_fails_ends_the_run_and_says_why(shell, warm_python: str) -> None:
+    done = shell(*TOYS, "--broken_item", "71", *TWO, python=warm_python)
     assert done.returncode == 1
     assert "ValueError: item 71 is broken" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_run_and_says_where(shell) -> None:
-    done = shell(*TOYS, "--stuck_item", "71", "--devices", "2", "--strategy", "ddp", "--hang_minutes", "1")
+def test_a_rank_that_hangs_ends_the_run_and_says_where(shell, warm_python: str) -> None:
+    stuck = ["--stuck_item", "71", *TWO, "--hang_minutes", "0.3"]
+    done = shell(*TOYS, *stuck, python=warm_python)
     assert done.returncode == 1
     said = re.search(
-        r"rank 1: no progress for 0.\d minutes \(--hang_minutes 1\); stack:\n(.*?)\n\n",
+        r"rank 1: no progress for 0.\d minutes \(--hang_minutes 0.3\); stack:\n(.*?)\n\n",
         done.stderr + "\n\n",
         re.DOTALL,
     )

@@ -3,15 +3,14 @@
 import json
 import os
 import random
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import hosts
 import main
 import numpy as np
 import pytest
 import torch
-from hosts import torchrun
 from PIL import Image
 
 FLAGS = ["--accelerator", "cpu", "--num_workers", "0", "--num_threads", "1", "--pictures", "false", "--max_epochs", "2"]
@@ -67,9 +66,9 @@ def test_two_processes_learn_what_one_does() -> None:
     if not there:
         pytest.skip("no network of the gallery is there")
     write()
-    Path("commands.json").write_text(json.dumps(there))
-    done = torchrun("two", "../commands.json", program=Path(__file__))
-    assert done.returncode == 0, done.stderr[-3000:]
+    Path("two").mkdir()
+    status, said = hosts.ranks(2, lambda: train_all(there))
+    assert status == 0, said
     ranks = [json.loads(Path("two", f"{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     assert list(ranks[0]) == list(there)
@@ -84,8 +83,10 @@ def test_two_processes_learn_what_one_does() -> None:
         assert ranks[0][name] == pytest.approx(main.main([*there[name], "--batch_size", "8"]), rel=1e-3), name
 
 
-if __name__ == "__main__":  # one of the two processes
-    FOUND = {}
-    for NAME, ARGV in json.loads(Path(sys.argv[1]).read_text()).items():
-        FOUND[NAME] = main.main([*ARGV, "--batch_size", "4", "--devices", "2", "--strategy", "ddp"])
-    Path(f"{os.environ['RANK']}.json").write_text(json.dumps(FOUND))
+def train_all(commands: dict[str, list[str]]) -> None:
+    """What one of the two processes does."""
+    os.chdir("two")
+    found = {}
+    for name, argv in commands.items():
+        found[name] = main.main([*argv, "--batch_size", "4", "--devices", "2", "--strategy", "ddp"])
+    Path(f"{os.environ['RANK']}.json").write_text(json.dumps(found))

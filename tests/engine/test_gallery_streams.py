@@ -1,10 +1,12 @@
 """Data that is read in chunks: the order, what a resumed run reads, and how much is in memory."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import hosts
 import main
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ import torch
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
 from gallery import QUICK, exports, goes_on, predicts
-from hosts import torchrun
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -268,21 +269,23 @@ def test_it_is_not_drawn_from_item_by_item(streaming: Any, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_two_processes_see_each_item_once_an_epoch(streaming: Any, shell) -> None:
+def test_two_processes_see_each_item_once_an_epoch(streaming: Any, ranks) -> None:
     argv = [*QUICK, *NET, "--model_name", "test_gallery_streams.Witness", "--batch_size", "8"]
-    done = shell(*argv, "--max_epochs", "1", "--devices", "2", "--strategy", "ddp")
-    assert done.returncode == 0, done.stderr
+    ranks(*argv, "--max_epochs", "1")
     seen = np.concatenate([np.fromfile(path) for path in Path().glob("seen.*")])
     assert sorted(set(seen.tolist())) == list(range(95))
     assert len(seen) == 96
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_under_torchrun_changes_nothing_at_the_end(streaming: Any) -> None:
+def test_a_rank_that_dies_and_is_started_again_changes_nothing_at_the_end(streaming: Any) -> None:
     argv = [*QUICK, *NET, "--data_dir", str(Path("rows").resolve()), "--batch_size", "8", "--every_n_train_steps", "1"]
     for folder, network in (("whole", "Net"), ("killed", "Mortal")):
-        done = torchrun(folder, *argv, "--model_name", f"test_gallery_streams.{network}", "--max_epochs", "2")
-        assert done.returncode == 0, done.stderr[-3000:]
+        words = [*argv, "--model_name", f"test_gallery_streams.{network}", "--max_epochs", "2", "--devices", "2"]
+        Path(folder).mkdir()
+        with contextlib.chdir(folder):
+            status, said = hosts.ranks(2, lambda words=words: main.main(words), restarts=1)
+        assert status == 0, said
     assert Path("killed/dead").exists()
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     whole, killed = (torch.load(Path(folder) / last, weights_only=True) for folder in ("whole", "killed"))

@@ -228,13 +228,12 @@ def test_the_mean_loss_is_that_of_the_whole_split(train, batch_size: int, balanc
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_same_mean(shell) -> None:
+def test_two_processes_measure_the_same_mean(ranks) -> None:
     argv = [*TOYS, "--dataset", "test_measures.Marked", "--max_epochs", "1", "--lr", "0", "--dropout", "0"]
     argv += ["--batch_size", "5", "--class_weights", "balanced", "--bad_steps", "ignore"]
     told = []
-    for devices in (["--devices", "1"], ["--devices", "2", "--strategy", "ddp"]):
-        done = shell(*argv, *devices)
-        assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        ranks(*argv, number=number)
         told.append(json.loads(Path(f"lightning_logs/version_{len(told)}/metrics.json").read_text()))
     assert told[1]["test_loss"] == pytest.approx(told[0]["test_loss"], rel=1e-5)
     assert told[1]["val_loss"] == pytest.approx(told[0]["val_loss"], rel=1e-5)

@@ -99,7 +99,7 @@ class Slow(LocalFileSystem):
         return super()._strip_protocol(path.removeprefix("slow://"))
 
     def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
-        time.sleep(7 if "last.ckpt" in rpath else 0)
+        time.sleep(4 if "last.ckpt" in rpath else 0)
         super().put_file(lpath, rpath, *args, **kwargs)
 
 
@@ -158,15 +158,18 @@ def test_cut_off_anywhere_a_copy_goes_on_to_the_same_end(train, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: Path) -> None:
-    argv = ["--max_epochs", "40", "--batch_size", "8", "--every_n_train_steps", "1", "--save_top_k", "2"]
+def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: Path, warm_python: str) -> None:
+    argv = ["--max_epochs", "5", "--batch_size", "8", "--every_n_train_steps", "1", "--save_top_k", "2"]
+    argv += ["--dataset", "toys.Slow"]
     told = train(*argv, "--default_root_dir", "whole")
-    command = [sys.executable, str(PROJECT / "main.py"), *TOYS, *argv, "--mirror", "s3://bucket/runs"]
+    Path("slow").touch()
+    command = [warm_python, str(PROJECT / "main.py"), *TOYS, *argv, "--mirror", "s3://bucket/runs"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         while not s3.disk().exists("bucket/runs/version_0/checkpoints/last.ckpt") and run.poll() is None:
             time.sleep(0.01)
         run.kill()
     assert run.returncode == -signal.SIGKILL
+    Path("slow").unlink()
     shutil.rmtree("lightning_logs")
     assert main.main(["--ckpt_path", "s3://bucket/runs/version_0"]) == told
     whole = Path("whole", RUN)
@@ -320,11 +323,11 @@ def test_a_mistake_is_one_line(train, tmp_path: Path, capsys, monkeypatch, argv:
 
 
 @pytest.mark.slow
-def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
+def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path, warm_python: str) -> None:
     there = tmp_path / "there"
     two = ["--devices", "2", "--strategy", "ddp", "--max_epochs", "100000", "--mirror", f"slow://{there}"]
     two += ["--model_name", "test_mirror.Net"]
-    command = [sys.executable, str(PROJECT / "main.py"), *TOYS, *two]
+    command = [warm_python, str(PROJECT / "main.py"), *TOYS, *two]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         while not list(there.rglob("last.ckpt")) and run.poll() is None:
             time.sleep(0.05)
@@ -336,7 +339,7 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path) -> None:
     assert not list(there.rglob("*.part"))
     shutil.rmtree("lightning_logs")
     step = torch.load(there / "version_0/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    command = [sys.executable, str(PROJECT / "main.py"), "--ckpt_path", (there / "version_0").as_uri()]
+    command = [warm_python, str(PROJECT / "main.py"), "--ckpt_path", (there / "version_0").as_uri()]
     command += ["--mirror", "none"]
     done = subprocess.run([*command, "--max_steps", str(step + 3)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

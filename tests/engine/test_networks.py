@@ -274,9 +274,8 @@ def test_first_weights_that_cannot_be(capsys: pytest.CaptureFixture[str], argv: 
 
 
 @pytest.mark.slow
-def test_two_processes_checkpoint_activations_with_the_same_numbers(shell) -> None:
-    flags = [*STACKED, "--devices", "2", "--strategy", "ddp", "--no-pictures"]
+def test_two_processes_checkpoint_activations_with_the_same_numbers(ranks) -> None:
     for more in ([], ["--activation_checkpointing", "blocks"]):
-        assert shell(*flags, *more).returncode == 0
+        ranks(*STACKED, "--no-pictures", *more)
     once, twice = checkpoint(0), checkpoint(1)
     assert all(torch.equal(one, twice["state_dict"][name]) for name, one in once["state_dict"].items())

@@ -7,8 +7,8 @@ from paths import TOYS
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_broken_item_costs_no_run_folder_and_shows_its_own_frames(shell, workers: str) -> None:
-    done = shell(*TOYS, "--broken_item", "71", "--batch_size", "90", "--num_workers", workers)
+def test_a_broken_item_costs_no_run_folder_and_shows_its_own_frames(shell, warm_python: str, workers: str) -> None:
+    done = shell(*TOYS, "--broken_item", "71", "--batch_size", "90", "--num_workers", workers, python=warm_python)
     assert done.returncode == 1
     assert not list(Path("lightning_logs").glob("version_*"))
     lines = done.stderr.splitlines()

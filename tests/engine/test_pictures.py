@@ -228,7 +228,7 @@ def test_tensorboard_shows_the_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_count_together(shell) -> None:
+def test_two_processes_count_together(ranks) -> None:
     argv = [
         "--model_name",
         "test_pictures.Constant",
@@ -236,9 +236,8 @@ def test_two_processes_count_together(shell) -> None:
         "test_pictures.Greys",
         "--max_epochs",
     ]
-    argv += ["2", "--accelerator", "cpu", "--num_workers", "0", "--devices", "2", "--strategy", "ddp"]
-    done = shell(*argv, "--log_every_n_steps", "1")
-    assert done.returncode == 0, done.stderr
+    argv += ["2", "--accelerator", "cpu", "--num_workers", "0"]
+    ranks(*argv, "--log_every_n_steps", "1")
     made = {path.name for path in RUN.glob("*.png")}
     assert made == {"curves.png", "first_batch.png", "confusion_matrix.png", "mistakes.png"}
 
@@ -271,9 +270,9 @@ class Unknown(Greys):
     classes = ("dark", "middle", "\ue9a1")
 
 
-def test_characters_that_no_font_has_are_said_once(shell) -> None:
+def test_characters_that_no_font_has_are_said_once(shell, warm_python: str) -> None:
     flags = "--model_name test_pictures.Constant --dataset test_pictures.Unknown --max_epochs 1 --accelerator cpu"
-    done = shell(*flags.split(), "--num_workers", "0", "--trust")
+    done = shell(*flags.split(), "--num_workers", "0", "--trust", python=warm_python)
     assert done.returncode == 0, done.stderr
     assert (RUN / "first_batch.png").exists()
     assert (RUN / "confusion_matrix.png").exists()

@@ -5,17 +5,16 @@ import csv
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import hosts
 import main
 import pytest
 import torch
 from engine.checkpointing.find_checkpoint import find_checkpoint
 from engine.features.model_parallel.sharded_checkpoint import load
-from paths import HERE, PROJECT, TOYS
+from paths import TOYS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -27,13 +26,12 @@ LAST = RUN / "checkpoints" / "last.ckpt"
 def shards(folder: str, *argv: str) -> tuple[int, str]:
     """The exit status of two processes and what they said."""
     Path(folder).mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, str(PROJECT / "main.py"), *argv],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
-        check=False,
-    )  # fmt: skip
-    return ran.returncode, ran.stdout
+
+    def run() -> None:
+        os.chdir(folder)
+        main.main([*argv])
+
+    return hosts.ranks(2, run)
 
 
 @pytest.mark.slow

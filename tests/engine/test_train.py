@@ -162,8 +162,8 @@ def _toys(*argv: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_log_file_gets_plain_lines_and_no_warning(shell) -> None:
-    done = shell(*_toys("--max_epochs", "2"))
+def test_a_log_file_gets_plain_lines_and_no_warning(shell, warm_python: str) -> None:
+    done = shell(*_toys("--max_epochs", "2"), python=warm_python)
     assert done.returncode == 0
     assert "\r" not in done.stdout
     assert [line for line in done.stdout.splitlines() if line.startswith("epoch 1/2  ")]

@@ -382,10 +382,11 @@ class Cracked(Wide):
 
 
 class Slow(Blobs):
-    """The same, for which the second of several processes takes its time while there is a file `slow`."""
+    """The same, for which one process, or the second of several, takes its time while there is a file `slow`."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1" and Path("slow").exists():
+        ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+        if [*ranks, "1"][0] == "1" and Path("slow").exists():
             time.sleep(0.05)
         return super().__getitem__(index)
 

@@ -1,0 +1,133 @@
+"""A `python` that has imported torch and Lightning already, for tests whose subject is not how a process starts.
+
+    python tests/warm_python.py FOLDER
+
+puts a program `python` into a folder. It runs a script as python does, with the same words, folder, environment,
+files, signals and exit status, but in a fork of this process, which stays until its standard input is closed. What is
+no script, such as `python -m pytest`, it leaves to the real python. One difference is left: who signals a whole process
+group reaches the program, and by it the script, but not what the script has started.
+"""
+
+import builtins
+import contextlib
+import io
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import types
+from pathlib import Path
+
+CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+server.connect({address!r})
+passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+ignored = [number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
+socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored]).encode()], [0, 1, 2])
+child = int(server.recv(100))
+for number in set(passed_on) - set(ignored):
+    signal.signal(number, lambda number, _: os.kill(child, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+status = os.waitstatus_to_exitcode(int(server.recv(100)))
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+def serve(folder: Path) -> dict[str, object] | None:
+    """Forks a child for each client; returns what a child is to do, in the child."""
+    address = str(folder / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server, selectors.DefaultSelector() as waiting:
+        server.bind(address)
+        server.listen(64)
+        waiting.register(server, selectors.EVENT_READ)
+        waiting.register(0, selectors.EVENT_READ)
+        program = folder / "python.part"
+        program.write_text(CLIENT.format(python=sys.executable, address=address))
+        program.chmod(0o755)
+        program.rename(folder / "python")
+        while True:
+            for key, _ in waiting.select():
+                if key.fileobj == 0:
+                    return None
+                if key.fileobj is server:
+                    client = server.accept()[0]
+                    words, files, *_ = socket.recv_fds(client, 1 << 20, 3)
+                    if not (child := os.fork()):
+                        return {"asked": json.loads(words), "files": files, "program": str(folder / "python")}
+                    for file in files:
+                        os.close(file)
+                    client.send(str(child).encode())
+                    end = os.pidfd_open(child)
+                    for file in (client, end):
+                        waiting.register(file, selectors.EVENT_READ, (child, client, end))
+                    continue
+                child, client, end = key.data
+                with contextlib.suppress(ProcessLookupError):
+                    if key.fileobj is client:  # killed, and with it what it ran
+                        os.kill(child, signal.SIGKILL)
+                        os.killpg(child, signal.SIGKILL)
+                _, status = os.waitpid(child, 0)
+                with contextlib.suppress(OSError):
+                    client.send(str(status).encode())
+                for file in (client, end):
+                    waiting.unregister(file)
+                client.close()
+                os.close(end)
+                break  # the other one of the two may be in the list as well
+
+
+def become(asked: list, files: list[int], program: str, added: dict[str, str]) -> Path:
+    """Makes this process one that was started with these words: its script."""
+    (script, *words), folder, environment, ignored = asked
+    os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for name, file, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        lines = name == "stderr" or os.isatty(file)
+        stream = io.TextIOWrapper(open(file, "wb", closefd=False), "utf-8", errors, line_buffering=lines)  # noqa: SIM115
+        setattr(sys, name, stream)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(added | environment)
+    sys.argv, sys.executable = [script, *words], program
+    own = [str(Path(script).resolve().parent)]
+    sys.path[:1] = own + [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    import torch
+    from lightning_fabric.utilities.rank_zero import _get_rank
+    from pytorch_lightning.utilities import rank_zero_only
+
+    rank_zero_only.rank = _get_rank() or 0
+    if threads := environment.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    return Path(script)
+
+
+if __name__ == "__main__":
+    before = dict(os.environ)
+    import pytorch_lightning  # noqa: F401 (for all scripts)
+    import torch.utils.tensorboard  # noqa: F401
+
+    if (begun := serve(Path(sys.argv[1]))) is not None:
+        new = {name: value for name, value in os.environ.items() if before.get(name) != value}
+        path = become(begun["asked"], begun["files"], begun["program"], new)
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__dict__.update({"__file__": str(path), "__builtins__": builtins})
+        try:
+            exec(compile(path.read_bytes(), str(path), "exec"), main.__dict__)
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+            sys.exit(1)
