@@ -96,9 +96,13 @@ def git(repository: Path, *words: str) -> str:
     return done.stdout
 
 
+def search_path(*programs: str) -> str:
+    """PATH with the folders of these programs first, and then that of this environment's."""
+    return os.pathsep.join([*(str(Path(one).parent) for one in (*programs, sys.executable)), os.environ["PATH"]])
+
+
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command in a folder; `python`, `ruff`, `pytest` ... are those of this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     drop = ("PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS")
-    env = {key: value for key, value in os.environ.items() if key not in drop} | {"PATH": path} | environment
+    env = {key: value for key, value in os.environ.items() if key not in drop} | {"PATH": search_path()} | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=1200, check=False)

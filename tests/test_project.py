@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import INNER, ROOT, git, run
+from tests.conftest import INNER, ROOT, git, run, search_path
 from tests.test_bake import GALLERY
 
 pytestmark = pytest.mark.slow
@@ -145,7 +145,7 @@ def test_any_one_file_of_the_gallery_can_be_deleted(bake) -> None:
             assert f"from {name} " not in path.read_text(), f"{path} would not go without {other}"
 
 
-def test_the_readme_can_be_followed_and_says_the_same_in_either_language(bake) -> None:
+def test_the_readme_can_be_followed_and_says_the_same_in_either_language(bake, warm_python: str) -> None:
     project = bake()
     readme, chinese = project / "README.md", bake(project_slug="chinese", language="中文") / "README.md"
     assert blocks(readme, "bash") == blocks(chinese, "bash")
@@ -159,7 +159,7 @@ def test_the_readme_can_be_followed_and_says_the_same_in_either_language(bake) -
     assert commands[0] == 'pip install -e ".[dev]"'
     assert len(commands) > 7
     for command in commands[1:]:
-        done = run("bash", "-c", command, cwd=project)
+        done = run("bash", "-c", command, cwd=project, PATH=search_path(warm_python))
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stderr == "", command
 
@@ -171,8 +171,10 @@ def inline(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(bake, readme: str) -> None:
-    page, project = ROOT / readme, bake()
+def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(
+    bake, warm_python: str, readme: str
+) -> None:
+    page, project, path = ROOT / readme, bake(), search_path(warm_python)
     assert blocks(page, "bash")[0] == "make demo\nmake test\n"
     for path, code in zip(["model/my_net.py", "data/my_data.py"], blocks(page, "python"), strict=True):
         assert f"`{path}`" in page.read_text(encoding="utf-8")
@@ -181,9 +183,9 @@ def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_
     *before, long, on, test, export = commands
     assert len(before) == 2
     for command in before:
-        assert run("bash", "-c", command, cwd=project).returncode == 0, command
+        assert run("bash", "-c", command, cwd=project, PATH=path).returncode == 0, command
     run_folder = project / "lightning_logs/version_2"
-    whole = run("bash", "-c", f"{long} --default_root_dir whole", cwd=project)
+    whole = run("bash", "-c", f"{long} --default_root_dir whole", cwd=project, PATH=path)
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen([sys.executable, *long.split()[1:]], cwd=project, stdout=subprocess.DEVNULL) as training:
         while not (run_folder / "checkpoints/last.ckpt").exists() and training.poll() is None:
@@ -191,7 +193,7 @@ def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_
         training.kill()
     assert training.returncode == -signal.SIGKILL
     for command in (on, test, export):
-        assert run("bash", "-c", command, cwd=project).returncode == 0, command
+        assert run("bash", "-c", command, cwd=project, PATH=path).returncode == 0, command
     folders = (run_folder, project / "whole/lightning_logs/version_0")
     told = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert told[0] == told[1]

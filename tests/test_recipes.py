@@ -8,7 +8,6 @@ other lines; `...` stands for anything. A block of no language is only read.
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ import nbformat
 import pytest
 from cookiecutter.main import cookiecutter
 
-from tests.conftest import INNER, ROOT, WHO, commit, run
+from tests.conftest import INNER, ROOT, WHO, commit, run, search_path
 
 pytestmark = pytest.mark.slow
 INDEX = ROOT / "recipes" / "README.md"
@@ -29,10 +28,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
     """Does what a page says in a project."""
     environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
+    environment["STARTED_BY_TEST"] = ""  # or it ended with the test of another page, when two are followed at once
     if "kill -9" not in page.read_text(encoding="utf-8"):
-        environment["PATH"] = os.pathsep.join(
-            [*(str(Path(one).parent) for one in (warm_python, sys.executable)), os.environ["PATH"]]
-        )
+        environment["PATH"] = search_path(warm_python)
     printed, cells = "", list[Any]()
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if block.startswith("# %%\n"):

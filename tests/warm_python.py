@@ -8,8 +8,10 @@ no script, such as `python -m pytest`, it leaves to the real python. One differe
 group reaches the program, and by it the script, but not what the script has started.
 """
 
+import atexit
 import builtins
 import contextlib
+import gc
 import io
 import json
 import os
@@ -17,6 +19,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -121,13 +124,24 @@ if __name__ == "__main__":
     import pytorch_lightning  # noqa: F401 (for all scripts)
     import torch.utils.tensorboard  # noqa: F401
 
+    gc.freeze()  # a fork shares what it need not look through
     if (begun := serve(Path(sys.argv[1]))) is not None:
         new = {name: value for name, value in os.environ.items() if before.get(name) != value}
         path = become(begun["asked"], begun["files"], begun["program"], new)
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__dict__.update({"__file__": str(path), "__builtins__": builtins})
+        status = 0
         try:
             exec(compile(path.read_bytes(), str(path), "exec"), main.__dict__)
-        except Exception as error:
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if status and not isinstance(error.code, int):
+                print(error.code, file=sys.stderr)
+        except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
-            sys.exit(1)
+            status = 1
+        threading._shutdown()  # waits for threads, as the end of a process does
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # without a second in which the modules of torch are taken apart

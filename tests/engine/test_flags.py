@@ -152,10 +152,10 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("argv", "name", "value"), VALUES)
-def test_values(shell, project: Path, argv: str, name: str, value: object) -> None:
+def test_values(shell, warm_python: str, project: Path, argv: str, name: str, value: object) -> None:
     import shlex
 
-    done = shell(*CHOSEN, *shlex.split(argv), "--print_config", project=project)
+    done = shell(*CHOSEN, *shlex.split(argv), "--print_config", project=project, python=warm_python)
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)[name]
     assert found == value
@@ -212,8 +212,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("argv", "line"), MISTAKES)
-def test_mistakes(shell, project: Path, argv: str, line: str) -> None:
-    done = shell(*CHOSEN, *argv.split(), project=project)
+def test_mistakes(shell, warm_python: str, project: Path, argv: str, line: str) -> None:
+    done = shell(*CHOSEN, *argv.split(), project=project, python=warm_python)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("main.py: error: ")

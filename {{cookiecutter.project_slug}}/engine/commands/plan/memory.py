@@ -222,12 +222,14 @@ def _optimizer_state(model: Any) -> int:
     for entry in made[0] if isinstance(made, tuple) else made if isinstance(made, list) else [made]:
         optimizer = entry["optimizer"] if isinstance(entry, dict) else entry
         for group in optimizer.param_groups:
-            for parameter in group["params"]:  # one by one: the state is created before values are read, which raises
+            alike = {(one.shape, one.dtype): one for one in group["params"]}  # these have as much of it
+            for parameter in alike.values():  # one by one: the state is created before values are read, which raises
                 parameter.grad = torch.empty_like(parameter)
                 optimizer.param_groups = [group | {"params": [parameter], "fused": False, "foreach": False}]
                 with suppress(*_VALUE_ERRORS):
                     optimizer.step()
-        total += bytes_of(_tensors([list(state.values()) for state in optimizer.state.values()]))
+            sizes = {key: bytes_of(_tensors([*optimizer.state[one].values()])) for key, one in alike.items()}
+            total += sum(sizes[one.shape, one.dtype] for one in group["params"])
     return total
 
 
