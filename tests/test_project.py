@@ -174,7 +174,7 @@ def inline(page: Path) -> set[str]:
 def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(
     bake, warm_python: str, readme: str
 ) -> None:
-    page, project, path = ROOT / readme, bake(), search_path(warm_python)
+    page, project, warm = ROOT / readme, bake(), search_path(warm_python)
     assert blocks(page, "bash")[0] == "make demo\nmake test\n"
     for path, code in zip(["model/my_net.py", "data/my_data.py"], blocks(page, "python"), strict=True):
         assert f"`{path}`" in page.read_text(encoding="utf-8")
@@ -183,9 +183,9 @@ def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_
     *before, long, on, test, export = commands
     assert len(before) == 2
     for command in before:
-        assert run("bash", "-c", command, cwd=project, PATH=path).returncode == 0, command
+        assert run("bash", "-c", command, cwd=project, PATH=warm).returncode == 0, command
     run_folder = project / "lightning_logs/version_2"
-    whole = run("bash", "-c", f"{long} --default_root_dir whole", cwd=project, PATH=path)
+    whole = run("bash", "-c", f"{long} --default_root_dir whole", cwd=project, PATH=warm)
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen([sys.executable, *long.split()[1:]], cwd=project, stdout=subprocess.DEVNULL) as training:
         while not (run_folder / "checkpoints/last.ckpt").exists() and training.poll() is None:
@@ -193,7 +193,7 @@ def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_
         training.kill()
     assert training.returncode == -signal.SIGKILL
     for command in (on, test, export):
-        assert run("bash", "-c", command, cwd=project, PATH=path).returncode == 0, command
+        assert run("bash", "-c", command, cwd=project, PATH=warm).returncode == 0, command
     folders = (run_folder, project / "whole/lightning_logs/version_0")
     told = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert told[0] == told[1]

@@ -114,8 +114,7 @@ def become(asked: list, files: list[int], program: str, added: dict[str, str]) -
     from pytorch_lightning.utilities import rank_zero_only
 
     rank_zero_only.rank = _get_rank() or 0
-    if threads := environment.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     return Path(script)
 
 

@@ -99,7 +99,7 @@ class Slow(LocalFileSystem):
         return super()._strip_protocol(path.removeprefix("slow://"))
 
     def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
-        time.sleep(4 if "last.ckpt" in rpath else 0)
+        time.sleep(7 if "last.ckpt" in rpath else 0)  # the launcher looks for processes that have ended every 5 seconds
         super().put_file(lpath, rpath, *args, **kwargs)
 
 
