@@ -141,6 +141,8 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
     ckpt_path: as of --ckpt_path: "best" is the best checkpoint of the newest run. argv: further flags, such as
         "--data_dir", "elsewhere".
     """
+    from pytorch_lightning import seed_everything
+
     from data import build_data
     from engine.training.loaded_run import LoadedRun
     from model import MInterface
@@ -153,6 +155,7 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
         places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
         found = [place / data_dir for place in places if (place / data_dir).exists()]
         settings = parse([*words, "--data_dir", str(found[0])]) if found else settings
+    seed_everything(settings.arguments["run"]["seed"], verbose=False)  # a dataset may draw its items
     data = build_data(settings)
     model = MInterface.from_settings(settings, data)
     assert settings.ckpt_path

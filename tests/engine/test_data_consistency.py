@@ -8,6 +8,7 @@ from pathlib import Path
 import main
 import numpy as np
 import pytest
+import torch
 import toys
 
 RUN = Path("lightning_logs/version_0")
@@ -98,6 +99,41 @@ def test_files_of_the_same_names_with_another_content_are_refused(train, edit: s
     assert "the test split has other items" in capsys.readouterr().err
 
 
+class InMemory(toys.Dataset):
+    """Points of points.npy with the same classes whatever they are; each is drawn anew with some noise."""
+
+    num_features, num_classes = 2, 3
+
+    def __init__(self, data_dir: str = ".") -> None:
+        self.points = np.load("points.npy")
+        self.targets = [at % 3 for at in range(len(self.points))]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(self.points[index]) + 0.1 * torch.rand(2), self.targets[index]
+
+
+@pytest.mark.parametrize("change", ["other", "reordered", "columns", "one"])
+def test_inputs_in_memory_that_change_beneath_the_same_targets_are_refused(train, change: str, capsys) -> None:
+    points = np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32)
+    np.save("points.npy", points)
+    train("--dataset", "test_data_consistency.InMemory", "--max_epochs", 1)
+    torch.rand(1)  # the noise of items is not compared
+    np.save("points.npy", points * (1 + 1e-7))  # rounded otherwise
+    main.main(["test", "--ckpt_path", "last"])
+    one = points.copy()
+    one[40] += 3
+    changed = {"other": points * 1.1, "reordered": np.roll(points, 3, 0), "columns": points[:, ::-1].copy(), "one": one}
+    np.save("points.npy", changed[change])
+    for action in (["test"], ["--max_epochs", "2"]):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*action, "--ckpt_path", "last"])
+        assert "split has other items, or the same in another order" in capsys.readouterr().err
+    main.main(["test", "--ckpt_path", "last", "--new_data"])
+
+
 def test_a_lone_checkpoint_knows_its_classes(train, monkeypatch, capsys) -> None:
     train("--max_epochs", 1, "--dataset", "toys.Named")
     shutil.copy(RUN / "checkpoints" / "last.ckpt", "moved.ckpt")
@@ -172,3 +208,19 @@ def test_a_macro_mean_counts_a_class_that_is_absent(name: str, train) -> None:
         return
     score = getattr(sklearn, {"f1": "f1_score"}.get(name, f"{name}_score"))
     assert metrics[f"test_{name}"] == score([0] * 10, [0] * 10, labels=[0, 1], average="macro", zero_division=0) == 0.5
+
+
+class Drawn(InMemory):
+    """Points that the constructor draws, without a seed of its own."""
+
+    def __init__(self) -> None:
+        self.points = torch.rand(90, 2).numpy()
+        self.targets = [int(point.sum()) for point in self.points]
+
+
+def test_items_that_the_constructor_draws_are_the_same_in_a_notebook(train) -> None:
+    train("--dataset", "test_data_consistency.Drawn", "--max_epochs", 1)
+    main.main(["test", "--ckpt_path", "last"])
+    first = main.load("last").data.split("test")[0][1]
+    torch.rand(5)
+    assert main.load("last").data.split("test")[0][1] == first

@@ -169,6 +169,7 @@ class SplitDataModule(LightningDataModule):
         self.restored = True
         return True
 
+    @cached_property
     def record(self) -> dict[str, Any]:
         """What tells whether the data has changed since a run began, as JSON holds it.
 

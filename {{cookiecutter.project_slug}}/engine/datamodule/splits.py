@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
@@ -86,7 +87,9 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     That is the number of "items", and hashes: of the "indices" in the dataset that was split, of the "ids" (of paths,
     what follows `data_dir`), of the "files" of these names, of the "classes" in its `targets`, and
     the dataset's own attribute "fingerprint". Of other targets, there are up to 32 "values"; without an attribute
-    `targets`, those of up to 4 items, which are fetched.
+    `targets`, those of up to 4 items, which are fetched. Without a "fingerprint" of its own, the "inputs" are compared
+    where a dataset that was split has them in tensors or arrays with an entry for each item. What `__getitem__` reads
+    or draws elsewhere is not, nor are the inputs of a dataset with splits of its own, whose arguments may change.
     """
     if not hasattr(split, "__len__") or isinstance(split, IterableDataset):
         return None
@@ -101,6 +104,8 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
             found["files"] = hash_files(ids)
     if isinstance(known := getattr(data, "fingerprint", None), str):
         found["fingerprint"] = known
+    elif data is not split:
+        found["inputs"] = _inputs(data, indices)
     targets = getattr(data, "targets", None)
     with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
         if targets is None:
@@ -115,6 +120,23 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     return found
 
 
+def _inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
+    """Of each tensor or array with an entry for each item, up to 32 weighted means over 8 entries of `indices` each."""
+    found = {}
+    stored = {**getattr(data, "__dict__", {}), **{str(at): one for at, one in enumerate(getattr(data, "tensors", ()))}}
+    for name, value in stored.items():
+        if not isinstance(value, (torch.Tensor, np.ndarray)) or name == "targets" or value.shape[:1] != (len(data),):
+            continue
+        with suppress(TypeError):  # an array of texts
+            found[name] = means = list[float]()
+            for some in indices[:: 1 + (len(indices) - 1) // 256].split(8):
+                entries = torch.as_tensor(value[some if isinstance(value, torch.Tensor) else some.numpy()])
+                numbers = entries.flatten()[:: 1 + entries.numel() // 2**16].double().nan_to_num(0, 0, 0)
+                weights = torch.linspace(1, 2, len(numbers), dtype=torch.double, device=numbers.device)
+                means.append(float((numbers * weights).mean()))
+    return found
+
+
 def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
     """How the fingerprint of a split differs from the one that was kept; "" where it does not.
 
@@ -122,10 +144,11 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
     """
     if kept["items"] != now["items"]:
         return f"has {now['items']:,} items, and had {kept['items']:,}"
-    differing = [name for name in kept.keys() & now.keys() - {"values"} if kept[name] != now[name]]
-    values = zip(kept.get("values", ()), now.get("values", ()), strict=False)
-    if any(not math.isclose(old, new, rel_tol=1e-3, abs_tol=1e-6) for old, new in values):
-        differing.append("targets")
+    differing = [name for name in kept.keys() & now.keys() - {"values", "inputs"} if kept[name] != now[name]]
+    old, new = ({"": one.get("values", [])} | one.get("inputs", {}) for one in (kept, now))
+    for before, after in ((old[name], new[name]) for name in old.keys() & new.keys()):
+        if any(not math.isclose(*pair, rel_tol=1e-3, abs_tol=1e-6) for pair in zip(before, after, strict=False)):
+            differing.append("values")
     return "has other items, or the same in another order" if differing else ""
 
 

@@ -28,7 +28,7 @@ def callbacks(run_dir: Path, model: Any, data: Any, *, new_data: bool = False) -
     """
     if not isinstance(data, SplitDataModule) or data.restored:
         return []
-    record = data.record()
+    record = data.record
     if data.kept and data.kept["dataset"] == record["dataset"] and (changed := _changes(data.kept, record)):
         said = f"{record['dataset']} is not the data that the checkpoint was trained on: {'; '.join(changed)}"
         if not new_data:
