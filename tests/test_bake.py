@@ -35,16 +35,17 @@ engine/commands/predict/explain.py engine/commands/predict/layer_output.py
 engine/commands/predict/prediction_inputs.py engine/commands/predict/prediction_writers.py
 engine/commands/preview/__init__.py engine/commands/preview/findings.py engine/commands/preview/items.py
 engine/commands/preview/pictures.py engine/commands/report.py engine/commands/runs.py engine/commands/tune.py
-engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodule/item_fields.py
-engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py engine/datamodule/seeding.py
-engine/datamodule/split_datamodule.py engine/datamodule/splits.py engine/datamodule/whole_batches.py engine/errors.py
-engine/features/__init__.py engine/features/activation_checkpointing.py engine/features/compile.py
-engine/features/cross_validation.py engine/features/data_change_check.py engine/features/device_stats.py
-engine/features/environment_info.py engine/features/freeze.py engine/features/initialization.py
-engine/features/l1_penalty.py engine/features/log_grad_norm.py engine/features/mirror/__init__.py
-engine/features/mirror/download.py engine/features/mirror/storage.py engine/features/mixup.py
-engine/features/model_parallel/__init__.py engine/features/model_parallel/sharded_checkpoint.py
-engine/features/model_summary.py engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
+engine/datamodule/__init__.py engine/datamodule/class_balance.py engine/datamodule/combined_loader.py
+engine/datamodule/item_fields.py engine/datamodule/resumable_loader.py engine/datamodule/resumable_sampler.py
+engine/datamodule/seeding.py engine/datamodule/split_datamodule.py engine/datamodule/splits.py
+engine/datamodule/whole_batches.py engine/errors.py engine/features/__init__.py
+engine/features/activation_checkpointing.py engine/features/compile.py engine/features/cross_validation.py
+engine/features/data_change_check.py engine/features/device_stats.py engine/features/environment_info.py
+engine/features/freeze.py engine/features/initialization.py engine/features/l1_penalty.py
+engine/features/log_grad_norm.py engine/features/mirror/__init__.py engine/features/mirror/download.py
+engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
+engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summary.py
+engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
 engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
 engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
 engine/launch/data_parallel_rank.py engine/launch/output_streams.py engine/launch/signals.py engine/launch/slurm.py
@@ -52,11 +53,12 @@ engine/launch/torchrun.py engine/launch/watchdog.py engine/lightning_compat.py e
 engine/logging/html_page.py engine/logging/loggers.py engine/logging/plots.py engine/logging/progress.py
 engine/training/__init__.py engine/training/early_stopping.py engine/training/evaluation_sets.py
 engine/training/gradient_guard.py engine/training/loaded_run.py engine/training/losses.py
-engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py engine/training/muon.py
-engine/training/name_patterns.py engine/training/optimizers.py engine/training/outputs.py
-engine/training/own_components.py engine/training/run_action.py engine/training/step_seeding.py
-engine/training/step_timer.py engine/training/trainer_setup.py main.py model/__init__.py model/lenet.py
-model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
+engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py
+engine/training/module_modes.py engine/training/muon.py engine/training/name_patterns.py engine/training/optimizers.py
+engine/training/outputs.py engine/training/own_components.py engine/training/run_action.py
+engine/training/step_seeding.py engine/training/step_timer.py engine/training/trainer_setup.py main.py
+model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py
+tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(
@@ -130,7 +132,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 15790), ("core", 9880)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 16050), ("core", 10130)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

@@ -60,6 +60,25 @@ class TripletNet(MInterface):
         return loss
 
 
+class Views(Toy):
+    def make(self, index: int) -> Any:
+        point = self.normal(4)
+        return point + 0.1 * self.normal(4), point + 0.1 * self.normal(4)
+
+
+class SimCLR(MInterface):
+    """Near views near, others apart."""
+
+    def __init__(self, dim: int = 3, **kwargs: Any) -> None:
+        super().__init__(nn.Linear(4, dim), metrics=(), **kwargs)
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        left, right = (functional.normalize(self(view)) for view in batch)
+        loss = functional.cross_entropy(left @ right.T / 0.2, torch.arange(len(left)))
+        self.metrics[f"{stage}_loss"].update(loss.detach(), len(left))
+        return loss
+
+
 class Boxes(Toy):
     def make(self, index: int) -> Any:
         image, corner = 0.1 * self.normal(3, 32, 40 + 8 * (index % 2)), self.whole(16, 2)
@@ -241,6 +260,7 @@ class Stop(Callback):
 # model, dataset, further flags, and what predict and export say where they refuse.
 KINDS: dict[str, tuple[str, str, list[str], str, str]] = {
     "triplets": ("TripletNet", "Triplets", [], "", ""),
+    "simclr": ("SimCLR", "Views", [], "", ""),
     "detection": (
         "Detector",
         "Boxes",

@@ -315,6 +315,14 @@ def test_set_data_parallel_size() -> None:
     assert "self._data_parallel_size" in inspect.getsource(ModelParallelStrategy.setup_environment)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")  # Lightning's own call
+def test_combined_mode() -> None:
+    from pytorch_lightning.utilities import CombinedLoader
+
+    for mode in ("max_size_cycle", "max_size", "min_size", "sequential"):
+        assert compat.combined_mode(CombinedLoader([range(2), range(3)], mode)) == mode
+
+
 def test_cache_signature() -> None:
     def step(batch: int) -> None: ...
 

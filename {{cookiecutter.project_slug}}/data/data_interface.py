@@ -14,6 +14,7 @@ from engine.checkpointing import data_fingerprint
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
+from engine.datamodule.combined_loader import CombinedResumableLoader
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
@@ -75,7 +76,7 @@ class DInterface(SplitDataModule):
             raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.batch_size, self.num_workers, self.balanced = batch_size, num_workers, balanced
         self.predict_dataset: Dataset[Any] | None = None  # None: the test split
-        self._train_loader: ResumableLoader | None = None
+        self._train_loader: ResumableLoader | CombinedResumableLoader | None = None
         self._loaders: list[ResumableLoader] = []
         self._resume_from: dict[str, Any] = {}
 
@@ -87,7 +88,7 @@ class DInterface(SplitDataModule):
         data = cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
         if data.balanced and settings.arguments["system"].get("class_weights") and not settings.ckpt_path:
             raise UsageError("--balanced and --class_weights balanced both make up for rare classes: give one of them")
-        data.kept = data_fingerprint.read(settings.ckpt_path)
+        data.use_record(data_fingerprint.read(settings.ckpt_path), settings.action)
         if any(settings.arguments.get("action", {}).get(name) for name in ("rows", "images")):  # of predict
             data.restore()
         return data

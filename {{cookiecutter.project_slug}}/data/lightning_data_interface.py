@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -14,9 +13,11 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from data.data_interface import DInterface
 from engine.checkpointing import data_fingerprint
 from engine.cli.settings import Settings
+from engine.datamodule.combined_loader import CombinedResumableLoader
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
+from engine.lightning_compat import combined_mode
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_exception")
 
@@ -29,7 +30,7 @@ def build_data(settings: Settings) -> DInterface:
     if settings.arguments.get("cross_validation", {}).get("num_folds"):
         raise UsageError(f"--num_folds: {settings.dataset.name} has loaders of its own")
     data = LightningDataInterface(dataset_class(**settings.arguments["dataset"]), settings.arguments["run"]["seed"])
-    data.kept = data_fingerprint.read(settings.ckpt_path)
+    data.use_record(data_fingerprint.read(settings.ckpt_path), settings.action)
     return data
 
 
@@ -37,8 +38,9 @@ class LightningDataInterface(DInterface):
     """Calls the hooks of a LightningDataModule, and loads its datasets as DInterface does.
 
     A DataLoader with torch's own samplers keeps its dataset, batch size, collate_fn and workers; the order of a
-    shuffled one follows from the seed and the epoch, and each of several processes sees its share of the items. Any
-    other loader is taken as it is, which a line says. All other attributes are those of the LightningDataModule.
+    shuffled one follows from the seed and the epoch, and each of several processes sees its share of the items. So do
+    several at once, in a list, a dict or a CombinedLoader. Any other loader is taken as it is, which a line says. All
+    other attributes are those of the LightningDataModule.
     """
 
     def __init__(self, module: LightningDataModule, seed: int) -> None:
@@ -72,7 +74,7 @@ class LightningDataInterface(DInterface):
     def whole_batches(self, dataset: Any) -> None:
         """None: its loaders fetch as they are."""
 
-    def split(self, name: str) -> Any:
+    def _checked_split(self, name: str) -> Any:
         """The dataset of a loader, of the first one where there are several; None where there is no such loader."""
         if not is_overridden(f"{name}_dataloader", self.module):
             return None
@@ -91,7 +93,7 @@ class LightningDataInterface(DInterface):
 
     def attribute(self, name: str) -> Any:
         """An attribute of the LightningDataModule, or else of its training dataset."""
-        self._set_up("fit")
+        self._any_split()
         known = getattr(self.module, name, None)
         return super().attribute(name) if known is None else known
 
@@ -104,7 +106,7 @@ class LightningDataInterface(DInterface):
         epoch = (lambda: trainer.fit_loop.epoch_progress.current.processed) if trainer is not None else (lambda: 0)
         accumulate = trainer.accumulate_grad_batches if trainer is not None else 1
         loaders = self._resumable("train", current_epoch=epoch, accumulate=accumulate)
-        if isinstance(loaders, ResumableLoader):
+        if isinstance(loaders, (ResumableLoader, CombinedResumableLoader)):
             self._train_loader = loaders
             loaders.load_state_dict(self._resume_from)
         return loaders
@@ -157,11 +159,7 @@ class LightningDataInterface(DInterface):
     def _resumable(self, name: str, **options: Any) -> Any:
         """The loaders of a split, the plain ones replaced by ResumableLoaders."""
         loaders = self._own_loaders(name)
-        several = name == "train" and not isinstance(loaders, DataLoader)
         where = f"{type(self.module).__name__}.{name}_dataloader"
-        if several:
-            _note(f"{where} has several loaders: a run resumed within an epoch begins each of them anew")
-
         options["pad"] = name in ("train", "predict")
         in_order = name == "train" and bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches each epoch
 
@@ -184,10 +182,16 @@ class LightningDataInterface(DInterface):
             self._loaders.append(made)
             return made
 
-        if isinstance(loaders, CombinedLoader):
-            loaders.flattened = [replace(one) if isinstance(one, DataLoader) else one for one in loaders.flattened]
-            return loaders
-        return apply_to_collection(loaders, DataLoader, replace)
+        if isinstance(loaders, DataLoader):
+            return replace(loaders)
+        several = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
+        several.flattened = [replace(one) if isinstance(one, DataLoader) else one for one in several.flattened]
+        if name != "train" or several.iterables in several.flattened:  # a single one
+            return loaders if several is loaders else several.iterables
+        if all(isinstance(one, ResumableLoader) and not one.iterable for one in several.flattened):
+            return CombinedResumableLoader(several.iterables, combined_mode(several), options["current_epoch"])
+        _note(f"{where} has several loaders, not all of them plain: a run resumed within an epoch begins each anew")
+        return several
 
 
 def _names(stage: str, loaders: Any) -> list[str]:

@@ -314,6 +314,11 @@ def load_sharded_checkpoint(path: Any) -> dict[str, Any]:
     return _load_distributed_checkpoint(path)
 
 
+def combined_mode(loader: Any) -> str:
+    """The mode of Lightning's CombinedLoader, which it does not tell; without it, an epoch could not be repeated."""
+    return str(loader._mode)
+
+
 def mark_validation_as_interrupted(checkpoint: dict[str, Any]) -> None:
     """Marks the validation in a checkpoint as started but not finished: a resumed run repeats it, and then continues.
 

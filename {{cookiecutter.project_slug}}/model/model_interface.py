@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
 from engine.training.metrics import IGNORE_INDEX
+from engine.training.module_modes import training_mode
 from engine.training.outputs import OutputSpec, build_heads, infer_task, main_output
 from engine.training.trainer_setup import to_channels_last
 
@@ -142,8 +144,9 @@ class MInterface(MetricLoggingModule):
                 raise UsageError(f"--{name} {given}: {settings.dataset.name} says that it is {known}")
         network_class, system = settings.network.load(), settings.arguments["system"]
         bases = network_class.__mro__ if isinstance(network_class, type) else ()
+        build = partial(_build, network_class, settings)
         if LightningModule in bases and cls not in bases:
-            own: LightningModule = network_class(**arguments)
+            own: LightningModule = build(**arguments)
             own.save_hyperparameters(settings.flags)
             return own
         kwargs: dict[str, Any] = {key: settings.arguments[key] for key in ("loss", "optimizer", "schedule")}
@@ -154,9 +157,9 @@ class MInterface(MetricLoggingModule):
             parameters = inspect.signature(network_class).parameters.values()
             if any(one.kind is one.VAR_KEYWORD or one.name == "component_kwargs" for one in parameters):
                 arguments["component_kwargs"] = kwargs | {"target_info": data.target_info()}
-            model = network_class(**system | arguments)
+            model = build(**system | arguments)
         else:
-            network = network_class(**arguments)
+            network = build(**arguments)
             data.item_fields = ItemFields(network.forward)
             model = cls(network, **system, component_kwargs=kwargs | {"target_info": data.target_info()})
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
@@ -172,7 +175,7 @@ class MInterface(MetricLoggingModule):
         if (sample := data.sample()) is not None and not model.has_own_step:
             model.notes += [note for note in [model.item_fields.split(sample).note] if note]
             exact = model.stage_metrics("train")
-            model.notes += metric_classes.memory_notes(exact, len(data.split("train")), data.target_info())
+            model.notes += metric_classes.memory_notes(exact, len(data.split("train") or ()), data.target_info())
         model.save_hyperparameters(settings.flags)
         if not model.is_multiclass:
             model.set_unit(data.attribute("inverse_transform"))
@@ -238,7 +241,7 @@ class MInterface(MetricLoggingModule):
         if fields.to_forward or target is None:  # the network may return its own loss
             parts = output
             if fields.to_forward and losses.total(output) is None and not isinstance(answer, Tensor):
-                with losses.training_mode(self):  # a detector in evaluation returns boxes instead
+                with training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:
                 is_class = (
@@ -424,6 +427,21 @@ class MInterface(MetricLoggingModule):
         ends = self.trainer.max_epochs, self.trainer.max_steps
         scheduler = lr_schedulers.build(optimizer, epoch, *ends, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
+
+
+def _build(network_class: Callable[..., Any], settings: Settings, **arguments: Any) -> Any:
+    """The network. Raises: UsageError: a file that one of its arguments names is not there."""
+    try:
+        return network_class(**arguments)
+    except FileNotFoundError as error:
+        flags = [name for name, value in settings.flags.items() if error.filename and str(value) == str(error.filename)]
+        if not flags:
+            raise
+        what = f"--{flags[0]} {error.filename}: there is no such file"
+        if settings.action != "fit":
+            name = settings.network.name
+            what += f", which {name} reads when it is built; what only training needs, on_fit_start of {name} may read"
+        raise UsageError(what) from error
 
 
 def _describe(value: Any) -> str:

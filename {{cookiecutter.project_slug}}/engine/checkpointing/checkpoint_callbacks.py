@@ -16,7 +16,6 @@ from engine.checkpointing import run_folder
 from engine.checkpointing.monitor_mode import file_name, mode_of
 from engine.checkpointing.run_folder import resume_command
 from engine.cli.settings import Settings
-from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, nearest
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import call_after_logging, mark_validation_as_interrupted
@@ -29,8 +28,8 @@ class SaveConfig(Callback):
         self.settings, self.run_dir = settings, run_dir
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if isinstance(trainer.train_dataloader, ResumableLoader):
-            trainer.train_dataloader.check_resume()  # a change that is refused leaves config.yaml as it is
+        if check_resume := getattr(trainer.train_dataloader, "check_resume", None):  # of a loader of ours
+            check_resume()  # a change that is refused leaves config.yaml as it is
         if trainer.is_global_zero:
             run_folder.write_config(self.settings, self.run_dir)
 
@@ -207,6 +206,7 @@ class LastCheckpoint(Checkpoint):
         self.signals = SignalListener()
         self._stepped = self._due = self._validates = self._validating = self._saving = self._stops = False
         self._step, self._saved_at = 0, time.monotonic()
+        self._weights: set[str] | None = None  # the names of those that there are when training begins
 
     @property
     def received(self) -> int:
@@ -222,6 +222,13 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage == "fit":
             call_after_logging(trainer, partial(self._after_batch, trainer), partial(self._after_epoch, trainer))
+            self._weights = _names(module)
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        before, self._weights = self._weights or set(), _names(module)
+        if (added := sorted(self._weights - before)) and trainer.is_global_zero:
+            needs = "setup(stage) must build it for every stage, for a checkpoint has it"
+            print(f"{added[0]} was built by {type(module).__name__}.setup or configure_model: {needs}", flush=True)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.signals.install()
@@ -260,6 +267,9 @@ class LastCheckpoint(Checkpoint):
         self.signals.ask_soon()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._weights and (late := sorted(_names(module) - self._weights)):
+            ways = "build it in __init__, or keep what only training needs out of the network: self.teacher = [teacher]"
+            raise UsageError(f"{late[0]} came when training began, too late to be read from a checkpoint again: {ways}")
         if self._saving and self._validating:
             mark_validation_as_interrupted(checkpoint)
 
@@ -298,6 +308,10 @@ class LastCheckpoint(Checkpoint):
         ignore_signals()  # srun ends the rest of a job as soon as one rank is gone: this line comes first
         print(f"stopped by a signal and saved; this goes on:\n{resume_command(self.run_dir)}", flush=True)
         exit_on_signal(self.received)
+
+
+def _names(module: LightningModule) -> set[str]:
+    return {name for name, _ in module.named_parameters()}
 
 
 def _validates_after(trainer: Trainer, batch_idx: int) -> bool:

@@ -104,7 +104,10 @@ def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any
     if not before:
         return
     groups, fit = table.groups, table.action == "fit"
-    fixed = dict.fromkeys(groups["network"].parameters, "its network")
+    built_from = [
+        one for one in groups["network"].parameters.values() if not annotations.accepts(one.annotation, "Path")
+    ]
+    fixed = {one.name: "its network" for one in built_from}  # a file may have moved
     for key in ("system", "schedule", *TORCH_GROUPS) if fit else ():
         fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
     if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):

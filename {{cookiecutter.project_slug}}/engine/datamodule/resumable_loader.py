@@ -99,12 +99,15 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Any]:
         # A generator: the epoch is asked for when the first batch is, not when Lightning builds its iterator.
         resume, self._resume_from = self._resume_from, {}
-        epoch, start = self._start(resume)
+        yield from self.batches(*self._start(resume), resume)
+
+    def batches(self, epoch: int, start: int, resume: dict[str, Any] | None = None) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on. resume: of a stream, the state that it had there."""
         self._states.append({"epoch": epoch, "batches": start})
         if not self.iterable:
             self.epoch_sampler.epoch, self.epoch_sampler.start = epoch, start
         if self._initial_state:
-            self.data.load_state_dict((resume if start else self._initial_state)["dataset"])  # type: ignore[attr-defined]
+            self.data.load_state_dict((resume if resume and start else self._initial_state)["dataset"])  # type: ignore[attr-defined]
         batches = iter(self.loader)
         skip = start if self.iterable and not self._initial_state else 0  # a stream without a state is read again
         for number in itertools.count(start - skip):

@@ -23,7 +23,7 @@ from engine.datamodule.class_balance import num_classes
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.seeding import fetch_items, reseed, unwrap_subset
 from engine.datamodule.splits import fingerprint, split_indices
-from engine.errors import UsageError
+from engine.errors import UsageError, printable
 
 Splitter = Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]]
 
@@ -59,6 +59,8 @@ class SplitDataModule(LightningDataModule):
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
         self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
+        self.optional: set[str] = set()  # the splits that an action can do without
+        self.missing: set[str] = set()  # those of them that cannot be built
         self.restored = False  # whether there is a record in place of the data
         self.item_fields = ItemFields()  # MInterface says what its network takes
         self._splits: dict[str, Dataset[Any] | None] = {}
@@ -66,12 +68,36 @@ class SplitDataModule(LightningDataModule):
         self._sample: Any = None
 
     def split(self, name: str) -> Dataset[Any] | None:
-        """The "train", "val" or "test" split, None where its fraction is 0; or another one of `set_names`.
+        """The "train", "val" or "test" split, or another one of `set_names`.
+
+        None where its fraction is 0, or where it is optional and cannot be built.
 
         Raises:
             UsageError: it is empty, or has more classes than the train split.
             ValueError: a target is out of range.
         """
+        if name in self.missing:
+            return None
+        try:
+            return self._checked_split(name)
+        except Exception as error:
+            if name not in self.optional:
+                raise
+            self.missing.add(name)
+            self._splits.pop(name, None)
+            why = f"{type(error).__name__}: {printable(str(error))}"
+            rank_zero_only(print)(f"goes on without the {name} split, which cannot be built: {why}", file=sys.stderr)
+            return None
+
+    def use_record(self, kept: dict[str, Any], action: str) -> None:
+        """Takes the `record` of a checkpoint's run, with which only training needs more splits than it is for."""
+        self.kept = kept
+        loads_itself = LightningDataModule in getattr(self.dataset_class, "__mro__", ())
+        apart = self._split_argument or "train" in self._parameters or loads_itself
+        if apart and "target_info" in kept and action in ("validate", "test", "predict", "export"):
+            self.optional = {"train", "test"} if action == "validate" else {"train", "val"}
+
+    def _checked_split(self, name: str) -> Dataset[Any] | None:
         if name not in self._splits:
             self._prepare()
             built = {*self._splits}
@@ -101,7 +127,7 @@ class SplitDataModule(LightningDataModule):
 
     @cached_property
     def _further_sets(self) -> dict[str, Dataset[Any]]:
-        train: Any = None if self.restored else unwrap_subset(self.split("train"))
+        train: Any = None if self.restored else unwrap_subset(self._any_split())
         found = {}
         for method in ("val_sets", "test_sets"):
             for name, dataset in getattr(train, method, dict)().items():
@@ -111,8 +137,11 @@ class SplitDataModule(LightningDataModule):
         return found
 
     def sample(self) -> Any:
-        """A batch of two training items on the CPU; None of a stream, which reading would move on, and of a record."""
-        dataset: Any = self.split("train")
+        """A batch of two training items on the CPU; None of a stream, which reading would move on, and of a record.
+
+        Where there is no train split, it is of another one.
+        """
+        dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
             collate = getattr(unwrap_subset(dataset), "collate_fn", default_collate)
             reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
@@ -138,7 +167,9 @@ class SplitDataModule(LightningDataModule):
 
     def class_counts(self) -> torch.Tensor:
         """The number of training items (of masks: of pixels) in each class, (num_classes,)."""
-        return class_balance.class_counts(self.split("train"), self.attribute("num_classes") or 0, self.get_target)
+        if (train := self.split("train")) is None:
+            raise UsageError("--class_weights balanced counts the items of the train split, which cannot be built")
+        return class_balance.class_counts(train, self.attribute("num_classes") or 0, self.get_target)
 
     def get_target(self, item: Any) -> Any:
         """The target of an item or a batch, None where it has none."""
@@ -146,9 +177,15 @@ class SplitDataModule(LightningDataModule):
 
     def attribute(self, name: str) -> Any:
         """An attribute of the dataset, None where it has none. `num_classes` may also be the length of `classes`."""
+        if name == "num_classes" and self.missing:
+            return self.kept["target_info"]["num_classes"]
         dataset = next((one for one in self._splits.values() if one is not None), None)
-        dataset = dataset if dataset is not None else self.split("train")
+        dataset = dataset if dataset is not None else self._any_split()
         return num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
+
+    def _any_split(self) -> Dataset[Any]:
+        """The train split, or where there is none, the first other one."""
+        return next(one for name in ("train", "test", "val") if (one := self.split(name)) is not None)
 
     def image_opener(self) -> Callable[[str], torch.Tensor] | None:
         """How the dataset makes an input of an image file: its own `open_image`, or `loader` and `transform`."""
@@ -174,11 +211,12 @@ class SplitDataModule(LightningDataModule):
         """What tells whether the data has changed since a run began, as JSON holds it.
 
         "dataset" (the class), "classes", "preprocessing", "target_info", and "splits": how they were made, and of each
-        one its fingerprint (None of a stream, or where its fraction is 0).
+        one its fingerprint (None of a stream, or where its fraction is 0), unless it is missing.
         """
         splits: dict[str, Any] = {"stratify": self.stratify}
         names = dict.fromkeys(["train", "val", "test", *self.set_names("val"), *self.set_names("test")])
-        splits |= {name: fingerprint(self.split(name), self.data_dir) for name in names}
+        built = {name: self.split(name) for name in names}
+        splits |= {name: fingerprint(one, self.data_dir) for name, one in built.items() if name not in self.missing}
         facts = {
             "dataset": self.dataset_class.__name__,
             "target_info": plain_value(self.target_info()),

@@ -64,7 +64,8 @@ class Freeze(SameParameters):
         self.names = {name for pattern in self.patterns for name in matching_parameters(module, pattern, "freeze")}
         if self.unfreeze_epoch is None:
             for name, parameter in module.named_parameters():
-                parameter.requires_grad_(name not in self.names)
+                if name in self.names:  # what its class has frozen stays so
+                    parameter.requires_grad_(False)
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 raise UsageError(f"--freeze {' '.join(self.patterns)} leaves no parameter to train")
 

@@ -35,6 +35,7 @@ class Mixup(Callback):
 
     def __init__(self, mixup: float | None, cutmix: float | None, data: Any) -> None:
         self.alphas, self.data = {"MixUp": mixup, "CutMix": cutmix}, data
+        self.is_applied = False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -58,10 +59,17 @@ class Mixup(Callback):
         before: Any = module.batch_transform or (lambda batch: batch)
 
         def transform(batch: Any) -> Any:
-            batch = before(batch)
+            self.is_applied, batch = True, before(batch)
             if isinstance(batch, dict):  # torchvision blends the first tensor, so the target goes last
                 target = self.data.get_target(batch)
                 batch = dict(sorted(batch.items(), key=lambda field: field[1] is target))
             return blend(batch)
 
         module.batch_transform = transform  # type: ignore[assignment]
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if not self.is_applied:
+            step = f"{type(module).__name__}.training_step"
+            raise UsageError(
+                f"--mixup, --cutmix: {step} is its own: it may begin with batch = self.batch_transform(batch)"
+            )

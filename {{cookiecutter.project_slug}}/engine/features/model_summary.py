@@ -6,6 +6,8 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
+from engine.training.module_modes import evaluation_mode
+
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
@@ -56,17 +58,14 @@ def _flops(module: Any, data: Any) -> float | None:
     network, sample = getattr(module, "network", None), data.sample()
     if network is None or sample is None or any(isinstance(layer, nn.LSTM) for layer in network.modules()):
         return None  # FlopCounterMode does not count nn.LSTM on a CPU
-    was_training, counter = network.training, FlopCounterMode(display=False)
-    network.eval()
+    counter = FlopCounterMode(display=False)
     try:
         args, kwargs = module.transfer_batch_to_device(module.arguments(sample), module.device, 0)
-        with torch.no_grad(), counter:
+        with torch.no_grad(), evaluation_mode(network), counter:
             network.forward(*args, **kwargs)  # __call__ may be compiled
         return counter.get_total_flops() / 2  # a sample is two items
     except Exception:  # an error of the network is raised in training
         return None
-    finally:
-        network.train(was_training)
 
 
 def _with_unit(number: float) -> str:

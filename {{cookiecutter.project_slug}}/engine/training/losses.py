@@ -1,8 +1,7 @@
 """The loss: of torch.nn.functional by its name, a function or class of one's own, or what a network returns."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch.nn import functional
 
 from engine.cli import discovery
 from engine.errors import UsageError
-from engine.lightning_compat import batch_norm_class
 
 # Losses that apply an activation of their own, and what to do about a sigmoid or softmax before them.
 _WITH_ACTIVATION = {
@@ -21,7 +19,6 @@ _WITH_ACTIVATION = {
 }
 _VIEWS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Permute", "Transpose", "Slice", "Select", "ToCopy", "Clone")
 _SAME_SHAPE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # torch would broadcast these
-_AS_IN_EVALUATION = (batch_norm_class(), nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FUNCTIONS = {
     "CrossEntropyLoss": "cross_entropy",
     "NLLLoss": "nll_loss",
@@ -122,19 +119,6 @@ def total(parts: Any) -> Tensor | None:
         if parts and all(isinstance(one, Tensor) and one.dim() == 0 for one in parts.values()):
             return sum(parts.values())  # type: ignore[return-value]
     return None
-
-
-@contextmanager
-def training_mode(network: nn.Module) -> Iterator[None]:
-    """Has a network return its losses as in training, with norms and dropout as in evaluation."""
-    changed = [one for one in network.modules() if not one.training]
-    for module in changed:
-        module.training = not isinstance(module, _AS_IN_EVALUATION)
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = False
 
 
 class ClassWeighted:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 
@@ -34,7 +35,7 @@ class Muon(Optimizer):
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_layers: tuple[str, ...] = (),
     ) -> None:
-        """Parts the groups of parameters in two.
+        """Parts the groups of parameters in two, and prints which they are.
 
         Args:
             params: groups of parameters of the module, each with its `lr`.
@@ -75,6 +76,8 @@ class Muon(Optimizer):
         if others:
             self.parts.append(torch.optim.AdamW(others, lr, betas=adamw_betas, fused=fused, **decay))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+        names_by_id = {id(one): name.removeprefix("network.") for name, one in module.named_parameters()}
+        rank_zero_only(print)("; ".join(_describe(group, names_by_id) for group in self.param_groups), flush=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -89,3 +92,10 @@ class Muon(Optimizer):
             part.state = self.state
             part.step()
         return loss
+
+
+def _describe(group: dict[str, Any], names: dict[int, str]) -> str:
+    """A group's optimizer, rate and first parameters, such as `Muon lr 0.02: layers.1.weight`."""
+    own = [names[id(one)] for one in group["params"]]
+    more = f" and {len(own) - 4} more" if len(own) > 5 else ""
+    return f"{'Muon' if group['use_muon'] else 'AdamW'} lr {group['lr']:g}: {', '.join(own[: 4 if more else 5])}{more}"

@@ -1,5 +1,6 @@
 """The optimizer by its name in torch.optim, with parameter groups for learning rates and weight decay."""
 
+import functools
 import re
 from typing import Any
 
@@ -66,6 +67,31 @@ def build(
         return Muon(params, module, lr, **options)
     optimizer_class = discovery.find("model", name).load() if "." in name else getattr(torch.optim, name)
     return optimizer_class(params, lr=lr, **options)
+
+
+def check_configured(module: Any) -> None:
+    """Has a LightningModule's configure_optimizers raise UsageError where it returns what Lightning does not say well.
+
+    Lightning would leave out a misspelt entry, train nothing, or end in a traceback of its own.
+    """
+    configure, where = module.configure_optimizers, f"{type(module).__name__}.configure_optimizers"
+    entries = ("optimizer", "lr_scheduler", "monitor")
+
+    @functools.wraps(configure)
+    def checked() -> Any:
+        given = configure()
+        pair = isinstance(given, (list, tuple)) and len(given) == 2 and isinstance(given[0], list)
+        several = given[0] if pair else given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        for one in several:
+            if isinstance(one, dict) and ("optimizer" not in one or not one.keys() <= {*entries}):
+                raise UsageError(f"{where} returns a dict of {', '.join(one)}; Lightning takes {', '.join(entries)}")
+        are_known = all(isinstance(one, (dict, torch.optim.Optimizer)) for one in several)
+        if module.automatic_optimization and are_known and len(several) != 1:
+            ways = "return one, or set self.automatic_optimization = False and have training_step take the steps"
+            raise UsageError(f"{where} returns {len(several)} optimizers: {ways}")
+        return given
+
+    module.configure_optimizers = checked
 
 
 def current_lrs(optimizer: torch.optim.Optimizer) -> dict[str, float]:

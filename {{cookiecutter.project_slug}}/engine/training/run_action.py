@@ -74,10 +74,10 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
 
 @contextmanager
 def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[None]:
-    """Says in one line which weights of a checkpoint, or which flag of the Trainer, do not fit.
+    """Says in one line which weights of a checkpoint do not fit, and what Lightning refuses.
 
-    torch finds the first, after all hooks of the network, which may rename some; Lightning the second, once it has the
-    data: --val_check_interval 100 where an epoch has 10 batches.
+    torch finds the first, after all hooks of the network, which may rename some; Lightning the second, such as
+    --val_check_interval 100, once it has the data, where an epoch has 10 batches.
     """
     try:
         yield
@@ -92,6 +92,8 @@ def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[N
         flags = [name for name in settings.arguments["trainer"] if re.search(rf"\b{name}\b", str(error))]
         if flags and "pytorch_lightning" in Path(raised_in).parts:
             raise UsageError(f"--{flags[0]}: {' '.join(str(error).split())}") from error
+        if type(error).__name__ == "MisconfigurationException":
+            raise UsageError(f"Lightning: {' '.join(str(error).split())}") from error
         raise
 
 

@@ -28,6 +28,8 @@ from engine.lightning_compat import (
     skip_sigterm_broadcast,
     skip_unused_hooks,
 )
+from engine.training import optimizers
+from engine.training.module_modes import evaluation_mode
 
 _torchrun_store: Any = None  # kept alive while the run lasts
 
@@ -98,7 +100,7 @@ def configure(
         enabled = [f"matmul precision {matmul_precision}"]
     if keep_memory and keep_freed_memory():
         enabled.append("malloc keeps memory")
-    if data.whole_batches(data.split("train")):
+    if (train := data.split("train")) is not None and data.whole_batches(train):
         enabled.append("whole batches from memory")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
@@ -142,6 +144,10 @@ def make_trainer(
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
     if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
+    if strategy.startswith(("fsdp", "deepspeed")) and getattr(model, "optimizer_name", "") == "Muon":
+        raise UsageError(
+            f"--optimizer Muon: --strategy {strategy} has no matrices, but flat shards; take model_parallel"
+        )
     options["profiler"] = profiler(options.get("profiler"), run_dir)
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
@@ -163,6 +169,7 @@ def make_trainer(
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     if not data.set_names("val") or not is_overridden("validation_step", model):
         trainer.limit_val_batches = 0  # now: --fast_dev_run and --overfit_batches would set it anew
+    optimizers.check_configured(model)
     skip_sigterm_broadcast(trainer)
     count_epochs(trainer)
     skip_unused_hooks(trainer, model)
@@ -174,10 +181,8 @@ def _try_channels_last(network: nn.Module, args: list[Any], kwargs: dict[str, An
 
     A network that calls `view` on its feature maps fails; one that calls `reshape` or `flatten` does not.
     """
-    was_training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(network):
             before = network(*args, **kwargs)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             args, kwargs = apply_to_collection((args, kwargs), Tensor, to_channels_last)
@@ -186,8 +191,6 @@ def _try_channels_last(network: nn.Module, args: list[Any], kwargs: dict[str, An
     except Exception:  # a mistake of the network's own is raised in training
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
-    finally:
-        network.train(was_training)
 
 
 def to_channels_last(value: Any) -> Any:
