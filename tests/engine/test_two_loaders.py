@@ -136,6 +136,12 @@ def test_the_steps_are_those_of_a_plain_loop_and_a_loader_that_comes_round_is_ne
     assert len({one.tolist()[0] for one in noise}) == 4
 
 
+def test_pictures_of_batches_that_only_the_step_knows_are_left_out() -> None:
+    told = main.main([*SYSTEM, "--pictures", "true", "--max_epochs", "1"])
+    assert "val_loss" in told
+    assert not (RUN / "first_batch.png").exists()
+
+
 def test_workers_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     told = [main.main([*SYSTEM, "--workers", str(number), "--max_epochs", "1"]) for number in (0, 1)]
     assert told[0] == told[1]

@@ -7,6 +7,7 @@ from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 from torch.nn import functional
 
+from engine.errors import UsageError
 from engine.logging.plots import find_images
 
 _MAX_MISTAKES, _MAX_IMAGES, _MAX_PAIRS, _MAX_CLASSES = 24, 8, 5000, 1000  # that are drawn
@@ -94,7 +95,10 @@ class PredictionSamples:
 
 
 def unpack_batch(module: Any, batch: Any) -> tuple[list[Any], Any]:
-    """The tensors among the inputs of a batch, and its target."""
-    inputs, target = module.unpack_batch(batch)
+    """The tensors among the inputs of a batch, and its target; nothing of a batch whose form only its step knows."""
+    try:
+        inputs, target = module.unpack_batch(batch)
+    except UsageError:  # raised by a step of MInterface where there is none of its own
+        return [], None
     values = inputs.values() if isinstance(inputs, dict) else inputs
     return [value for value in values if isinstance(value, Tensor)], target
