@@ -35,7 +35,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 ignored = [number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
 socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored]).encode()], [0, 1, 2])
 child = int(server.recv(100))
-for number in set(passed_on) - set(ignored):
+for number in passed_on:  # also those that this process was started to ignore: the script may think otherwise
     signal.signal(number, lambda number, _: os.kill(child, number))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
 status = os.waitstatus_to_exitcode(int(server.recv(100)))

@@ -434,6 +434,21 @@ def test_a_network_that_takes_the_target_returns_its_own_loss() -> None:
     assert fit("Judge", "Named", "--max_epochs", 2)[0] == plain
 
 
+class Twofold(Net):
+    """Returns twice the loss where it gets the labels."""
+
+    def forward(self, points: Tensor, labels: Tensor | None = None) -> Any:
+        logits = super().forward(points)
+        return logits if labels is None else (2 * functional.cross_entropy(logits, labels), logits)
+
+
+def test_a_parameter_for_the_labels_gets_the_target_of_a_tuple(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, _ = fit("Net", "Still", "--max_epochs", 1, "--lr", 0)
+    twofold, _ = fit("Twofold", "Still", "--max_epochs", 1, "--lr", 0)
+    assert twofold == {key: value * 2 if key.endswith("loss") else value for key, value in plain.items()}
+    assert "forward gets the target as labels" in capsys.readouterr().out
+
+
 class TwoTargets(Still):
     """A class and a number of each point."""
 

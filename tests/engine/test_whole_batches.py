@@ -210,6 +210,27 @@ def test_all_other_code_is_asked_for_items(dataset_class: Callable[..., Any]) ->
     assert not CALLS  # what may have an effect is not tried either
 
 
+class Doubled(Subset):
+    """A Subset that changes its items, as many write for an augmentation."""
+
+    def __getitem__(self, index):
+        x, y = self.dataset[self.indices[index]]
+        return x * 2, y
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_a_subset_with_items_of_its_own_is_asked_for_them() -> None:
+    data = interface(lambda: Doubled(Arrays(), list(range(SIZE))[::-1]))
+    train = data.split("train")
+    assert isinstance(train, Subset)
+    loader = data.train_dataloader()
+    for batch, indices in zip(loader, loader.epoch_sampler, strict=True):
+        places = [SIZE - 1 - train.indices[index] for index in indices]
+        torch.testing.assert_close(batch[0], torch.from_numpy(IMAGES[places] * 2), rtol=0, atol=0)
+
+
 def test_attributes_that_are_set_later_are_not_taken_for_those_of_the_proof() -> None:
     data = interface(Converted)
     loader, dataset = data.train_dataloader(), data.split("train").dataset  # type: ignore[union-attr]

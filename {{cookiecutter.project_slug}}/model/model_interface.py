@@ -239,8 +239,8 @@ class MInterface(MetricLoggingModule):
         """
         answer, target = main_output(output), fields.target
         if fields.to_forward or target is None:  # the network may return its own loss
-            parts = output
-            if fields.to_forward and losses.total(output) is None and not isinstance(answer, Tensor):
+            parts = output[0] if isinstance(output, tuple) and output else output  # (loss, logits)
+            if fields.to_forward and losses.total(parts) is None and not isinstance(answer, Tensor):
                 with training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:

@@ -73,10 +73,11 @@ class ItemFields:
             return Fields(list(item[:size]), {}, None, {}, "no target")
         inputs = int(min(size - 1, self.most))
         target, name = item[inputs], self.names[inputs] if inputs < len(self.names) else ""
-        taken = name in TARGET_NAMES and not isinstance(target, Tensor)  # a detector's, a list of dicts
         left = len(item) - inputs - 1
-        note = f"{inputs} input{'s' * (inputs != 1)}, then the target, {left} more unused" if left else ""
-        return Fields(list(item[:inputs]), {}, target, {name: target} if taken else {}, note)
+        notes = [f"{inputs} input{'s' * (inputs != 1)}, then the target, {left} more unused"] if left else []
+        if taken := name in TARGET_NAMES:  # such as a detector's
+            notes.append(f"forward gets the target as {name}")
+        return Fields(list(item[:inputs]), {}, target, {name: target} if taken else {}, ", ".join(notes))
 
     def _split_mapping(self, item: Mapping[str, Any]) -> Fields:
         target = next((name for name in TARGET_NAMES if name in item), None)

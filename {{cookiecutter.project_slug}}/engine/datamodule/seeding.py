@@ -87,8 +87,12 @@ def fetch_items(dataset: Any, indices: list[int]) -> list[Any]:
 
 
 def resolve_subset(dataset: Any, indices: list[int]) -> tuple[Any, list[int]]:
-    """The dataset beneath (nested) `Subset`s, and the indices in it."""
-    while isinstance(dataset, Subset):
+    """The dataset beneath (nested) `Subset`s, and the indices in it.
+
+    A subclass that overrides `__getitems__`, which torch asks for beside a `__getitem__`, is such a dataset: it may
+    change the items.
+    """
+    while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
         dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
     return dataset, indices
 
@@ -103,7 +107,9 @@ def subset_indices(split: Any) -> tuple[Any, torch.Tensor]:
 
 def unwrap_subset(dataset: Any) -> Any:
     """The dataset beneath (nested) `Subset`s."""
-    return resolve_subset(dataset, [])[0]
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
 
 
 def dataset_order(dataset: Any, generator: torch.Generator) -> torch.Tensor | None:

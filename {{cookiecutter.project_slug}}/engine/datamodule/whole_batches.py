@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
-from engine.datamodule.seeding import subset_indices
+from engine.datamodule.seeding import resolve_subset, subset_indices
 
 _FLOATS, _INTEGERS = {"float32", "float64"}, {"int8", "int16", "int32", "int64", "uint8", "bool"}
 _TO_FLOAT, _TO_INTEGER = {"float", "double", *_FLOATS}, {"long", "int64"}
@@ -47,6 +47,7 @@ def prove(split: Any) -> WholeBatches | None:
     """How to fetch whole batches of a dataset, or of a (nested) Subset of one; None where nothing proves it."""
     try:
         dataset, indices = subset_indices(split)
+        _require(resolve_subset(split, [])[0] is dataset)
         whole = WholeBatches(_Reader(dataset).facts)
         some = indices[[0, len(indices) // 2, -1]].tolist()
         items = default_collate([dataset[index] for index in some])

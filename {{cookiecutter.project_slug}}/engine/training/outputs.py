@@ -30,7 +30,8 @@ def infer_task(loss: str, target_info: dict[str, Any]) -> Task:
 
 
 def main_output(output: Any) -> Any:
-    """What answers in an output: of a dict `logits`, `out` ... or its only tensor, of a tuple the first entry.
+    """What answers in an output: of a dict `logits`, `out` ... or its only tensor, of a tuple the first entry
+    that is no scalar.
 
     None where a dict has several.
     """
@@ -39,7 +40,7 @@ def main_output(output: Any) -> Any:
         tensors = [one for one in output.values() if isinstance(one, Tensor) and one.dim()]
         return named[0] if named else tensors[0] if len(tensors) == 1 else None
     if isinstance(output, tuple) and output and not hasattr(output, "batch_sizes"):
-        return output[0]
+        return next((one for one in output if not isinstance(one, Tensor) or one.dim()), None)
     return output
 
 
