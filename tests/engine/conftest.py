@@ -14,6 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cor
 os.environ["PYTHONPATH"] = str(HERE)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _plain_backward() -> None:
+    """The first backward pass of this process: were it one on fake tensors, as `plan` and torch.compile have them, torch
+    would start threads and have no fork of the process compute gradients, as `ranks` does."""
+    import torch
+
+    torch.ones((), requires_grad=True).backward()
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
