@@ -53,6 +53,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step.py "$(INNER)" $(if $(LONG),5 --long,3)
 	$(BIN)/python benchmarks/job.py "$(INNER)" $(if $(LONG),5,2 --only job first bake)
 ifdef LONG
+	$(BIN)/python benchmarks/predict.py "$(INNER)" 3
 	$(BIN)/python benchmarks/images.py "$(INNER)"
 	$(BIN)/python benchmarks/scale.py "$(INNER)" 3 --long
 	$(BIN)/python benchmarks/ddp.py "$(INNER)"
