@@ -622,7 +622,7 @@ def test_a_run_whose_value_is_out_of_range_can_still_be_measured(project: Path, 
 
 @pytest.mark.parametrize("factor", [1, 1.5, 2, 7])
 def test_cosine_restarts_against_a_loop(factor: float) -> None:
-    from engine.training.lr_schedulers import factor as rate
+    from engine.training.lr_schedulers import lr_factor as rate
 
     for tenth in range(900):
         epochs, length = tenth / 10, 3.0

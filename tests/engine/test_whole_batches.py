@@ -18,6 +18,7 @@ SIZE = 37
 SOURCE = np.random.default_rng(0)
 IMAGES = SOURCE.integers(0, 256, (SIZE, 4, 4), dtype=np.uint8)
 LABELS = SOURCE.integers(0, 3, SIZE)
+LARGE = SOURCE.normal(size=(SIZE, 3)) * 1e300
 CALLS: list[Any] = []  # the indices that a dataset was asked for
 
 
@@ -26,7 +27,7 @@ class Arrays(Dataset):
 
     def __init__(self) -> None:
         self.x, self.y, self.transform = IMAGES, LABELS, None
-        self.large = SOURCE.normal(size=(SIZE, 3)) * 1e300
+        self.large = LARGE
 
     def __len__(self) -> int:
         return SIZE
