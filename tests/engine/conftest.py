@@ -16,8 +16,10 @@ os.environ["PYTHONPATH"] = str(HERE)
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_backward() -> None:
-    """The first backward pass of this process: were it one on fake tensors, as `plan` and torch.compile have them, torch
-    would start threads and have no fork of the process compute gradients, as `ranks` does."""
+    """The first backward pass of this process.
+
+    Were it one on fake tensors, as `plan` and torch.compile have them, torch would let no fork compute gradients.
+    """
     import torch
 
     torch.ones((), requires_grad=True).backward()
