@@ -270,6 +270,7 @@ def begin_and_block(argv: list[str]) -> int:
         finally:
             os._exit(1)
     while not Path("blocked").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it has not ended
         time.sleep(0.05)
     return child
 
