@@ -146,9 +146,13 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
         return f"has {now['items']:,} items, and had {kept['items']:,}"
     differing = [name for name in kept.keys() & now.keys() - {"values", "inputs"} if kept[name] != now[name]]
     old, new = ({"": one.get("values", [])} | one.get("inputs", {}) for one in (kept, now))
-    for before, after in ((old[name], new[name]) for name in old.keys() & new.keys()):
-        if any(not math.isclose(*pair, rel_tol=1e-3, abs_tol=1e-6) for pair in zip(before, after, strict=False)):
-            differing.append("values")
+    for name in old.keys() & new.keys():
+        pairs = zip(old[name], new[name], strict=False)
+        if any(not math.isclose(*pair, rel_tol=1e-3, abs_tol=1e-6) for pair in pairs):
+            differing.append(name)
+    if len(differing) == 1 and differing[0] in kept.get("inputs", {}):
+        own = "if that is no input, give the dataset an attribute `fingerprint`, a text that is compared instead"
+        return f"has other values, or in another order, in its `{differing[0]}` ({own})"
     return "has other items, or the same in another order" if differing else ""
 
 
