@@ -56,9 +56,9 @@ engine/training/gradient_guard.py engine/training/loaded_run.py engine/training/
 engine/training/lr_schedulers.py engine/training/metric_logging.py engine/training/metrics.py
 engine/training/module_modes.py engine/training/muon.py engine/training/name_patterns.py engine/training/optimizers.py
 engine/training/outputs.py engine/training/own_components.py engine/training/run_action.py
-engine/training/step_seeding.py engine/training/step_timer.py engine/training/trainer_setup.py main.py
-model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py
-tests/test_project.py
+engine/training/step_seeding.py engine/training/step_timer.py engine/training/trainer_setup.py
+engine/training/training_check.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml
+ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(
@@ -132,7 +132,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 16070), ("core", 10145)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 16110), ("core", 10185)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

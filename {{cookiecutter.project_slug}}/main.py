@@ -144,17 +144,10 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
     from pytorch_lightning import seed_everything
 
     from data import build_data
-    from engine.training.loaded_run import LoadedRun
+    from engine.training.loaded_run import LoadedRun, settings_from_anywhere
     from model import MInterface
 
-    words, project = ["test", "--ckpt_path", ckpt_path, *argv], Path(__file__).parent
-    if not (Path(run_folder.FOLDER).exists() or "--default_root_dir" in argv):
-        words += ["--default_root_dir", str(project)]
-    settings = parse(words)
-    if settings.ckpt_path and (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
-        places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
-        found = [place / data_dir for place in places if (place / data_dir).exists()]
-        settings = parse([*words, "--data_dir", str(found[0])]) if found else settings
+    settings = settings_from_anywhere(parse, ["test", "--ckpt_path", ckpt_path, *argv], Path(__file__).parent)
     seed_everything(settings.arguments["run"]["seed"], verbose=False)  # a dataset may draw its items
     data = build_data(settings)
     model = MInterface.from_settings(settings, data)
@@ -199,6 +192,7 @@ def load_callbacks(
     from engine.training.gradient_guard import GradientGuard
     from engine.training.metric_logging import MetricState
     from engine.training.step_seeding import SeedEachStep
+    from engine.training.training_check import TrainingCheck
     from model import MInterface
 
     has_validation = data.set_names("val") and is_overridden("validation_step", model)
@@ -212,6 +206,7 @@ def load_callbacks(
     callbacks: list[Callback] = [
         SeedEachStep(seed),
         MetricState(),
+        TrainingCheck(),
         ProgressBar() if bar else EpochLines(),
         BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k, of_training, required),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),

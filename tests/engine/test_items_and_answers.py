@@ -449,6 +449,22 @@ def test_a_parameter_for_the_labels_gets_the_target_of_a_tuple(capsys: pytest.Ca
     assert "forward gets the target as labels" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_calls_another_task_none_is_read_as_before() -> None:
+    fit("Net", "Still", "--max_epochs", 1, "--task", "other", "--test_fraction", 0.5)
+    main.main(["predict", "--ckpt_path", "last"])
+    run = Path("lightning_logs/version_0")
+    before = (run / "predictions.csv").read_text()
+    assert before.startswith("index,true,y0,y1,y2")
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["task"] = checkpoint["answer"]["task"] = "none"
+    torch.save(checkpoint, run / "checkpoints/last.ckpt")
+    config = (run / "config.yaml").read_text()
+    assert "task: other" in config
+    (run / "config.yaml").write_text(config.replace("task: other", "task: 'none'"))
+    main.main(["predict", "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+    assert (run / "predictions.csv").read_text() == before
+
+
 class TwoTargets(Still):
     """A class and a number of each point."""
 

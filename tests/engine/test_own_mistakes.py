@@ -7,6 +7,7 @@ import pytest
 import torch
 from gallery import QUICK, RUN
 from model import MInterface
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -87,6 +88,16 @@ class Late(NoStep):
         self.teacher = nn.Linear(2, 3)
 
 
+class LogsTooLate(NoStep):
+    """Calls self.log where Lightning does not take it."""
+
+    manual = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        self.log("late", 1.0)
+
+
 class InSetup(NoStep):
     """Has a teacher that only training builds."""
 
@@ -102,6 +113,7 @@ MISTAKES = {
     "NoStep": "nothing is trained: automatic_optimization is False, and NoStep.training_step never calls",
     "NoBackward": "no step of the epoch has a gradient, for NoBackward.training_step calls no self.manual_backward",
     "NoLoss": "no step of the epoch has a gradient, for NoLoss.training_step returns no loss",
+    "NoLoss --bad_steps ignore": "no step of the epoch has a gradient, for NoLoss.training_step returns no loss",
     "NoLossInDict": "the 'loss' key needs to be present",
     "Base --gradient_clip_val 1": "gradient clipping is not supported for manual optimization",
     "Base --accumulate_grad_batches 2": "gradient accumulation is not supported for manual optimization",
@@ -126,6 +138,12 @@ def test_it_is_said_in_one_line(mistake: str, capsys: pytest.CaptureFixture[str]
         main.main([*FLAGS, "--model_name", *(HERE + mistake).split()])
     lines = capsys.readouterr().err.strip().splitlines()
     assert MISTAKES[mistake] in lines[-1]
+
+
+def test_what_lightning_refuses_in_a_line_of_ones_own_keeps_its_traceback() -> None:
+    with pytest.raises(MisconfigurationException, match="You can't") as error:
+        main.main([*FLAGS, "--model_name", f"{HERE}LogsTooLate"])
+    assert any(frame.name == "on_save_checkpoint" and str(frame.path) == __file__ for frame in error.traceback)
 
 
 def test_a_schedule_that_nobody_moves_is_said(capsys: pytest.CaptureFixture[str]) -> None:

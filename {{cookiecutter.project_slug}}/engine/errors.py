@@ -43,26 +43,38 @@ def escape_formula(text: str) -> str:
     return f"'{text}" if re.match(r"[=\t\r]|[-+@](?![\w.:/ -]*\Z)", text) else text
 
 
+def is_own_file(name: str) -> bool:
+    """Whether a source file is the user's: none of the engine, of the interfaces, of Python or of a package."""
+    import sysconfig
+
+    root, path = Path(__file__).resolve().parent.parent, Path(name).resolve()
+    ours = (
+        "engine",
+        "main.py",
+        "data/data_interface.py",
+        "data/lightning_data_interface.py",
+        "model/model_interface.py",
+    )
+    not_own = [root / one for one in ours]
+    not_own += [Path(sysconfig.get_path(one)).resolve() for one in ("stdlib", "purelib", "platlib")]
+    return not name.startswith("<") and not any(path.is_relative_to(one) for one in not_own)
+
+
 def print_own_frames(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A `sys.excepthook`: a traceback with your own frames and the last one; with `python -X dev`, all of them.
 
     The traceback that a worker process of a DataLoader sent along is shortened likewise.
     """
-    import sysconfig  # only a run that fails pays for them
-    import traceback
+    import traceback  # only a run that fails pays for it
 
     if sys.flags.dev_mode or not issubclass(kind, Exception):
         sys.__excepthook__(kind, error, trace)
         return
-    root = Path(__file__).resolve().parent.parent
-    not_own = [root / name for name in ("engine", "main.py", "data/data_interface.py", "model/model_interface.py")]
-    not_own += [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
     text, left_out = "".join(traceback.format_exception(kind, error, trace)), 0
 
     def shorten(frame: re.Match[str]) -> str:
         nonlocal left_out
-        path = Path(frame[1]).resolve()
-        if not text.startswith("  File ", frame.end()) or not any(path.is_relative_to(one) for one in not_own):
+        if not text.startswith("  File ", frame.end()) or is_own_file(frame[1]):
             return frame[0]
         left_out += 1
         return ""

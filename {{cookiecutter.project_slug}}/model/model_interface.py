@@ -398,7 +398,7 @@ class MInterface(MetricLoggingModule):
         """Takes over what training has found the output to mean."""
         answer = checkpoint.get("answer", {})
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
-        if answer.get("task") == "other":
+        if answer.get("task") in ("other", "none"):  # its earlier name
             self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
 
     def configure_callbacks(self) -> list[Callback]:

@@ -1,4 +1,4 @@
-"""GradientGuard: stops or skips a step whose gradient is NaN or infinite, and stops what trains nothing."""
+"""GradientGuard: stops or skips a step whose gradient is NaN or infinite."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,6 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 
-from engine.errors import UsageError
 from engine.lightning_compat import all_finite
 from engine.logging import loggers
 
@@ -22,7 +21,6 @@ class GradientGuard(Callback):
 
     Raises:
         FloatingPointError: a gradient is NaN or infinite; names step, epoch, batch and parameters.
-        UsageError: in an epoch no step was taken, or none had a gradient.
     """
 
     state_key = "Guard"  # its name in checkpoints of earlier versions
@@ -30,14 +28,12 @@ class GradientGuard(Callback):
     def __init__(self, run_dir: Path, bad_steps: Literal["stop", "skip"] = "stop") -> None:
         self.run_dir, self.bad_steps, self.skipped = run_dir, bad_steps, 0
         self._batch: Any = None
-        self._steps, self._trains = 0, False
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch = batch
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        self._steps, self._trains = self._steps + 1, self._trains or bool(gradients)
         if trainer.precision == "16-mixed" or not any(_any_rank(trainer, [not all_finite(gradients)])):
             return
         named = list(module.named_parameters())
@@ -57,23 +53,6 @@ class GradientGuard(Callback):
             for parameter in group["params"]:
                 parameter.grad = None
         loggers.log_now(trainer, {"skipped_steps": self.skipped})
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        step, manual = f"{type(module).__name__}.training_step", not module.automatic_optimization
-        weights = {
-            id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]
-        }
-        if not any(id(one) in weights for one in module.parameters()):
-            return  # it has no optimizer, on purpose
-        if manual and not trainer.global_step:
-            calls = "self.manual_backward(loss) and self.optimizers().step()"
-            raise UsageError(f"nothing is trained: automatic_optimization is False, and {step} never calls {calls}")
-        if self._steps and not self._trains:
-            does = "calls no self.manual_backward(loss)" if manual else "returns no loss"
-            raise UsageError(f"nothing is trained: no step of the epoch has a gradient, for {step} {does}")
-        idle = [one for one in trainer.lr_scheduler_configs if not getattr(one.scheduler, "last_epoch", 1)]
-        if manual and idle and trainer.current_epoch == 1 and trainer.is_global_zero:
-            print(f"the learning rate does not change: {step} never calls self.lr_schedulers().step()", flush=True)
 
     def state_dict(self) -> dict[str, int]:
         """The number of steps skipped."""

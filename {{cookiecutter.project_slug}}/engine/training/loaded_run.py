@@ -1,6 +1,6 @@
 """LoadedRun: the trained network of a run, with its data and its flags, for a notebook or a program of one's own."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from engine.checkpointing import checkpoint_io
+from engine.checkpointing import checkpoint_io, run_folder
+from engine.cli.settings import Settings
 from engine.errors import UsageError
 from engine.training.outputs import OutputSpec, main_output
 
@@ -75,3 +76,15 @@ class LoadedRun:
         values = answer.probabilities(main_output(outputs))
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
         return values if invert is None else invert(values)
+
+
+def settings_from_anywhere(parse: Callable[[list[str]], Settings], argv: list[str], project: Path) -> Settings:
+    """The settings of a command line, with runs and data of the project or of the run where there are none here."""
+    if not (Path(run_folder.FOLDER).exists() or any(word.startswith("--default_root_dir") for word in argv)):
+        argv = [*argv, "--default_root_dir", str(project)]
+    settings = parse(argv)
+    if settings.ckpt_path and (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
+        places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
+        found = [place / data_dir for place in places if (place / data_dir).exists()]
+        settings = parse([*argv, "--data_dir", str(found[0])]) if found else settings
+    return settings

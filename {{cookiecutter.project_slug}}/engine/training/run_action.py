@@ -12,7 +12,7 @@ from engine.checkpointing import run_folder
 from engine.checkpointing.run_records import without_doubles
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
-from engine.errors import UsageError, printable
+from engine.errors import UsageError, is_own_file, printable
 
 Run = Callable[[Settings], dict[str, float]]
 
@@ -88,9 +88,11 @@ def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[N
             checkpoint_io.check_weights_fit(model, checkpoint_io.load(Path(path))["state_dict"])
         raise
     except Exception as error:
-        raised_in = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if any(map(is_own_file, files)):  # the traceback says which line of the user's is meant
+            raise
         flags = [name for name in settings.arguments["trainer"] if re.search(rf"\b{name}\b", str(error))]
-        if flags and "pytorch_lightning" in Path(raised_in).parts:
+        if flags and "pytorch_lightning" in Path(files[-1]).parts:
             raise UsageError(f"--{flags[0]}: {' '.join(str(error).split())}") from error
         if type(error).__name__ == "MisconfigurationException":
             raise UsageError(f"Lightning: {' '.join(str(error).split())}") from error
