@@ -2,24 +2,21 @@
 # PYTHON_ARGCOMPLETE_OK
 """Command line -> data, network, callbacks, loggers -> Trainer. For the flags: `python main.py --help`."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from engine.checkpointing import resume, run_folder, run_lock
-from engine.checkpointing.atomic_write import WriteError
+from engine.checkpointing import resume, run_folder
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
-from engine.errors import UsageError, print_own_frames
+from engine.errors import print_own_frames
 from engine.launch import output_streams, signals
 from engine.training.run_action import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
     from pytorch_lightning import Callback, LightningModule
-    from pytorch_lightning.loggers import Logger
 
     from data import DInterface
     from engine.training.loaded_run import LoadedRun
@@ -40,14 +37,7 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     signals.handle_early_signals()
     with output_streams.ignore_output_errors():
         settings = parse(sys.argv[1:] if argv is None else argv)
-        try:
-            return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
-        except UsageError as error:  # one that only torch could find
-            parser.stop(str(error))
-        except WriteError as error:
-            raise SystemExit(f"main.py: error: {error}") from None
-        finally:
-            run_lock.release()
+        return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
 
 
 def run(
@@ -122,7 +112,7 @@ def run(
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *extra_callbacks],
-        logger=load_loggers(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
+        logger=loggers.load(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
         plugins=[checkpoint_io.DurableCheckpointIO()],
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
@@ -141,20 +131,11 @@ def load(ckpt_path: str, *argv: str) -> "LoadedRun":
     ckpt_path: as of --ckpt_path: "best" is the best checkpoint of the newest run. argv: further flags, such as
         "--data_dir", "elsewhere".
     """
-    from pytorch_lightning import seed_everything
-
     from data import build_data
-    from engine.training.loaded_run import LoadedRun, settings_from_anywhere
+    from engine.training import loaded_run
     from model import MInterface
 
-    settings = settings_from_anywhere(parse, ["test", "--ckpt_path", ckpt_path, *argv], Path(__file__).parent)
-    seed_everything(settings.arguments["run"]["seed"], verbose=False)  # a dataset may draw its items
-    data = build_data(settings)
-    model = MInterface.from_settings(settings, data)
-    assert settings.ckpt_path
-    run_dir = run_folder.run_of(settings.ckpt_path) or Path()
-    load_features(run_dir, model, data, settings.arguments)  # one of them checks the data
-    return LoadedRun(model, data, settings.flags, settings.ckpt_path)
+    return loaded_run.load(ckpt_path, argv, parse, build_data, MInterface.from_settings)
 
 
 def load_callbacks(
@@ -183,61 +164,29 @@ def load_callbacks(
     bad_steps: what to do when a gradient is NaN or infinite; ignore does not check: faster on a GPU. With
         patience, a metric that is NaN stops the run too, or counts as no better.
     """
-    from pytorch_lightning.utilities.model_helpers import is_overridden
-
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
-    from engine.checkpointing.monitor_mode import known_mode, mode_of
+    from engine.checkpointing.monitor_mode import monitored
     from engine.logging.progress import EpochLines, ProgressBar
     from engine.training.early_stopping import EarlyStopping
     from engine.training.gradient_guard import GradientGuard
     from engine.training.metric_logging import MetricState
     from engine.training.step_seeding import SeedEachStep
     from engine.training.training_check import TrainingCheck
-    from model import MInterface
 
-    has_validation = data.set_names("val") and is_overridden("validation_step", model)
-    required = patience is not None or monitor != "val_loss"  # by default, a system may log other names
-    monitor = monitor if has_validation else re.sub("^val(?=[_/])", "train", monitor)
-    of_training = not has_validation or monitor.startswith("train")
-    metrics = model.logged_metrics(data.set_names("val")) if isinstance(model, MInterface) else {}
-    mode = monitor_mode or known_mode(monitor, metrics)
-    if of_training:  # else the first validation shows whether it is logged at all
-        mode = mode_of(monitor, mode)
+    metric = monitored(model, data, monitor, monitor_mode, required=patience is not None)
     callbacks: list[Callback] = [
         SeedEachStep(seed),
         MetricState(),
         TrainingCheck(),
         ProgressBar() if bar else EpochLines(),
-        BestCheckpoint(run_dir / "checkpoints", monitor, mode, save_top_k, of_training, required),
+        BestCheckpoint(run_dir / "checkpoints", metric, save_top_k),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),
     ]
     if bad_steps != "ignore":
         callbacks.append(GradientGuard(run_dir, bad_steps))
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode or "min", patience, bad_steps, of_training))
+        callbacks.append(EarlyStopping(metric, patience, bad_steps))
     return callbacks
-
-
-def load_loggers(
-    run_dir: Path,
-    *,
-    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv"),
-    run_name: str | None = None,
-    tags: tuple[str, ...] = (),
-    notes: str | None = None,
-    x_axis: Literal["step", "epoch", "both"] = "step",
-) -> list["Logger"]:
-    """The loggers, all in one run folder. Edit this list in place.
-
-    logger: where the metrics go, any of them together; [] for nowhere.
-    run_name: a name by which --ckpt_path finds the run; no two runs may have the same.
-    tags: words by which runs are picked out in a table.
-    notes: what you want to remember about the run.
-    x_axis: TensorBoard's axis for metrics of epochs: epoch and both show them as by_epoch/NAME, the first epoch as 1.
-    """
-    from engine.logging import loggers
-
-    return loggers.load(run_dir, logger, run_name, tags, notes, x_axis)
 
 
 if __name__ == "__main__":

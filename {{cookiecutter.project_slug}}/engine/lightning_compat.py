@@ -364,11 +364,7 @@ def fake_tensors() -> tuple[Any, tuple[type[Exception], ...]]:
     """FakeTensorMode, whose tensors have a shape but no values, and the errors of code that asks them for values."""
     from torch._subclasses import fake_tensor as fake
 
-    errors = (
-        fake.DataDependentOutputException,
-        fake.DynamicOutputShapeException,
-        fake.UnsupportedOperatorException,
-    )
+    errors = (fake.DataDependentOutputException, fake.DynamicOutputShapeException, fake.UnsupportedOperatorException)
     return fake.FakeTensorMode, errors
 
 

@@ -44,10 +44,7 @@ def adding(folder: Path) -> Iterator[Path]:
     """
     import tempfile
 
-    with (
-        write_errors(folder),
-        tempfile.TemporaryDirectory(".part", dir=folder, ignore_cleanup_errors=True) as part,
-    ):
+    with write_errors(folder), tempfile.TemporaryDirectory(".part", dir=folder, ignore_cleanup_errors=True) as part:
         yield Path(part)
         for path in sorted(Path(part).iterdir(), reverse=True):  # network.onnx after network.onnx.data
             os.replace(path, folder / path.name)

@@ -5,7 +5,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.monitor_mode import file_name, mode_of
+from engine.checkpointing.monitor_mode import Monitored, file_name, mode_of
 from engine.checkpointing.run_folder import resume_command
 from engine.cli.settings import Settings
 from engine.errors import UsageError, nearest
@@ -43,34 +43,24 @@ class BestCheckpoint(ModelCheckpoint):
     Between two runs their folder may be moved, `save_top_k` changed, and `monitor` too: the best is then found anew.
     Files of a run that went on elsewhere, or was killed, and that this one does not write again, are removed.
 
-    mode: None where nobody knows it: an error, once the module has shown what it logs.
-    of_training: the metric is one of the training, and not of the validation.
-    required: raise UsageError where `monitor` is not logged; otherwise the latest epoch is then the best.
+    monitored: where its metric is not logged, and not required either, the latest epoch is the best.
     """
 
     state_key = "BestCheckpoint"  # Lightning's builds its key anew at every hook
 
-    def __init__(
-        self,
-        folder: Path,
-        monitor: str,
-        mode: Literal["min", "max"] | None,
-        save_top_k: int,
-        of_training: bool = False,
-        required: bool = True,
-    ) -> None:
-        self.required, self.of_training = required, of_training
+    def __init__(self, folder: Path, monitored: Monitored, save_top_k: int) -> None:
+        self.required, self.of_training, self._mode = monitored.required, monitored.of_training, monitored.mode
         super().__init__(
             folder,
-            f"best-epoch{{epoch}}-{file_name(monitor)}={{{monitor}:.6f}}",
-            monitor,
+            f"best-epoch{{epoch}}-{file_name(monitored.name)}={{{monitored.name}:.6f}}",
+            monitored.name,
             auto_insert_metric_name=False,
-            mode=mode or "min",
+            mode=monitored.mode or "min",
             save_top_k=save_top_k,
             save_on_train_epoch_end=self.of_training,
             enable_version_counter=False,
         )
-        self._unknown, self._found_anew, self._mode = set[str](), "", mode
+        self._unknown, self._found_anew = set[str](), ""
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""

@@ -1,10 +1,10 @@
-"""The mode (min or max) of a monitored metric, from torchmetrics' `higher_is_better`. No torch here."""
+"""The monitored metric, and its mode (min or max) from torchmetrics' `higher_is_better`. No torch here."""
 
 import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from engine.cli import config_file
 from engine.cli.signatures_of_torch import source_of
@@ -21,30 +21,58 @@ ALIASES = {
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
 }
+Mode = Literal["min", "max"]
 _CLASS = r"(?m)^class (\w+)\(|^    higher_is_better\b[^=\n]*= (True|False)"
 
 
-def mode_of(
-    name: str, given: Literal["min", "max"] | None = None, metrics: Mapping[str, Any] = {}
-) -> Literal["min", "max"]:
-    """Whether less or more of a logged metric is better: what was `given`, or else what is known of it.
+class Monitored(NamedTuple):
+    """The metric that says which checkpoint is best and when to stop early.
 
-    metrics: the module's own metric objects, by full name.
+    mode: None where nobody knows it, which is an error once the module has logged the metric. of_training: it is one of
+    the training, not of the validation. required: an error where it is not logged; else the latest epoch is the best.
+    """
+
+    name: str
+    mode: Mode | None
+    of_training: bool
+    required: bool
+
+
+def monitored(model: Any, data: Any, name: str, mode: Mode | None, required: bool) -> Monitored:
+    """The metric that --monitor means; without a validation, the training's of that name.
+
+    Raises:
+        UsageError: it is of the training, and nobody knows its mode.
+    """
+    from pytorch_lightning.utilities.model_helpers import is_overridden
+
+    required = required or name != "val_loss"  # by default, a system may log other names
+    has_validation = data.set_names("val") and is_overridden("validation_step", model)
+    name = name if has_validation else re.sub("^val(?=[_/])", "train", name)
+    of_training = not has_validation or name.startswith("train")
+    metrics = model.logged_metrics(data.set_names("val")) if hasattr(model, "logged_metrics") else {}
+    mode = mode or known_mode(name, metrics)
+    return Monitored(name, mode_of(name, mode) if of_training else mode, of_training, required)
+
+
+def mode_of(name: str, given: Mode | None = None) -> Mode:
+    """Whether less or more of a logged metric is better: what was `given`, or else what is known of it.
 
     Raises:
         UsageError: neither the user nor torchmetrics says so.
     """
-    mode = given or known_mode(name, metrics)
+    mode = given or known_mode(name)
     if mode is None:
         hint = f"if it is spelt right, give --monitor {name} --monitor_mode min, or max"
         raise UsageError(f"{name}: torchmetrics does not say whether lower or higher is better; {hint}")
     return mode
 
 
-def known_mode(name: str, metrics: Mapping[str, Any] = {}) -> Literal["min", "max"] | None:
+def known_mode(name: str, metrics: Mapping[str, Any] = {}) -> Mode | None:
     """The direction by `higher_is_better` of the metric object or of torchmetrics' class; "min" of a loss; or None.
 
-    A metric that is not among `metrics` is known by its name less the stage: val_f1 and val/f1 are F1Score.
+    metrics: the module's own metric objects, by full name. Any other is known by its name less the stage: val_f1 and
+        val/f1 are F1Score.
     """
     better = getattr(metrics[name], "higher_is_better", None) if name in metrics else None
     if isinstance(better, bool):
@@ -58,7 +86,7 @@ def file_name(monitor: str) -> str:
     return re.sub(r"[^\w.-]", "_", monitor)
 
 
-def given_mode(run: Path) -> Literal["min", "max"] | None:
+def given_mode(run: Path) -> Mode | None:
     """The --monitor_mode of a run folder, None where none was given."""
     config = run / "config.yaml"
     flag = config_file.read(config, kept=True).get("monitor_mode") if config.is_file() else None
@@ -66,12 +94,12 @@ def given_mode(run: Path) -> Literal["min", "max"] | None:
 
 
 @cache
-def _torchmetrics() -> dict[str, Literal["min", "max"]]:
+def _torchmetrics() -> dict[str, Mode]:
     """The direction of each class of torchmetrics that has one, by lower-case name, read from the source.
 
     Of a classification, the classes for a task say it: MulticlassCohenKappa stands for CohenKappa too.
     """
-    modes: dict[str, Literal["min", "max"]] = {}
+    modes: dict[str, Mode] = {}
     for path in sorted(source_of("torchmetrics", "").rglob("*.py")):
         owner = ""
         for found in re.finditer(_CLASS, path.read_text(encoding="utf-8")):

@@ -11,12 +11,7 @@ from engine.training.step_timer import StepTimer
 
 
 def run(
-    trainer: Trainer,
-    model: Any,
-    data: Any,
-    run_dir: Path,
-    *,
-    what: tuple[Literal["lr", "batch_size"], ...] = ("lr",),
+    trainer: Trainer, model: Any, data: Any, run_dir: Path, *, what: tuple[Literal["lr", "batch_size"], ...] = ("lr",)
 ) -> None:
     """Takes a few steps with each rate or size, prints the result and draws it.
 

@@ -12,11 +12,7 @@ _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
 def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
-    *,
-    summary_depth: Annotated[int, ">= -1"] | None = None,
+    run_dir: Any, model: Any, data: Any, *, summary_depth: Annotated[int, ">= -1"] | None = None
 ) -> list[Callback]:
     """summary_depth: also print a table of the layers, nested this deep; -1 for all."""
     return [Summary(data, summary_depth)]

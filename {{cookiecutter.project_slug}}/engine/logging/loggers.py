@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
@@ -31,16 +31,29 @@ def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
 
 
 def load(
-    folder: Path, names: Iterable[str], run_name: str | None, tags: tuple[str, ...], notes: str | None, x_axis: str
+    folder: Path,
+    *,
+    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv"),
+    run_name: str | None = None,
+    tags: tuple[str, ...] = (),
+    notes: str | None = None,
+    x_axis: Literal["step", "epoch", "both"] = "step",
 ) -> list[Logger]:
-    """The named loggers of the run in `folder`; TensorBoard shows run_name, tags and notes among the flags."""
+    """The loggers of the run in `folder`; TensorBoard shows run_name, tags and notes among the flags.
+
+    logger: where the metrics go, any of them together; [] for nowhere.
+    run_name: a name by which --ckpt_path finds the run; no two runs may have the same.
+    tags: words by which runs are picked out in a table.
+    notes: what you want to remember about the run.
+    x_axis: TensorBoard's axis for metrics of epochs: epoch and both show them as by_epoch/NAME, the first epoch as 1.
+    """
     makers: dict[str, Callable[[], Logger]] = {
         "tensorboard": lambda: TensorBoard(folder, run_name, x_axis),
         "csv": lambda: CSVLogger(folder),
         "wandb": lambda: _wandb(folder, name=run_name or folder.name, tags=tags, notes=notes),
         "mlflow": lambda: MLFlow(folder, run_name or folder.name, dict.fromkeys(tags, ""), notes),
     }
-    return [make() for name, make in makers.items() if name in names]
+    return [make() for name, make in makers.items() if name in logger]
 
 
 def _wandb(folder: Path, **labels: Any) -> Logger:

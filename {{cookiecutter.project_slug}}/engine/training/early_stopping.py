@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer, callbacks
 
+from engine.checkpointing.monitor_mode import Monitored
 from engine.errors import UsageError
 
 
@@ -17,17 +18,10 @@ class EarlyStopping(callbacks.EarlyStopping):
         FloatingPointError: the metric is NaN, and `bad_steps` is "stop".
     """
 
-    def __init__(
-        self,
-        monitor: str,
-        mode: Literal["min", "max"],
-        patience: int,
-        bad_steps: Literal["stop", "skip", "ignore"],
-        of_training: bool = False,
-    ) -> None:
-        super().__init__(
-            monitor, mode=mode, patience=patience, check_finite=False, check_on_train_epoch_end=of_training
-        )
+    def __init__(self, monitored: Monitored, patience: int, bad_steps: Literal["stop", "skip", "ignore"]) -> None:
+        mode, of_training = monitored.mode or "min", monitored.of_training
+        options: dict[str, Any] = {"check_finite": False, "check_on_train_epoch_end": of_training}
+        super().__init__(monitored.name, mode=mode, patience=patience, **options)
         self.bad_steps, self.of_training = bad_steps, of_training
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:

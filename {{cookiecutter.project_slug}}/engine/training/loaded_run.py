@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from engine.checkpointing import checkpoint_io, run_folder
+from engine.cli.discovery import ROOT
+from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import UsageError
 from engine.training.outputs import OutputSpec, main_output
@@ -78,13 +81,31 @@ class LoadedRun:
         return values if invert is None else invert(values)
 
 
-def settings_from_anywhere(parse: Callable[[list[str]], Settings], argv: list[str], project: Path) -> Settings:
+def load(
+    ckpt_path: str,
+    argv: tuple[str, ...],
+    parse: Callable[[list[str]], Settings],
+    build_data: Callable[..., Any],
+    build_model: Callable[..., Any],
+) -> LoadedRun:
+    """The run of a checkpoint: see `load` of main.py."""
+    settings = _settings_from_anywhere(parse, ["test", "--ckpt_path", ckpt_path, *argv])
+    seed_everything(settings.arguments["run"]["seed"], verbose=False)  # a dataset may draw its items
+    data = build_data(settings)
+    model = build_model(settings, data)
+    assert settings.ckpt_path
+    run_dir = run_folder.run_of(settings.ckpt_path) or Path()
+    load_features(run_dir, model, data, settings.arguments)  # one of them checks the data
+    return LoadedRun(model, data, settings.flags, settings.ckpt_path)
+
+
+def _settings_from_anywhere(parse: Callable[[list[str]], Settings], argv: list[str]) -> Settings:
     """The settings of a command line, with runs and data of the project or of the run where there are none here."""
     if not (Path(run_folder.FOLDER).exists() or any(word.startswith("--default_root_dir") for word in argv)):
-        argv = [*argv, "--default_root_dir", str(project)]
+        argv = [*argv, "--default_root_dir", str(ROOT)]
     settings = parse(argv)
     if settings.ckpt_path and (data_dir := settings.flags.get("data_dir")) and not Path(data_dir).exists():
-        places = [*settings.ckpt_path.absolute().parents[3:4], project]  # lightning_logs/version_N/checkpoints/FILE
+        places = [*settings.ckpt_path.absolute().parents[3:4], ROOT]  # lightning_logs/version_N/checkpoints/FILE
         found = [place / data_dir for place in places if (place / data_dir).exists()]
         settings = parse([*argv, "--data_dir", str(found[0])]) if found else settings
     return settings

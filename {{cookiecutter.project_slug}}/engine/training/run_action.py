@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.checkpointing import run_folder
+from engine.checkpointing import run_folder, run_lock
+from engine.checkpointing.atomic_write import WriteError
 from engine.checkpointing.run_records import without_doubles
-from engine.cli import features_and_commands
+from engine.cli import features_and_commands, parser
 from engine.cli.settings import Settings
 from engine.errors import UsageError, is_own_file, printable
 
@@ -18,19 +19,29 @@ Run = Callable[[Settings], dict[str, float]]
 
 
 def run_wrapped(settings: Settings, run: Run) -> dict[str, float]:
-    """Calls `run` through what wraps it: a temporary folder for --fast_dev_run, or the features' `fit` hooks."""
-    if settings.arguments["trainer"].get("fast_dev_run"):
-        return run_folder.dry_run(settings, run)
-    for wrap in features_and_commands.hooks("fit").values() if settings.action == "fit" else ():
+    """Calls `run` through what wraps it: a temporary folder for --fast_dev_run, or the features' `fit` hooks.
+
+    What only torch could find to be wrong with the command line ends the program here, with exit status 2.
+    """
+    is_dry = settings.arguments["trainer"].get("fast_dev_run")
+    for wrap in features_and_commands.hooks("fit").values() if settings.action == "fit" and not is_dry else ():
         run = partial(wrap, run=run)
     try:
+        if is_dry:
+            return run_folder.dry_run(settings, run)
         metrics = run(settings)
-    except Exception:
+        for finish in features_and_commands.hooks("finish").values():
+            finish()
+        return metrics
+    except Exception as error:
         run_folder.remove_untrained()
+        if isinstance(error, UsageError):
+            parser.stop(str(error))
+        if isinstance(error, WriteError):
+            raise SystemExit(f"main.py: error: {error}") from None
         raise
-    for finish in features_and_commands.hooks("finish").values():
-        finish()
-    return metrics
+    finally:
+        run_lock.release()
 
 
 def needs_trainer(action: str) -> bool:

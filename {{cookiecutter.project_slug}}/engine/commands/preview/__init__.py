@@ -240,12 +240,7 @@ def _limit(loading: dict[int, float], network: float) -> str:
 
 
 def _write(
-    folder: Path,
-    data: Any,
-    splits: list[SplitItems],
-    lines: list[str],
-    draws: dict[str, Draws],
-    steps: _Steps | None,
+    folder: Path, data: Any, splits: list[SplitItems], lines: list[str], draws: dict[str, Draws], steps: _Steps | None
 ) -> None:
     """Writes the pictures, learning_rate.csv and the page; without matplotlib, a page of texts and tables."""
     parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]
