@@ -63,9 +63,9 @@ ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(
     """
-data/_images.py data/_tables.py data/csv_table.py data/image_folder.py data/paired_images.py data/streaming.py
-data/text_lines.py data/video_frames.py model/encoder_decoder.py model/gan.py model/lstm.py model/mlp.py
-model/resnet.py model/super_resolution.py model/unet.py model/vae.py model/vit_small.py
+data/_columns.py data/_images.py data/_tables.py data/csv_table.py data/image_folder.py data/paired_images.py
+data/streaming.py data/text_lines.py data/video_frames.py model/encoder_decoder.py model/gan.py model/lstm.py
+model/mlp.py model/resnet.py model/super_resolution.py model/unet.py model/vae.py model/vit_small.py
 """.split()
 )
 KEPT = {"engine/features/__init__.py", "engine/commands/__init__.py"}  # in a project with the core alone

@@ -114,6 +114,12 @@ def test_a_row_that_says_nothing_is_named(line: str, said: str) -> None:
         texts(split="val", file="{split}.tsv")
 
 
+def test_labels_that_look_alike_are_refused() -> None:
+    Path("texts.tsv").write_text("label\ttext\nno\ta\nno \tb\n")
+    with pytest.raises(UsageError, match=r"texts\.tsv: 'label' has 'no' and 'no ', which look alike"):
+        texts(split="train")
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_row_without_a_target_is_only_to_be_told(pairs: bool) -> None:
     Path("texts.tsv").write_text("text\tlabel\na b\tb a\n")

@@ -126,7 +126,7 @@ def test_another_table_is_read_as_the_first(small: dict[str, Any]) -> None:
     assert features[:, 2:].tolist() == [[0, 0, 1], [0, 0, 0]]  # blue, missing, red; none of them
     for text, said in (
         ("name,size\nx,8\n", "new.csv has no column 'colour'. It has: name, size"),
-        ("name,size,colour\nx,big,red\n", "new.csv: column 'size' is one of numbers: could not convert .* 'big'"),
+        ("name,size,colour\nx,big,red\n", "new.csv: column 'size' is one of numbers, not 'big'"),
     ):
         Path("new.csv").write_text(text)
         with pytest.raises(UsageError, match=said):
@@ -467,7 +467,8 @@ def test_a_comma_is_given_on_the_command_line() -> None:
 
 
 LOOKS = {
-    "32.2㎡": "'area' has numbers with a unit, such as .*㎡: written as .* they are read as numbers",
+    "32.2 km": "'area' has numbers with a unit, such as .* km: --number_columns area",
+    "1e32a": "'area' has numbers with a unit, such as .*a: --number_columns area",
     "05/31/2021": "'area' has dates, such as .*: written as 2024-05-31 they are read as days",
 }
 
@@ -514,3 +515,146 @@ def test_rows_swapped_within_a_class_are_noticed(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         main.main(["test", "--ckpt_path", "last"])
     assert "the train split has other items, or the same in another order" in capsys.readouterr().err
+
+
+def column(cells: list[str], target: Any = None, **given: Any) -> Any:
+    """The train split, of all rows in the order of the file: `cells`, a number, and a target of two classes."""
+    lines = [f'"{one}",{at % 7},{at % 2 if target is None else target[at]}' for at, one in enumerate(cells)]
+    Path("table.csv").write_text("\n".join(["c,x,target", *lines]) + "\n")
+    read = table(split="train", val_fraction=0, test_fraction=0, **given)
+    order = torch.tensor([int(one) for one in read.ids]).argsort()
+    read.features, read.targets = read.features[order], read.targets[order]
+    return read
+
+
+WRITTEN = {
+    "percent": ("{}.5%", lambda at: at + 0.5, {}),
+    "dollars": ("-${}.25", lambda at: -(at + 0.25), {}),
+    "euros": ("{} €", lambda at: at, {}),
+    "area": ("{}.2㎡", lambda at: at + 0.2, {}),
+    "degrees": ("{}.5 °C", lambda at: at + 0.5, {}),
+    "blanks": ("1 00{}.5", lambda at: 1000.5 + at, {}),
+    "narrow": ("2\u202f300\u202f00{}", lambda at: 2_300_000 + at, {}),
+    "commas": ("$1,00{}.5", lambda at: 1000.5 + at, {"decimal": "."}),
+    "points": ("1.00{},5", lambda at: 1000.5 + at, {"decimal": ","}),
+}
+
+
+@pytest.mark.parametrize("gap", ["", "?", "-", "N.A.", "Unknown"])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_numbers_with_a_unit_marks_of_thousands_and_gaps_are_numbers(written: str, gap: str, capsys) -> None:
+    form, value, given = WRITTEN[written]
+    known = np.array([value(at) for at in range(10)])
+    cells = [form.format(at) for at in range(10)]
+    number = {"drop": ("c",), "target_kind": "number", **given}
+    assert column(cells, [f'"{one}"' for one in cells], **number).targets.tolist() == pytest.approx(known)
+    capsys.readouterr()
+    read = column([*cells, gap], **given)
+    values = np.append(known, np.median(known))
+    assert read.columns["c"]["mean"] == pytest.approx(values.mean())
+    np.testing.assert_allclose(read.features[:, 0], (values - values.mean()) / values.std(), rtol=1e-5, atol=1e-5)
+    assert read.features[:, 1].tolist() == [0] * 10 + [1]
+    said = capsys.readouterr().err
+    assert f"'c' is read as numbers: {cells[0]!r} is {value(0):g}" in said
+    assert not gap or f"{gap!r} is missing" in said
+    Path("new.csv").write_text(f'x,c\n1,"{cells[3]}"\n1,"{gap}"\n')
+    torch.testing.assert_close(read.open_rows("new.csv")[1][:, :2], read.features[[3, 10], :2])
+
+
+@pytest.mark.parametrize(("cell", "said"), [("3 g", "not '3 g'"), ("3", "not '3'"), ("a", "not 'a'")])
+def test_rows_in_another_unit_are_refused(cell: str, said: str) -> None:
+    read = column([f"{at}.5%" for at in range(10)])
+    Path("new.csv").write_text(f"x,c\n1,{cell}\n")
+    with pytest.raises(UsageError, match=f"new.csv: column 'c' is one of numbers with the unit %, {said}"):
+        read.open_rows("new.csv")
+
+
+def test_a_target_with_a_unit_is_a_number_and_one_that_may_be_is_asked_for(capsys) -> None:
+    percent = column(["a", "b"] * 15, [f"{at}.5%" for at in range(30)])
+    assert percent.targets.tolist() == [at + 0.5 for at in range(30)]
+    assert "'target' is read as numbers: '0.5%' is 0.5" in capsys.readouterr().err
+    forms = {"with a unit, such as 0.5 km": "{}.5 km", "among texts such as 'old'": "{}.5", "dates": "2024-05-{:02}"}
+    for said, form in forms.items():
+        texts = [form.format(at + (said == "dates")) for at in range(30)]
+        texts = ["old", *texts[1:]] if "old" in said else texts
+        with pytest.raises(
+            UsageError, match=rf"'target' has .*{said}.*: --target_kind number, or --target_kind classes"
+        ):
+            column(["a", "b"] * 15, texts)
+        assert column(["a", "b"] * 15, texts, target_kind="classes").classes == sorted(texts)
+        if "old" not in said:
+            first = 19844 if said == "dates" else 0.5  # days from 1970 to the first of May, 2024
+            read = column(["a", "b"] * 15, texts, target_kind="number")
+            assert read.targets.tolist() == [first + at for at in range(30)]
+    assert column(["a", "b"] * 15, ["1楼", "2楼", "3+"] * 10).num_classes == 3
+
+
+def test_a_column_is_read_as_numbers_where_that_is_told() -> None:
+    cells = ["old", *(f"{at} km" for at in range(1, 200)), "5"]
+    told = column(cells[:-1], number_columns=("c",))
+    values = np.array([100, *range(1, 200)])  # the median of 1 to 199 is 100
+    assert told.columns["c"]["std"] == pytest.approx(values.std())
+    assert told.features[:, 1].tolist() == [1] + [0] * 199
+    with pytest.raises(UsageError, match="'c' has 201 different texts, too many for categories"):
+        column(cells, number_columns=("c",))  # of two units, "km" and none
+
+
+def test_floors_and_bands_stay_categories_without_a_word(capsys) -> None:
+    for texts in (["1楼", "2楼", "3楼"], ["0", "1", "2", "3+"], ["0-10", "10-20"], ["A1", "A2"], ["1:30", "2:30"]):
+        assert column(texts * 10).columns["c"]["texts"] == texts
+    assert "is read as" not in capsys.readouterr().err
+
+
+def test_dates_with_gaps_are_dates(capsys) -> None:
+    read = column(["2024-05-31", "?", "2024-06-02"])
+    assert read.columns["c"]["median"] == 19875  # 2024-06-01
+    assert "'c' is read as dates: '?' is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", [("dog", "dog "), ("hot dog", "hot  dog"), ("caf\u00e9", "cafe\u0301")])
+def test_texts_that_look_alike_are_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"'c' has {pair[0]!r} and {pair[1]!r}, which look alike"):
+        column([*pair, "cat"] * 4)
+    with pytest.raises(UsageError, match=f"'target' has {pair[0]!r} and {pair[1]!r}, which look alike"):
+        column(["a"] * 8, [*pair] * 4)
+
+
+def test_what_was_not_learnt_is_said(capsys) -> None:
+    read = column(["red", "blue"] * 5)
+    Path("new.csv").write_text("x,c\n1,red\n1,green\n1,\n1,Red\n")
+    assert read.open_rows("new.csv")[1][:, :2].tolist() == [[0, 1], [0, 0], [0, 0], [0, 0]]
+    said = "new.csv: 'c' has texts that were not learnt in 3 of the rows, such as 'green'"
+    assert said in capsys.readouterr().err
+
+
+def test_a_column_that_says_the_target_is_named(capsys) -> None:
+    column(["no", "yes"] * 20)
+    said = "'c' says the same as 'target' in every row; unless it is known before: --drop c"
+    assert said in capsys.readouterr().err
+    column([f"{at}.5" for at in range(40)], [f"{at}.50" for at in range(40)])
+    assert said in capsys.readouterr().err
+    column([f"{at}.5" for at in range(40)], [f"{at}.6" for at in range(40)])
+    column(["no", "yes", "perhaps", "yes"] * 10)
+    assert "says the same" not in capsys.readouterr().err
+
+
+def test_a_table_of_a_target_alone_is_refused() -> None:
+    Path("table.csv").write_text("target\n" + "0\n1\n" * 10)
+    with pytest.raises(UsageError, match=r"table\.csv: no column but 'target' is left to learn from"):
+        table(split="train")
+
+
+@pytest.mark.parametrize("first", [2**60, 2**63, 2**64])
+def test_whole_numbers_that_are_rounded_are_said(first: int, capsys) -> None:
+    cells = [str(first + at) for at in range(30)]
+    column(cells)
+    said = "'c' has whole numbers beyond 2^53, which are rounded; where they name the rows: --id_column c"
+    assert said in capsys.readouterr().err
+    named = table(split="train", id_column="c", val_fraction=0, test_fraction=0)
+    assert sorted(named.ids) == cells
+    kinds = [str(first + at % 3) for at in range(30)]
+    if first < 2**64:
+        assert column(["a"] * 30, kinds).classes == kinds[:3]
+    else:
+        with pytest.raises(UsageError, match="'target' has whole numbers beyond 2"):
+            column(["a"] * 30, kinds)

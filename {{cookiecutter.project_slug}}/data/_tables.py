@@ -1,6 +1,8 @@
-"""Errors of data/csv_table.py and data/text_lines.py about a file that cannot be read."""
+"""Errors of data/csv_table.py and data/text_lines.py about a file."""
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,16 @@ def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
     damaged = re.search(r"position (\d+)", _decode_error(content, encoding))
     line = content.count(b"\n", 0, int(damaged[1]) if damaged else 0) + 1
     return UsageError(f"{path} is not {encoding}, nor gbk, big5, shift_jis or cp1252: line {line} is damaged, or mixed")
+
+
+def look_alike(texts: Iterable[str]) -> str:
+    """Two of the texts that differ only in blanks, or in how Unicode composes a letter; "" where there are none."""
+    found = dict[str, str]()
+    for text in texts:
+        first = found.setdefault(" ".join(unicodedata.normalize("NFC", text).split()), text)
+        if first != text:
+            return f"{first!r} and {text!r}, which look alike: write them in one way"
+    return ""
 
 
 def _decode_error(content: bytes, encoding: str) -> str:

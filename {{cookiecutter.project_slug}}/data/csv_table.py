@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data import _columns
 from data._tables import missing, no_column, not_in
 from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
@@ -17,21 +18,16 @@ from engine.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-DATE = r"(\d{4})[-/](\d\d?)[-/](\d\d?)(?:[T ](\d\d?)(:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?))?"
-MARKED = r"[+-]?[\d.,]*\d"  # numbers that pandas takes for texts
-OTHER_DATES = r"\d\d?[-/.]\d\d?[-/.]\d{4}.*|\d{4}[.年]\d\d?[.月]\d\d?.*"
-UNIT = r"([+-]?\d+(?:[.,]\d+)?)\s*([^\s\d]{1,6})"
-BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # which pandas reads as True and False
-NOT_KNOWN = ("NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A")  # in a column of numbers
-
 
 class CsvTable(Dataset):
     """Rows as features (F,) and a class number, or for a target that is a number, (F,) and that number.
 
     A column of numbers becomes (x - mean) / std, a missing one its median, and a further 0 or 1 that says whether it
     was missing where that happens in the train split. Dates, in a CSV file texts like 2024-05-31, 2024/5/31 or
-    2024-05-31 18:30, are numbers of days since 1970-01-01. Any other column becomes a 0 or 1 for each of its texts,
-    "missing" being one of them; a text that the train split does not have is all 0.
+    2024-05-31 18:30, are numbers of days since 1970-01-01. Cells like 11.5%, $1.50, 32.2㎡ or 1 000 are numbers where
+    the unit of all is the same, and "?" or "-" among numbers is a missing one; a printed line says so. Any other column
+    becomes a 0 or 1 for each of its texts, "missing" being one of them; a text that the train split does not have is
+    all 0.
 
     Medians, means, deviations and texts are those of the train split alone. They follow from the file, the seed and
     the fractions, so that a run that goes on has the same; `export` writes them to labels.json as `preprocessing`, and
@@ -46,6 +42,7 @@ class CsvTable(Dataset):
         target: str = "target",
         target_kind: Literal["classes", "number"] | None = None,
         scale_target: bool = False,
+        number_columns: tuple[str, ...] = (),
         drop: tuple[str, ...] = (),
         id_column: str | None = None,
         split_column: str | None = None,
@@ -67,12 +64,14 @@ class CsvTable(Dataset):
             target_kind: classes or number; none takes a target with fractions, or over 20 whole numbers, for a number.
             scale_target: learn (target - mean) / std of the train split instead of a number as it stands. The loss is
                 of the scaled numbers; metrics, pictures and predictions are in the unit of the file.
+            number_columns: columns to read as numbers where that is not certain: a word may be their unit, such as 32
+                km, and a cell that is no number is missing.
             drop: columns to leave out.
             id_column: the column that names the rows in predictions, no input; none numbers them from 0.
             split_column: the column that says train, val or test of each row, no input; none splits by the seed.
             separator: one character between the columns of a CSV file.
             decimal: the decimal mark of numbers in a CSV file; none takes a point, and refuses a column of numbers with
-                commas.
+                commas. Where it is given, the other mark may stand between thousands.
             encoding: encoding of a CSV file, such as gbk.
             val_fraction: share of the rows for validation, 0 for none.
             test_fraction: share of the rows for the test.
@@ -81,22 +80,24 @@ class CsvTable(Dataset):
             data_dir: folder in which the file lies.
 
         Raises:
-            UsageError: the file or a column is not there or cannot be read, a column is empty or has too many texts, a
-                value is infinite, a target is missing, or one is in no row to learn from, by the split_column.
+            UsageError: the file or a column is not there or cannot be read, a column is empty or has too many texts, or
+                two that look alike, a value is infinite, a target is missing or may be a number or not, or one is in no
+                row to learn from, by the split_column.
         """
         path = Path(data_dir, table)
-        self._set_format(id_column, separator, decimal, encoding)
+        self._set_format(id_column, separator, decimal, encoding, number_columns)
         rows = self._read(path, target, id_column, split_column, written=(target, id_column))
+        self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
-        told = _target(rows[target], self.decimal, typed=path.suffix == ".parquet")
+        told, said = _columns.target(rows[target], decimal, target_kind, typed=path.suffix == ".parquet")
+        if said:
+            raise UsageError(f"{path}: {target!r} {said}")
         if (gone := rows.index[told.isna()]).size:
             said = f"no {target!r} in {len(gone)} of the rows, the first of them row {gone[0]}, from 0"
             raise UsageError(f"{path}: {said}. Rows to predict belong in a file of their own: predict --rows FILE")
-        if _is_number(told) and np.isinf(told).any():
-            raise UsageError(f"{path} has infinite values in {target!r}")
-        if not _is_number(told) and "--decimal" in (reading := _other_reading(told.unique().tolist(), self.decimal)):
-            raise UsageError(f"{path}: {target!r} {reading}")
-        whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _is_number(told))
+        if _columns.is_number(told) and (reading := _columns.reading(rows[target], told, "", decimal)):
+            _note(split, f"{path}: {target!r} {reading}")
+        whole = told.dtype.kind != "f" and (told.nunique() <= 20 or not _columns.is_number(told))
         kinds = sorted(told.unique()) if target_kind == "classes" or (target_kind is None and whole) else []
         numbers = told.map({kind: number for number, kind in enumerate(kinds)}) if kinds else None
         part = np.empty(len(rows), dtype=object)
@@ -111,8 +112,12 @@ class CsvTable(Dataset):
             inputs.remove(name)
             _note(split, f"{path}: {name!r} counts the rows, as pandas writes its index: it is left out")
         learn, mine = rows[part == "train"], rows[part == split]
-        if learn.empty:
-            raise UsageError(f"{path}: no row is left to learn from")
+        if learn.empty or not inputs:
+            raise UsageError(f"{path}: no {'row' if inputs else f'column but {target!r}'} is left to learn from")
+        for name in inputs:
+            if _columns.same(rows[name], told, classes=bool(kinds)):
+                why = f"says the same as {target!r} in every row; unless it is known before: --drop"
+                _note(split, f"{path}: {name!r} {why} {shlex.join((*dropped, name))}")
         self.columns = self._fit(rows[inputs], learn.index, path, split, dropped)
         self.preprocessing: dict[str, Any] = dict(self.columns)
         self.ids, self.features = self._inputs(mine, str(path))  # (N, F)
@@ -127,7 +132,7 @@ class CsvTable(Dataset):
                 raise UsageError(f"{path}: {said} {', '.join(map(str, strange))}")
             self.classes, self.num_classes = _names(kinds, told, rows[target]), len(kinds)
             self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
-        elif not _is_number(told):
+        elif not _columns.is_number(told):
             raise UsageError(f"--target_kind number: {path} has texts in {target!r}")
         else:
             if scale_target:
@@ -147,11 +152,12 @@ class CsvTable(Dataset):
         separator: str,
         decimal: Any,
         encoding: str,
+        number_columns: tuple[str, ...] = (),
         **_: Any,
     ) -> "CsvTable":
         """A table without rows, as a run kept it: for `open_rows`. The arguments are those of the constructor."""
         table = cls.__new__(cls)
-        table._set_format(id_column, separator, decimal, encoding)
+        table._set_format(id_column, separator, decimal, encoding, number_columns)
         table.preprocessing, classes = record["preprocessing"], record["classes"]
         table.columns = {name: one for name, one in table.preprocessing.items() if classes or name != target}
         table.num_features = sum(
@@ -168,9 +174,11 @@ class CsvTable(Dataset):
         rows = self._read(self._path).loc[self._places[indices]]
         return rows.astype(object).fillna("").to_dict("records")
 
-    def _set_format(self, id_column: str | None, separator: str, decimal: str | None, encoding: str) -> None:
+    def _set_format(
+        self, id_column: str | None, separator: str, decimal: str | None, encoding: str, numbers: tuple[str, ...]
+    ) -> None:
         self.id_column, self.separator = id_column, separator.replace("\\t", "\t")
-        self.decimal, self.encoding = decimal, encoding
+        self.decimal, self.encoding, self.number_columns = decimal, encoding, list(numbers)
 
     def _fit(
         self, rows: "pd.DataFrame", learn: Any, path: Path, split: str, dropped: list[str]
@@ -178,23 +186,29 @@ class CsvTable(Dataset):
         """The statistics of each column in the rows `learn`.
 
         Raises:
-            UsageError: a column is empty, has too many texts, or numbers with commas.
+            UsageError: a column is empty, has too many texts or two that look alike, or may be one of numbers.
         """
         useless, unclear, columns = {}, [], {}
         for name in rows:
-            days = _days(rows[name])
-            if rows[name][learn].isna().all():
+            values, unit = _columns.measure(rows[name], self.decimal, name in self.number_columns)
+            if values[learn].isna().all():
                 useless[name] = "is empty"
                 continue
-            columns[name] = fitted = _fit((rows[name] if days is None else days)[learn])
-            if days is not None:
-                fitted["unit"] = "days since 1970-01-01"
+            columns[name] = fitted = _columns.fit(values[learn], unit)
             texts = [text for text in fitted.get("texts", ()) if text != "missing"]
-            reading = _other_reading(texts, self.decimal)
-            if reading and (len(texts) > 100 or "--decimal" in reading):
-                unclear.append(f"{name!r} {reading}")
+            wrong, reading = "", _columns.reading(rows[name], values, unit, self.decimal)
+            if unit is None:
+                wrong, reading = _columns.unclear(rows[name], self.decimal)
+                numbers = f"--number_columns {shlex.join([*self.number_columns, name])}"
+                reading = reading.replace("--number_columns", numbers)
+            elif _columns.rounded(rows[name], values.astype(float)):
+                reading = (
+                    f"has whole numbers beyond 2^53, which are rounded; where they name the rows: --id_column {name}"
+                )
+            if wrong or (reading and len(texts) > 100):
+                unclear.append(f"{name!r} {wrong or reading}")
             elif reading:
-                _note(split, f"{path}: {name!r} is read as {len(texts)} categories; it {reading}")
+                _note(split, f"{path}: {name!r} {f'is read as {len(texts)} categories; it ' if texts else ''}{reading}")
             elif len(texts) > 100:
                 useless[name] = f"has {len(fitted['texts'])} different texts, too many for categories"
         said = [f"{name!r} {why}" for name, why in useless.items()]
@@ -237,12 +251,26 @@ class CsvTable(Dataset):
         """
         texts = {name: str for name, fitted in self.columns.items() if "texts" in fitted}
         rows = self._read(Path(path), *self.columns, self.id_column, texts=texts, written=(self.id_column,))
-        return self._inputs(rows, path)
+        return self._inputs(rows, path, new=True)
 
-    def _inputs(self, rows: "pd.DataFrame", path: str) -> tuple[list[str], torch.Tensor]:
+    def _inputs(self, rows: "pd.DataFrame", path: str, new: bool = False) -> tuple[list[str], torch.Tensor]:
         names = rows[self.id_column] if self.id_column else rows.index.to_series()
         ids = ["" if missing else str(name) for name, missing in zip(names, names.isna(), strict=True)]
-        columns = [_apply(rows[name], fitted, f"{path}: column {name!r}") for name, fitted in self.columns.items()]
+        columns = []
+        for name, fitted in self.columns.items():
+            if "texts" in fitted:
+                columns.append(_columns.has_text(rows[name], fitted["texts"]))
+                unknown = rows[name][~columns[-1].any(axis=1)]
+                if new and len(unknown):
+                    said = f"not learnt in {len(unknown)} of the rows, such as {unknown.iloc[0]!r}"
+                    print(f"{path}: {name!r} has texts that were {said}", file=sys.stderr)
+                continue
+            values, unit = _columns.measure(rows[name], self.decimal, name in self.number_columns)
+            wanted = fitted.get("unit", "")
+            if unit is None or (unit != wanted and values.notna().any()):
+                said = _columns.expected(rows[name], self.decimal, wanted)
+                raise UsageError(f"{path}: column {name!r} is one of {said}")
+            columns.append(_columns.scaled(values, fitted))
         return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 
     def _read(
@@ -288,10 +316,6 @@ def _read_parquet(path: Path, written: tuple[str | None, ...]) -> "pd.DataFrame"
     return rows
 
 
-def _is_number(column: "pd.Series") -> bool:
-    return column.dtype.kind in "biuf"
-
-
 def _named(names: tuple[str, ...], rows: "pd.DataFrame", path: Path) -> list[str]:
     """The columns of those names. One with a comma in it comes in pieces: a command line's list is cut there."""
     found, pieces = list[str](), list[str]()
@@ -314,89 +338,8 @@ def _note(split: str, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _target(column: "pd.Series", decimal: str | None, typed: bool) -> "pd.Series":
-    """The target as numbers, or as texts where one is none; missing where there is none.
-
-    typed: the file itself says what is a number.
-    """
-    import pandas as pd
-
-    if typed:
-        return column if _is_number(column) else column.astype(object).map(str, na_action="ignore")
-    texts = column.where(column != "").astype(object)
-    known = texts[~texts.isin(NOT_KNOWN)].dropna().astype(str).str.replace(decimal or ".", ".", regex=False)
-    numbers = pd.to_numeric(known, errors="coerce")
-    if len(numbers) and numbers.notna().all():
-        return numbers.reindex(column.index) if len(numbers) < len(column) else numbers
-    return texts.replace(BOOLEANS) if texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all() else texts
-
-
 def _names(kinds: list[Any], told: "pd.Series", written: "pd.Series") -> list[str]:
     """The names of the classes: as the file has them, where it writes each in one way."""
     spellings = [written[told == kind].astype(str).unique() for kind in kinds]
-    one_each = all(len(one) == 1 for one in spellings) and _is_number(told)
+    one_each = all(len(one) == 1 for one in spellings) and _columns.is_number(told)
     return [str(one[0]) for one in spellings] if one_each else [str(kind) for kind in kinds]
-
-
-def _other_reading(texts: list[str], decimal: str | None) -> str:
-    """What a column of texts could be read as instead, and how; "" for other texts."""
-    mark = {None: ",", ",": "."}.get(decimal, "")
-    example = next((text for text in texts if mark and mark in text), None)
-    if example and all(re.fullmatch(MARKED, text) for text in texts):
-        how = "--decimal , where they begin a fraction, --decimal . to keep texts"
-        return f"has numbers with a {mark!r}, such as {example}: " + (how if decimal is None else "take these out")
-    if texts and all(re.fullmatch(OTHER_DATES, text) for text in texts):
-        return f"has dates, such as {texts[0]}: written as 2024-05-31 they are read as days"
-    units = [match for text in texts if (match := re.fullmatch(UNIT, text))]
-    if units and len(units) == len(texts) and len({unit[2] for unit in units}) == 1:
-        return f"has numbers with a unit, such as {texts[0]}: written as {units[0][1]} they are read as numbers"
-    return ""
-
-
-def _days(column: "pd.Series") -> "pd.Series | None":
-    """Days since 1970-01-01 of a column of dates, None of any other."""
-    import pandas as pd
-
-    if column.dtype.kind == "M":
-        dates = pd.to_datetime(column, utc=True)
-    else:
-        texts = column.dropna().astype(str)
-        if (_is_number(column) and len(texts)) or not texts.str.fullmatch(DATE).all():
-            return None
-        try:
-            dates = pd.to_datetime(texts.str.replace(DATE, _iso, regex=True), utc=True, format="ISO8601")
-        except ValueError:  # such as 2024-02-30
-            return None
-        dates = dates.reindex(column.index)
-    return (dates - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
-
-
-def _iso(date: re.Match[str]) -> str:
-    year, month, day, hour, rest = date.groups()
-    return f"{year}-{int(month):02}-{int(day):02}" + (f"T{int(hour):02}{rest}" if hour else "")
-
-
-def _fit(column: "pd.Series") -> dict[str, Any]:
-    """The statistics of a column in the train split."""
-    if _is_number(column):
-        full = column.astype(float).fillna(median := float(column.median()))
-        std = float(full.std(ddof=0))
-        return {"median": median, "mean": float(full.mean()), "std": std or 1.0, "missing": bool(column.isna().any())}
-    return {"texts": sorted(set(column.astype(object).where(column.notna(), "missing").astype(str)))}
-
-
-def _apply(column: "pd.Series", fitted: dict[str, Any], said: str) -> np.ndarray:
-    """Features of a column (N, columns made of it)."""
-    if "texts" in fitted:
-        texts = column.astype(object).where(column.notna(), "missing").astype(str)
-        if {*fitted["texts"]} <= {"True", "False", "missing"}:
-            texts = texts.replace(BOOLEANS)  # read as texts, they are as they were written
-        return texts.to_numpy(dtype=object)[:, None] == np.array(fitted["texts"], dtype=object)
-    if "unit" in fitted and (column := _days(column)) is None:
-        raise UsageError(f"{said} is one of dates, such as 2024-05-31")
-    try:
-        values = column.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{said} is one of numbers: {error}") from None
-    scaled = (values - fitted["mean"]) / fitted["std"]
-    return np.concatenate([scaled, column.isna().to_numpy()[:, None]], axis=1) if fitted["missing"] else scaled

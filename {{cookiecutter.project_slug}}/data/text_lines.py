@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from data._tables import missing, no_column, not_in
+from data._tables import look_alike, missing, no_column, not_in
 from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
 
@@ -87,7 +87,7 @@ class TextLines(Dataset):
 
         Raises:
             UsageError: the file or a column is not there or cannot be read; a text or a label is empty, a target text
-                too long, a label none of those to learn from, or max_length below 1.
+                too long, a label none of those to learn from, two of them that look alike, or max_length below 1.
         """
         if max_length < 1:
             raise UsageError(f"--max_length {max_length} should be at least 1")
@@ -115,6 +115,8 @@ class TextLines(Dataset):
         self._set_preprocessing(preprocessing)
         self.texts = self._inputs(mine)  # (N, T)
         if not pairs:
+            if alike := look_alike(labels):
+                raise UsageError(f"{Path(data_dir, file)}: {target_column!r} has {alike}")
             self.classes = labels
             if strange := [row for row in mine if row.target not in labels]:
                 raise UsageError(f"{strange[0].where}: {strange[0].target!r} is no label to learn: {', '.join(labels)}")

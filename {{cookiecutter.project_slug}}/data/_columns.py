@@ -1,0 +1,194 @@
+"""What the cells of a table's column say: numbers in some unit, dates or texts. For data/csv_table.py."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data._tables import look_alike
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DAYS = "days since 1970-01-01"
+DATE = r"(\d{4})[-/](\d\d?)[-/](\d\d?)(?:[T ](\d\d?)(:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?))?"
+OTHER_DATES = r"\d\d?[-/.]\d\d?[-/.]\d{4}.*|\d{4}[.年]\d\d?[.月]\d\d?.*"
+CURRENCIES = "$€£¥￥₹₩₽"
+SIGNS = f"{CURRENCIES}%‰°℃℉²³㎡㎥"  # a unit that has one of them is no part of a name
+MARKED = rf"[+-]?[{CURRENCIES}]?[+-]?[\d.,]*\d\D{{0,8}}"
+BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # which pandas reads as True and False
+# What stands for a missing value in a column of numbers, in small letters.
+NO_NUMBER = {"na", "n/a", "n.a.", "nan", "null", "none", "<na>", "#n/a", "\\n", "unknown", "missing"}
+NO_NUMBER |= {"?", "-", "--", "–", "—", ".", "*", "/", "无", "未知", "暂无"}
+
+
+def is_number(column: "pd.Series") -> bool:
+    """Whether pandas has it as numbers."""
+    return column.dtype.kind in "biuf"
+
+
+def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tuple["pd.Series", str | None]:
+    """A column as numbers and their unit: "" for plain ones, DAYS for dates. A column of texts as it is, and None.
+
+    Numbers may have blanks or apostrophes between thousands, or the mark that an explicit `decimal` leaves for that,
+    and all one currency before them or one unit behind them. A cell such as "?" is missing.
+
+    told: the unit may be any word, and every cell that is no number is missing.
+    """
+    import pandas as pd
+
+    if is_number(column):
+        return column, ""
+    if column.dtype.kind == "M":
+        return _days(column), DAYS
+    texts = column.dropna().astype(str)
+    cells = pd.Series(texts.unique(), texts.unique(), dtype=str).str.strip()  # each text once
+    cells = cells[~cells.str.lower().isin(NO_NUMBER)]
+    days = _dates(cells)
+    if cells.empty or days is not None:
+        return texts.map(days).reindex(column.index), "" if cells.empty else DAYS
+    point, between = re.escape(decimal or "."), " \u00a0\u2009\u202f'’" + {",": ".", ".": ","}.get(decimal or "", "")
+    digits = rf"(?:[1-9]\d{{0,2}}(?:[{between}]\d{{3}})+|\d+)(?:{point}\d*)?(?:[eE][+-]?\d+)?|{point}\d+|inf"
+    form = rf"([+-]?)([{CURRENCIES}]?)\s*([+-]?(?:{digits}))\s*((?:[^\s\d.,+-]\D{{0,7}})?)$"
+    sign, currency, number, unit = (cells.str.extract(f"^{form}")[at] for at in range(4))
+    plain = (sign + number).str.replace(f"[{between}]", "", regex=True).str.replace(decimal or ".", ".", regex=False)
+    numbers = pd.to_numeric(plain, errors="coerce")
+    units = (currency + unit)[numbers.notna()].unique()
+    sure = told or (numbers.notna().all() and any(not one or {*one} & {*SIGNS} for one in units))
+    return (texts.map(numbers).reindex(column.index), units[0]) if len(units) == 1 and sure else (column, None)
+
+
+def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal: str | None) -> str:
+    """What to say of numbers that `measure` made of texts other than plain numbers or dates; "" where it made none."""
+    import pandas as pd
+
+    if is_number(column) or unit is None:
+        return ""
+    texts = column[column.notna() & (column != "")].astype(str)
+    missing = ", ".join(map(repr, texts[numbers[texts.index].isna()].unique()[:5]))
+    plain = pd.to_numeric(texts.str.replace(decimal or ".", ".", regex=False), errors="coerce").notna()
+    odd = texts.index[~plain & numbers[texts.index].notna()][: unit != DAYS]
+    said = [f"{texts[at]!r} is {numbers[at]:g}" for at in odd] + ([f"{missing} is missing"] if missing else [])
+    return f"is read as {'dates' if unit == DAYS else 'numbers'}: {', '.join(said)}" if said else ""
+
+
+def rounded(column: "pd.Series", numbers: "pd.Series") -> bool:
+    """Whether different whole numbers of a column have become one, as they do beyond 2^53."""
+    return bool(numbers.abs().max() > 2**53) and numbers.nunique() < column.nunique()
+
+
+def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bool) -> tuple["pd.Series", str]:
+    """The target as numbers, or as texts where one is none, missing where there is none; and what is wrong with it.
+
+    kind: classes, number or None. typed: the file itself says what is a number.
+    """
+    if typed and is_number(column):
+        return column, ""
+    texts = column.astype(object).map(str, na_action="ignore")
+    texts = texts.where(texts != "")
+    if kind != "number" and texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all():
+        return texts.replace(BOOLEANS), ""
+    numbers, unit = measure(texts, decimal, told=kind == "number")
+    if unit is None or (unit == DAYS and kind != "number"):
+        wrong, said = unclear(texts, decimal)
+        if said and kind is None:
+            wrong = f"{said.partition(': ')[0]}: --target_kind number, or --target_kind classes"
+        return texts, wrong
+    if rounded(texts, numbers):
+        return numbers, "has whole numbers beyond 2^53, which are rounded: some would be the same"
+    return numbers, "has infinite values" if numbers.isin([float("inf"), float("-inf")]).any() else ""
+
+
+def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:
+    """What has to be mended in a column of texts, and what it could be read as instead; "" for nothing."""
+    texts = column.dropna().astype(str).unique().tolist()
+    known = [text.strip() for text in texts if text.strip().lower() not in NO_NUMBER]
+    mark = {None: ",", ",": "."}.get(decimal, "")
+    example = next((text for text in known if mark and mark in text), None)
+    if example and all(re.fullmatch(MARKED, text) for text in known):
+        how = "--decimal , where they begin a fraction, --decimal . where they part thousands, or to keep texts"
+        return f"has numbers with a {mark!r}, such as {example}: " + (how if decimal is None else "take these out"), ""
+    if len(texts) <= 100 and (alike := look_alike(texts)):
+        return f"has {alike}", ""
+    if known and all(re.fullmatch(OTHER_DATES, text) for text in known):
+        return "", f"has dates, such as {known[0]}: written as 2024-05-31 they are read as days"
+    numbers, unit = measure(column, decimal, told=True)
+    found = numbers.dropna()
+    if unit is None or len(found) < column.count() / 2 or (found.nunique() <= 20 and (found % 1 == 0).all()):
+        return "", ""
+    other = column[numbers.isna()].dropna()
+    if unit == DAYS:
+        return "", f"has dates, such as {known[0]}: --number_columns"
+    what = f"among texts such as {other.iloc[0]!r}" if len(other) else f"with a unit, such as {known[0]}"
+    return "", f"has numbers {what}: --number_columns"
+
+
+def same(column: "pd.Series", target: "pd.Series", classes: bool) -> bool:
+    """Whether a column has the target's values, or one value for each class."""
+    known = column.notna()
+    if known.mean() < 0.5 or target[known].nunique() < 2:
+        return False
+    if classes:
+        return bool((column[known].factorize()[0] == target[known].factorize()[0]).all())
+    return is_number(column) and bool((column[known] == target[known]).all())
+
+
+def fit(column: "pd.Series", unit: str | None) -> dict[str, Any]:
+    """The statistics of a column in the train split."""
+    if unit is None:
+        return {"texts": sorted(set(_texts(column)))}
+    full = column.astype(float).fillna(median := float(column.median()))
+    std = float(full.std(ddof=0))
+    fitted = {"median": median, "mean": float(full.mean()), "std": std or 1.0, "missing": bool(column.isna().any())}
+    return fitted | ({"unit": unit} if unit else {})
+
+
+def has_text(column: "pd.Series", texts: list[str]) -> np.ndarray:
+    """Whether the cells are each of the texts, (N, texts)."""
+    found = _texts(column)
+    if {*texts} <= {"True", "False", "missing"}:
+        found = found.replace(BOOLEANS)  # read as texts, they are as they were written
+    return found.to_numpy(dtype=object)[:, None] == np.array(texts, dtype=object)
+
+
+def scaled(numbers: "pd.Series", fitted: dict[str, Any]) -> np.ndarray:
+    """(x - mean) / std, (N, 1); with a further 0 or 1 for a missing one, (N, 2)."""
+    values = numbers.astype(float).fillna(fitted["median"]).to_numpy()[:, None]
+    values = (values - fitted["mean"]) / fitted["std"]
+    return np.concatenate([values, numbers.isna().to_numpy()[:, None]], axis=1) if fitted["missing"] else values
+
+
+def expected(column: "pd.Series", decimal: str | None, unit: str) -> str:
+    """What a column should hold, and a cell of it that is something else."""
+    if unit == DAYS:
+        return "dates, such as 2024-05-31"
+    texts, numbers = column.dropna().astype(str), measure(column, decimal, told=True)[0]
+    other = texts[numbers[texts.index].isna()]
+    return f"numbers{unit and f' with the unit {unit}'}, not {(other if len(other) else texts).iloc[0]!r}"
+
+
+def _texts(column: "pd.Series") -> "pd.Series":
+    return column.astype(object).where(column.notna(), "missing").astype(str)
+
+
+def _dates(texts: "pd.Series") -> "pd.Series | None":
+    """Days since 1970-01-01, None where one of the texts is no date."""
+    import pandas as pd
+
+    if not texts.str.fullmatch(DATE).all():
+        return None
+    try:
+        return _days(pd.to_datetime(texts.str.replace(DATE, _iso, regex=True), utc=True, format="ISO8601"))
+    except ValueError:  # such as 2024-02-30
+        return None
+
+
+def _days(dates: "pd.Series") -> "pd.Series":
+    import pandas as pd
+
+    return (pd.to_datetime(dates, utc=True) - pd.Timestamp("1970-01-01", tz="UTC")) / pd.Timedelta(days=1)
+
+
+def _iso(date: re.Match[str]) -> str:
+    year, month, day, hour, rest = date.groups()
+    return f"{year}-{int(month):02}-{int(day):02}" + (f"T{int(hour):02}{rest}" if hour else "")
