@@ -1,6 +1,6 @@
 """A step on a GPU in bfloat16, compiled, over a loop tuned by hand, and how often a step waits for the GPU.
 
-python benchmarks/gpu.py PROJECT [ROUNDS] [--only lenet resnet18 vit]
+python benchmarks/gpu.py PROJECT [ROUNDS] [--only lenet resnet18 vit small_vgg]
 """
 
 import os
@@ -15,25 +15,34 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 from turns import arguments_of, measure, over
 
-BATCH, CLASSES, WARM, STEPS, PROFILED = 128, 1000, 60, 200, 20  # --compile has made up its mind after 30 steps
+CLASSES, WARM, STEPS, PROFILED = 1000, 60, 120, 20  # what torch.compile and CUDA graphs do at first is over after 60
+SIZES = {"lenet": (128, 224), "resnet18": (128, 224), "vit": (128, 224), "small_vgg": (1024, 32)}  # images, their side
 WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
-WAYS = {"hand": [], "project": [], "project, --bad_steps ignore": ["--bad_steps", "ignore"]}
+WAYS = {
+    "hand": ["hand", "default"],
+    "project": ["project", "default"],
+    "project, --deterministic true": ["project", "default", "--deterministic", "true"],
+    "hand, CUDA graphs": ["hand", "reduce-overhead"],
+    "project, --compile_mode reduce-overhead": ["project", "reduce-overhead"],
+}
+SMALL = ("lenet", "small_vgg")  # whose kernels are short, so that CUDA graphs may help
 
 
 class Pictures(Dataset):
-    """The same batch of noise (B, 3, 224, 224), in bytes and in pinned memory, again and again."""
+    """The same batch of noise (B, 3, S, S), in bytes and in pinned memory, again and again."""
 
     num_classes = CLASSES
 
-    def __init__(self) -> None:
-        self.images = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8).pin_memory()
-        self.targets = (torch.arange(BATCH) % CLASSES).pin_memory()
+    def __init__(self, number: int, side: int) -> None:
+        self.number = number
+        self.images = torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8).pin_memory()
+        self.labels = (torch.arange(number) % CLASSES).pin_memory()
 
     def __len__(self) -> int:
-        return BATCH * (WARM + STEPS + PROFILED + 1)
+        return self.number * (WARM + STEPS + PROFILED + 1)
 
     def __getitems__(self, indices):
-        return self.images[: len(indices)], self.targets[: len(indices)]
+        return self.images[: len(indices)], self.labels[: len(indices)]
 
 
 class Scaled(nn.Module):
@@ -44,7 +53,7 @@ class Scaled(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, 224, 224)."""
+        """Logits (B, C) of images (B, 3, S, S)."""
         return self.network((images.float() - 127) / 64)
 
 
@@ -69,6 +78,16 @@ def vit(num_classes: int) -> nn.Module:
     return Scaled(vit_b_16(num_classes=num_classes))
 
 
+def small_vgg(num_classes: int) -> nn.Module:
+    """Of the shape of airbench94 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
+    for before, after in ((24, 64), (64, 256), (256, 256)):
+        layers += [nn.Conv2d(before, after, 3, padding="same", bias=False), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(after), nn.GELU(), nn.Conv2d(after, after, 3, padding="same", bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.GELU()]
+    return Scaled(nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, num_classes, bias=False)))
+
+
 class Watch:
     """Times the steps, counts the waits of some more, says so, and leaves the process."""
 
@@ -89,15 +108,15 @@ class Watch:
             os._exit(0)
 
 
-def by_hand(network: nn.Module, watch: Watch) -> None:
+def by_hand(name: str, watch: Watch, mode: str) -> None:
     """The tuned loop."""
     torch.set_float32_matmul_precision("high")
-    data, model = Pictures(), network.cuda().to(memory_format=torch.channels_last)
-    model.compile()
+    data, model = Pictures(*SIZES[name]), globals()[name](CLASSES).cuda().to(memory_format=torch.channels_last)
+    model.compile(mode=mode)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-    for number in range(len(data) // BATCH):
+    for number in range(len(data) // data.number):
         watch.batch(number)
-        images, targets = (part.cuda(non_blocking=True) for part in data.__getitems__(range(BATCH)))
+        images, targets = (part.cuda(non_blocking=True) for part in data.__getitems__(range(data.number)))
         with torch.autocast("cuda", torch.bfloat16):
             loss = cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), targets)
         optimizer.zero_grad()
@@ -105,7 +124,7 @@ def by_hand(network: nn.Module, watch: Watch) -> None:
         optimizer.step()
 
 
-def with_project(name: str, watch: Watch, extra: list[str]) -> None:
+def with_project(name: str, watch: Watch, mode: str, extra: list[str]) -> None:
     """The project."""
     from pytorch_lightning import Callback
 
@@ -113,9 +132,10 @@ def with_project(name: str, watch: Watch, extra: list[str]) -> None:
         def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
             watch.batch(batch_idx)
 
+    number, side = SIZES[name]
     argv = f"--model_name gpu.{name} --dataset gpu.Pictures --max_epochs 1 --val_fraction 0 --test_fraction 0 --lr 1e-5"
-    argv += f" --devices 1 --batch_size {BATCH} --precision bf16-mixed --compile"
-    run_project([*argv.split(), *extra], Watching(), where=("gpu",))
+    argv += f" --number {number} --side {side} --batch_size {number} --devices 1 --precision bf16-mixed"
+    run_project([*argv.split(), "--compile", "--compile_mode", mode, *extra], Watching(), where=("gpu",))
 
 
 def main() -> None:
@@ -124,20 +144,21 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py measures a GPU, and torch sees none here")
     if arguments.once:
-        name, way, *extra = arguments.once
+        name, way, mode, *extra = arguments.once
         if way == "hand":
-            by_hand(globals()[name](CLASSES), Watch())
-        with_project(name, Watch(), extra)
-    print(f"{torch.cuda.get_device_name()}, {BATCH} images a step\n")
+            by_hand(name, Watch(), mode)
+        with_project(name, Watch(), mode, extra)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     print("| network | | ms a step | over the loop by hand, median | range | waits a step |\n" + "| --- " * 6 + "|")
-    for name in arguments.only or ["lenet", "resnet18", "vit"]:
-        found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for name in arguments.only or SIZES:
+        ways = {way: words for way, words in WAYS.items() if name in SMALL or "reduce-overhead" not in words}
+        found: dict[str, list[list[float]]] = {way: [] for way in ways}
         for _ in range(arguments.rounds):
-            for way, extra in WAYS.items():
-                found[way].append(measure("gpu.py", arguments.project, name, way, *extra, number=2))
-        hand = [ms for ms, _ in found["hand"]]
+            for way, words in ways.items():
+                found[way].append(measure("gpu.py", arguments.project, name, *words, number=2))
         for way, turns in found.items():
             steps, waits = zip(*turns, strict=True)
+            hand = [ms for ms, _ in found["hand, CUDA graphs" if "reduce-overhead" in ways[way] else "hand"]]
             print(
                 f"| {name} | {way} | {statistics.median(steps):.2f} | {over(list(steps), hand)} "
                 f"| {statistics.median(waits):.2f} |",

@@ -65,3 +65,9 @@ def test_what_cannot_be_averaged_is_refused(train, capsys, argv: list[str], line
     with pytest.raises(SystemExit, match="2"):
         train("--max_epochs", 1, "--swa_epoch", 1 if argv else 2, *argv)
     assert line in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")  # Lightning's, about few steps
+def test_an_averaged_network_is_profiled(train) -> None:
+    train("--max_epochs", 2, "--batch_size", 8, "--profiler", "pytorch", "--ema_decay", 0.9)
+    assert "Self CPU time total" in (RUN / "fit-profile.txt").read_text()

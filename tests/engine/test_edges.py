@@ -5,6 +5,8 @@ from pathlib import Path
 
 import main
 import pytest
+import torch
+import toys
 from engine.cli import annotations
 
 
@@ -85,3 +87,36 @@ def test_help_has_no_riddles(argv: list[str], shown: str, hidden: str, capsys) -
     text = " ".join(capsys.readouterr().out.split())
     assert shown in text
     assert hidden not in text
+
+
+class OtherTargets(toys.Blobs):
+    """Points whose `targets` is something else than a class of each item."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.targets = [number % 3 for number in range(90)]
+        item = super().__getitem__(index)
+        self.targets = [0, 1, 2]
+        return item
+
+    def __init__(self, noise: float = 0.3) -> None:
+        super().__init__(noise=noise)
+        self.targets = [0, 1, 2]
+
+
+def test_targets_that_are_not_one_an_item(train) -> None:
+    for flags in ([], ["--balanced"], ["--class_weights", "balanced"]):
+        argv = ["--max_epochs", 1, "--stratify", "false", *flags]
+        assert train("--dataset", "test_edges.OtherTargets", *argv) == train(*argv)
+
+
+class TooLarge(toys.Net):
+    """A network for which there is not enough memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_too_little_memory_says_what_helps(train) -> None:
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train("--model_name", "test_edges.TooLarge", "--max_epochs", 1)
+    assert "a smaller --batch_size" in caught.value.__notes__[0]

@@ -16,19 +16,19 @@ from data.mnist import MNIST
 
 FLAGS = """
 accelerator accumulate_grad_batches activation_checkpointing all_folds amsgrad bad_steps balanced batch_size benchmark
-betas channels_last check_val_every_n_epoch ckpt_path class_dim class_weights compile cutmix data_dir dataset
-decoupled_weight_decay default_root_dir detect_anomaly deterministic devices dropout ema_decay enable_autolog_hparams
-enable_progress_bar eps every_n_minutes every_n_train_steps fast_dev_run fold freeze gradient_clip_algorithm
-gradient_clip_val hang_minutes head_losses histograms ignore_index img_size in_channels inference_mode init init_args
-init_from init_partial keep_memory l1 label_smoothing limit_predict_batches limit_test_batches limit_train_batches
-limit_val_batches log_every_n_steps log_grad_norm logger loss lr lr_end lr_every lr_gamma lr_interval lr_milestones
-lr_power lr_restart_factor lr_scale lr_scheduler matmul_precision max_epochs max_steps max_time maximize
-metric_thresholds metrics min_epochs min_steps mirror mixup model_name model_registry monitor monitor_device
-monitor_mode new_data no_decay_norm_bias notes num_classes num_folds num_nodes num_sanity_val_steps num_threads
-num_workers optimizer overfit_batches patience pictures precision profiler reload_dataloaders_every_n_epochs run_name
-save_top_k seed seed_index strategy stratify summary_depth swa_epoch sync_batchnorm tags task tensor_parallel_size
-test_fraction throughput trust unfreeze_epoch val_check_interval val_fraction warmup_epochs warmup_steps weight_decay
-x_axis
+betas channels_last check_val_every_n_epoch ckpt_path class_dim class_weights compile compile_mode cutmix data_dir
+dataset decoupled_weight_decay default_root_dir detect_anomaly deterministic devices dropout ema_decay
+enable_autolog_hparams enable_progress_bar eps every_n_minutes every_n_train_steps fast_dev_run fold freeze
+gradient_clip_algorithm gradient_clip_val hang_minutes head_losses histograms ignore_index img_size in_channels
+inference_mode init init_args init_from init_partial keep_memory l1 label_smoothing limit_predict_batches
+limit_test_batches limit_train_batches limit_val_batches log_every_n_steps log_grad_norm logger loss lr lr_end lr_every
+lr_gamma lr_interval lr_milestones lr_power lr_restart_factor lr_scale lr_scheduler matmul_precision max_epochs
+max_steps max_time maximize metric_thresholds metrics min_epochs min_steps mirror mixup model_name model_registry
+monitor monitor_device monitor_mode new_data no_decay_norm_bias notes num_classes num_folds num_nodes
+num_sanity_val_steps num_threads num_workers optimizer overfit_batches patience pictures precision profiler
+reload_dataloaders_every_n_epochs run_name save_top_k seed seed_index strategy stratify summary_depth swa_epoch
+sync_batchnorm tags task tensor_parallel_size test_fraction throughput trust unfreeze_epoch val_check_interval
+val_fraction warmup_epochs warmup_steps weight_decay x_axis
 """.split()
 
 

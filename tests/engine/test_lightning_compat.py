@@ -266,6 +266,21 @@ def test_all_finite() -> None:
     assert not compat.all_finite([torch.ones(1), torch.tensor([float("inf")], dtype=torch.float64)])
 
 
+def test_skip_unless_finite() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    assert compat.skip_unless_finite(torch.optim.Adam([weight], fused=True), [weight.grad]) is None  # on the CPU
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
+        optimizer = kind([weight], lr=0.1, fused=True)
+        assert optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+        for found in (1.0, 0.0):
+            optimizer.grad_scale, optimizer.found_inf, before = None, torch.tensor(found), weight.detach().clone()  # type: ignore[attr-defined]
+            optimizer.step()
+            assert torch.equal(weight, before) == bool(found)
+    norms = torch.stack(torch._foreach_norm([torch.ones(2), torch.tensor([1.0, torch.nan])], torch.inf))
+    assert norms.isfinite().tolist() == [True, False]
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_load_sharded_checkpoint(tmp_path: Path) -> None:
     from torch.distributed import checkpoint as dcp

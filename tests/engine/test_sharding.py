@@ -216,9 +216,3 @@ def test_a_folder_that_holds_code_is_refused(train, capsys: pytest.CaptureFixtur
             main.main(["test", "--ckpt_path", str(folder)])
         assert f"other.ckpt is refused: it holds {found}, and could run code" in capsys.readouterr().err
     assert not Path("harmed").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU for FSDPStrategy")
-def test_fsdp_trains_on_a_gpu(train) -> None:
-    assert "test_acc" in train("--strategy", "fsdp", "--accelerator", "gpu", "--devices", 1, "--max_epochs", 1)

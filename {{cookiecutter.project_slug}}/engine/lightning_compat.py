@@ -307,6 +307,22 @@ def all_finite(gradients: list[Any]) -> bool:
         return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
 
+def skip_unless_finite(optimizer: Any, gradients: list[Any]) -> Any:
+    """Has the next step of a fused optimizer on a GPU change nothing where a gradient is NaN or infinite.
+
+    Returns which gradients are, (n,), on the GPU; None for other optimizers. It is how torch's gradient scaler skips a
+    step. Without it, each step waits until the GPU has the gradients, and the GPU then for the next operations.
+    """
+    import torch
+
+    kinds = {(one.device, one.dtype) for one in gradients}
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or len(kinds) != 1 or not gradients[0].is_cuda:
+        return None
+    is_bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite()
+    optimizer.grad_scale, optimizer.found_inf = None, is_bad.any().float()
+    return is_bad
+
+
 def load_sharded_checkpoint(path: Any) -> dict[str, Any]:
     """A checkpoint of ModelParallelStrategy, which is a folder, on the CPU. Lightning has no public way to read one."""
     from lightning_fabric.utilities.load import _load_distributed_checkpoint

@@ -9,9 +9,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric
 
 from engine.errors import UsageError
+from engine.training.metrics import Mean
 from model.model_interface import MInterface
 
 
@@ -62,7 +62,7 @@ class GAN(MInterface):
         self.r1, self.automatic_optimization = r1, False
         self.register_buffer("noise", torch.randn(64, latent_dim))  # what samples.png is drawn from; the seed's
         for name in ("discriminator", "generator"):
-            self.metrics[f"train_{name}"] = MeanMetric()
+            self.metrics[f"train_{name}"] = Mean()
 
     @staticmethod
     def unpack_batch(batch: Any) -> tuple[Any, Tensor]:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
 
 from engine.errors import UsageError
+from engine.training.metrics import Mean
 from model.model_interface import MInterface
 
 
@@ -52,7 +52,7 @@ class VAE(MInterface):
         self.spread = nn.Parameter(torch.zeros(()), requires_grad=likelihood == "gaussian")
         self.register_buffer("noise", torch.randn(64, latent_dim))  # what samples.png is drawn from; the seed's
         for name in [f"{stage}_{part}" for stage in ("train", "val", "test") for part in ("recon", "kl")]:
-            self.metrics[name] = MeanMetric()
+            self.metrics[name] = Mean()
 
     @staticmethod
     def unpack_batch(batch: Any) -> tuple[Any, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.datamodule.seeding import subset_indices, unwrap_subset
+from engine.datamodule.seeding import subset_indices, targets_of, unwrap_subset
 from engine.errors import UsageError
 
 GetTarget = Callable[[Any], Any]  # of an item
@@ -14,7 +14,7 @@ GetTarget = Callable[[Any], Any]  # of an item
 def check_targets(dataset: Any) -> None:
     """Raises ValueError: the dataset's `targets` hold a class outside 0 .. num_classes - 1."""
     dataset = unwrap_subset(dataset)
-    num_classes, targets = getattr(dataset, "num_classes", None), getattr(dataset, "targets", None)
+    num_classes, targets = getattr(dataset, "num_classes", None), targets_of(dataset)
     if not isinstance(num_classes, int) or targets is None or not len(targets):
         return
     try:
@@ -35,7 +35,7 @@ def known_classes(dataset: Any) -> torch.Tensor | None:
     """
     dataset, indices = subset_indices(dataset)
     try:
-        targets = torch.as_tensor(getattr(dataset, "targets", None))
+        targets = torch.as_tensor(targets_of(dataset))
     except (TypeError, ValueError, RuntimeError):
         return None  # none, or not numbers
     if targets.dim() != 1 or targets.is_floating_point() or not len(targets):
@@ -73,7 +73,7 @@ def balanced_weights(dataset: Any, get_target: GetTarget) -> torch.Tensor:
 
 def class_counts(dataset: Any, num_classes: int, get_target: GetTarget) -> torch.Tensor:
     """The number of items (of masks: of pixels) in each class, (num_classes,)."""
-    if num_classes and not hasattr(unwrap_subset(dataset), "targets"):
+    if num_classes and targets_of(unwrap_subset(dataset)) is None:
         targets = (torch.as_tensor(get_target(dataset[index])).flatten() for index in range(len(dataset)))
         return torch.stack([_count(one, num_classes) for one in targets]).sum(0)
     return _count(item_classes(dataset, get_target), num_classes)
@@ -88,8 +88,8 @@ def _count(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 def item_classes(dataset: Any, get_target: GetTarget) -> torch.Tensor:
     """The class of each item (items,), from the dataset's `targets` or else from the items."""
     dataset, indices = subset_indices(dataset)
-    if hasattr(dataset, "targets"):
-        return torch.as_tensor(dataset.targets)[indices]
+    if (targets := targets_of(dataset)) is not None:
+        return torch.as_tensor(targets)[indices]
     if torch.as_tensor(get_target(dataset[int(indices[0])])).numel() > 1:
         raise UsageError(f"--balanced needs one class an item, and an item of {type(dataset).__name__} has several")
     return torch.as_tensor([int(get_target(dataset[index])) for index in indices.tolist()])

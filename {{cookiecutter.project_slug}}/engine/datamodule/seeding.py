@@ -112,6 +112,15 @@ def unwrap_subset(dataset: Any) -> Any:
     return dataset
 
 
+def targets_of(dataset: Any) -> Any:
+    """The dataset's attribute `targets`; None where it has none, or not one for each item."""
+    targets = getattr(dataset, "targets", None)
+    try:
+        return targets if targets is not None and len(targets) == len(dataset) else None
+    except TypeError:  # something else, or a stream
+        return None
+
+
 def dataset_order(dataset: Any, generator: torch.Generator) -> torch.Tensor | None:
     """The indices (items,) of a shuffled epoch by the dataset's own `order(generator)`; None where it has none."""
     if not isinstance(dataset, Subset):

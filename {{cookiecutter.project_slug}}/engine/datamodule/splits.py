@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from engine.datamodule.item_fields import ItemFields
-from engine.datamodule.seeding import reseed, subset_indices
+from engine.datamodule.seeding import reseed, subset_indices, targets_of
 from engine.errors import UsageError
 
 
@@ -106,7 +106,7 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
         found["fingerprint"] = known
     elif data is not split:
         found["inputs"] = _inputs(data, indices)
-    targets = getattr(data, "targets", None)
+    targets = targets_of(data)
     with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
         if targets is None:
             reseed("fingerprint")

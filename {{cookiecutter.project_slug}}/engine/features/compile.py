@@ -1,6 +1,6 @@
 """`--compile`: trains the network through torch.compile. Checkpoints fit with and without it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -8,9 +8,22 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, compile: bool = False) -> list[Callback]:
-    """compile: train the network through torch.compile; --throughput shows whether it is faster."""
-    return [Compile()] if compile else []
+def callbacks(
+    run_dir: Any,
+    model: Any,
+    data: Any,
+    *,
+    compile: bool = False,
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default",
+) -> list[Callback]:
+    """Flags.
+
+    Args:
+        compile: train the network through torch.compile; --throughput shows whether it is faster.
+        compile_mode: of --compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are shorter
+            than their launches; max-autotune also tries several kernels.
+    """
+    return [Compile(compile_mode)] if compile else []
 
 
 class Compile(Callback):
@@ -18,8 +31,11 @@ class Compile(Callback):
 
     changes_step = True  # `plan` times with it
 
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not isinstance(network := getattr(module, "network", None), torch.nn.Module):
             raise UsageError(f"--compile: {type(module).__name__} has no single `network`; compile its networks itself")
         if stage == "fit":
-            network.compile()
+            network.compile(mode=self.mode)

@@ -97,6 +97,9 @@ def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[N
             from engine.checkpointing import checkpoint_io  # needs torch
 
             checkpoint_io.check_weights_fit(model, checkpoint_io.load(Path(path))["state_dict"])
+        if type(error).__name__ == "OutOfMemoryError":
+            ways = "--precision bf16-mixed, --activation_checkpointing, or a smaller --batch_size, which"
+            error.add_note(f"{ways} --accumulate_grad_batches makes up for; `plan` tells which batch fits")
         raise
     except Exception as error:
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]

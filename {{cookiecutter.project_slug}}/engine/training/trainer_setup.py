@@ -4,12 +4,14 @@ import logging
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import StrategyRegistry
@@ -31,6 +33,8 @@ from engine.lightning_compat import (
 from engine.training import optimizers
 from engine.training.module_modes import evaluation_mode
 
+SHARDED = ("fsdp", "deepspeed", "model_parallel")  # begins of the names of strategies
+
 _torchrun_store: Any = None  # kept alive while the run lasts
 
 
@@ -44,9 +48,10 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def profiler(name: str | None, run_dir: Path) -> Any:
+def profiler(name: str | None, run_dir: Path, callbacks: list[Callback]) -> Any:
     """Lightning's profiler of that name, which writes to files in the run folder; only rank 0 profiles.
 
+    callbacks: where one averages the weights, modules are not named: it copies the network, which their hooks prevent.
     name: simple (time of each hook), advanced (of each function), pytorch (of each operation; traces for a browser).
     """
     if name is None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -55,7 +60,9 @@ def profiler(name: str | None, run_dir: Path) -> Any:
         return name
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # warnings of torch's profiler
     warnings.filterwarnings("ignore", "Warning: Profiler clears events", module="torch")  # once a cycle
-    kinds: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    names_modules = not any(isinstance(one, WeightAveraging) for one in callbacks)
+    pytorch = partial(PyTorchProfiler, record_module_names=names_modules)
+    kinds: dict[str, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": pytorch}
     return kinds[name](dirpath=run_dir, filename="profile")
 
 
@@ -70,6 +77,10 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be")  # if without patience
     warnings.filterwarnings("ignore", ".*was not created with WeightAveraging")  # an average that begins there
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # epoch means are logged anyway
+    warnings.filterwarnings("ignore", "GPU available but not used")  # --accelerator cpu
+    # Of DDP: Lightning wraps the network in a stream of its own; a convolution of one channel has no one stride.
+    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
 
 def configure(
@@ -104,7 +115,7 @@ def configure(
         enabled.append("whole batches from memory")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
-    channels_last = channels_last and strategy != "model_parallel"  # which shards contiguous weights only
+    channels_last = channels_last and not str(strategy).startswith(SHARDED)  # which flatten or cut the weights
     if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
         if sample is not None and _try_channels_last(network, *model.arguments(sample)):
@@ -148,7 +159,7 @@ def make_trainer(
         raise UsageError(
             f"--optimizer Muon: --strategy {strategy} has no matrices, but flat shards; take model_parallel"
         )
-    options["profiler"] = profiler(options.get("profiler"), run_dir)
+    options["profiler"] = profiler(options.get("profiler"), run_dir, options["callbacks"])
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
     try:
