@@ -21,6 +21,7 @@ from engine.training.metrics import IGNORE_INDEX
 from engine.training.module_modes import training_mode
 from engine.training.outputs import OutputSpec, build_heads, infer_task, main_output
 from engine.training.trainer_setup import to_channels_last
+from engine.training.training_check import NO_GRADIENT
 
 _OWN_STEPS = ("step", "training_step", "predict_step")
 
@@ -102,6 +103,7 @@ class MInterface(MetricLoggingModule):
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
         self._activation_checked = False  # against the loss, in the first step
+        self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
         self.loss = losses.build(loss, given.get("loss", {}))
@@ -199,11 +201,14 @@ class MInterface(MetricLoggingModule):
     def step(self, batch: Any, stage: str) -> Tensor:
         """The loss of a batch, (); updates the metrics of the stage. stage: "train", "val" or "test"."""
         fields = self.batch_fields(batch)
-        output = self(*fields.args, **fields.kwargs, **fields.to_forward)
+
+        def compute() -> tuple[Any, Any]:
+            output = self(*fields.args, **fields.kwargs, **fields.to_forward)
+            return (None, output) if self.heads else self._compare(output, fields, batch)
+
+        parts, output = self._with_gradients(compute)
         if self.heads:
             parts, output = self._compare_heads(output, fields.target, stage), None
-        else:
-            parts, output = self._compare(output, fields, batch)
         if (loss := losses.total(parts)) is None:
             raise UsageError(f"--loss {self.loss_name} gives {_describe(parts)}: return the mean (), or a dict of such")
         target = fields.target
@@ -224,6 +229,18 @@ class MInterface(MetricLoggingModule):
             predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
             self._metric_buffers[stage].add(predictions, target)
         return loss
+
+    def _with_gradients(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns; where it takes gradients, as of a potential, it gets some in evaluation too."""
+        if not self._takes_gradients:
+            try:
+                return compute()
+            except RuntimeError as error:
+                if torch.is_grad_enabled() or NO_GRADIENT not in str(error):
+                    raise
+            self._takes_gradients = True
+        with torch.enable_grad():
+            return compute()
 
     def _mean_weight(self, target: Tensor) -> float | Tensor:
         """The weight of a batch in the mean of the loss over an epoch."""
@@ -248,6 +265,9 @@ class MInterface(MetricLoggingModule):
                     isinstance(answer, Tensor) and answer.dim() == 2 and self.output_spec.matches(answer, target, None)
                 )
                 return parts, answer if is_class and self.is_multiclass else None
+            if isinstance(parts, Mapping) and parts.get("loss") is not None:
+                what = f"the `loss` that the network returns is {_describe(parts['loss'])}"
+                raise UsageError(f"{what}: return the mean, a tensor ()")
         comparable = isinstance(answer, Tensor) and isinstance(target, Tensor)
         if not self.own_loss:
             if not comparable:
@@ -360,7 +380,7 @@ class MInterface(MetricLoggingModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         args, kwargs = self.arguments(batch)
-        return self(*args, **kwargs)
+        return self._with_gradients(lambda: self(*args, **kwargs))
 
     def sample_images(self, batch: Any) -> dict[str, Any]:
         """Images to save after each validation, by file name, from its first batch.
@@ -383,6 +403,7 @@ class MInterface(MetricLoggingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["answer"] = {"task": self.output_spec.task, "class_dim": self.output_spec.class_dim}
+        checkpoint["answer"]["takes_gradients"] = self._takes_gradients
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
@@ -397,6 +418,7 @@ class MInterface(MetricLoggingModule):
     def restore_answer(self, checkpoint: dict[str, Any]) -> None:
         """Takes over what training has found the output to mean."""
         answer = checkpoint.get("answer", {})
+        self._takes_gradients = answer.get("takes_gradients", False)
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
         if answer.get("task") in ("other", "none"):  # its earlier name
             self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False

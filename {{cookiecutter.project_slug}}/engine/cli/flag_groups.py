@@ -18,6 +18,8 @@ SPLIT_FLAGS = {"seed", "val_fraction", "test_fraction", "stratify"}
 # The Trainer's arguments that main.py fills, and those that forbid what it fills.
 _TRAINER_NOT_FLAGS = {"callbacks", "logger", "plugins", "use_distributed_sampler"}
 _TRAINER_NOT_FLAGS |= {"enable_checkpointing", "enable_model_summary", "barebones"}
+# Others than the Trainer's. Under torch.inference_mode, torch.enable_grad would have no effect.
+TRAINER_DEFAULTS = {"inference_mode": False}
 _DATASET_NOT_FLAGS = {"split", "train", "download", "root"}  # filled by DInterface
 # Flags that an argument of a network or a dataset may share, as they mean the same there.
 _SHARED = {"seed", "max_epochs", "log_every_n_steps", "batch_size", "num_workers", "data_dir", "val_fraction"}
@@ -167,7 +169,9 @@ def collect(
         **action_group(action),
     }
     trainer = _read(signatures_of_torch.source_of("pytorch_lightning", "trainer/trainer.py"), "Trainer")
-    groups["trainer"] = trainer.without(_TRAINER_NOT_FLAGS | groups["run"].parameters.keys())
+    trainer = trainer.without(_TRAINER_NOT_FLAGS | groups["run"].parameters.keys())
+    ours = {name: trainer.parameters[name]._replace(default=value) for name, value in TRAINER_DEFAULTS.items()}
+    groups["trainer"] = trainer._replace(parameters=trainer.parameters | ours)
     for kind in TORCH_GROUPS:
         if kind in groups["system"].parameters:
             name = names.get(kind) or groups["system"].parameters[kind].default

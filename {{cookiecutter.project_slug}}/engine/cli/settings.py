@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from engine.cli import annotations, features_and_commands
 from engine.cli.credentials import hide_value
 from engine.cli.discovery import ClassReference
-from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, Flag, FlagGroups
+from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, TRAINER_DEFAULTS, Flag, FlagGroups
 from engine.cli.signatures_from_source import REQUIRED, Expression, Signature, is_plain
 from engine.errors import UsageError
 
@@ -74,7 +74,7 @@ def complete(
             taken = [name for name in taken if name in given or group.parameters[name].default is REQUIRED]
         arguments[key] = {name.removeprefix(f"{key}_") if key in TORCH_GROUPS else name: values[name] for name in taken}
     # A Trainer argument that nobody gave is left to the Trainer.
-    unset = table.groups["trainer"].parameters.keys() - given.keys()
+    unset = table.groups["trainer"].parameters.keys() - given.keys() - TRAINER_DEFAULTS.keys()
     arguments["trainer"] = {name: value for name, value in arguments["trainer"].items() if name not in unset}
     said = (name for name in values if name not in unset | {"ckpt_path", "trust"})
     flags = {name: hide_value(name, annotations.plain(values[name])) for name in said}

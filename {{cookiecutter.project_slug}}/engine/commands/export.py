@@ -17,6 +17,7 @@ from engine.checkpointing.atomic_write import adding, write_atomically
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
+from engine.training.training_check import NO_GRADIENT
 
 _LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
 
@@ -55,8 +56,16 @@ def run(
     ]:
         raise UsageError(f"export takes networks whose inputs are tensors; {type(network).__name__} gets {others[0]}")
     args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
-    with torch.no_grad():
-        once, twice = (_tensors(network(*args, **named)) for _ in range(2))
+    try:
+        with torch.no_grad():
+            once, twice = (_tensors(network(*args, **named)) for _ in range(2))
+        takes_gradients = any(one.requires_grad for one in once)
+    except RuntimeError as error:
+        if not (takes_gradients := NO_GRADIENT in str(error)):
+            raise
+    if takes_gradients:
+        what = "takes gradients in its forward, which torch.export cannot follow: call it on the parts"
+        raise UsageError(f"{type(network).__name__} {what}")
     if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(once, twice, strict=True)):
         raise UsageError(f"{type(network).__name__} draws random numbers: call torch.export on its parts")
     dim = {0: torch.export.Dim("batch")}

@@ -46,7 +46,7 @@ class LoadedRun:
         """
         tensors = self._open(inputs)
         batches = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
-        with torch.inference_mode():
+        with torch.no_grad():
             answers = [self._answer(batch) for batch in batches]
         if isinstance(answers[0], dict):
             return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
@@ -76,7 +76,7 @@ class LoadedRun:
         if heads := getattr(self._model, "heads", {}):
             return {name: head.spec.probabilities(outputs[name]) for name, head in heads.items()}
         answer = getattr(self._model, "predicts", OutputSpec("other"))
-        values = answer.probabilities(main_output(outputs))
+        values = answer.probabilities(main_output(outputs)).detach()
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
         return values if invert is None else invert(values)
 

@@ -53,6 +53,9 @@ def build(
             raise UsageError(f"--lr_scale {text}: write PATTERN=FACTOR, such as 'backbone=0.1'") from None
         patterns.setdefault(scale, []).append(pattern)
         factors |= {key: scale for key in matching_parameters(module, pattern, "lr_scale") if key in factors}
+    if not factors:
+        name = type(getattr(module, "network", None) or module).__name__
+        raise UsageError(f"nothing is trained: {name} has no parameter that requires a gradient")
     named = dict(module.named_parameters())
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for key, factor in factors.items():

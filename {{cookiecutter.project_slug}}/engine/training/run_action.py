@@ -56,7 +56,7 @@ def run_action(settings: Settings, context: dict[str, Any]) -> Any:
     """
     path = str(settings.ckpt_path) if settings.ckpt_path else None
     context = context | {"settings": settings, "ckpt_path": path}
-    with _in_one_line(settings, context.get("model"), path):
+    with _in_one_line(settings, context.get("model"), context.get("data"), path):
         return _run(settings, context, path)
 
 
@@ -84,7 +84,7 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
 
 
 @contextmanager
-def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[None]:
+def _in_one_line(settings: Settings, model: Any, data: Any, path: str | None) -> Iterator[None]:
     """Says in one line which weights of a checkpoint do not fit, and what Lightning refuses.
 
     torch finds the first, after all hooks of the network, which may rename some; Lightning the second, such as
@@ -100,6 +100,10 @@ def _in_one_line(settings: Settings, model: Any, path: str | None) -> Iterator[N
         if type(error).__name__ == "OutOfMemoryError":
             ways = "--precision bf16-mixed, --activation_checkpointing, or a smaller --batch_size, which"
             error.add_note(f"{ways} --accumulate_grad_batches makes up for; `plan` tells which batch fits")
+        from engine.training.training_check import NO_GRADIENT, explain_missing_gradient  # need torch
+
+        if model is not None and NO_GRADIENT in str(error):
+            explain_missing_gradient(error, model, data)
         raise
     except Exception as error:
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]

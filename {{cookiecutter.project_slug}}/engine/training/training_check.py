@@ -1,10 +1,15 @@
 """TrainingCheck: stops a run whose steps train nothing."""
 
+import traceback
 from typing import Any
 
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.errors import UsageError
+from engine.errors import UsageError, is_own_file
+
+NO_GRADIENT = "of tensors does not require grad"  # torch's words for a result without a graph
 
 
 class TrainingCheck(Callback):
@@ -39,3 +44,44 @@ class TrainingCheck(Callback):
         idle = [one for one in trainer.lr_scheduler_configs if not getattr(one.scheduler, "last_epoch", 1)]
         if manual and idle and trainer.current_epoch == 1 and trainer.is_global_zero:
             print(f"the learning rate does not change: {step} never calls self.lr_schedulers().step()", flush=True)
+
+
+def explain_missing_gradient(error: RuntimeError, model: Any, data: Any) -> None:
+    """Adds to torch's error that there is no gradient what to do about it, where a line of the user's raised it.
+
+    Raises:
+        UsageError: none did: what the network or the loss returns cannot be trained.
+    """
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    steps = [code.co_name for code in frames if code.co_name in ("validation_step", "test_step", "predict_step")]
+    if steps:
+        error.add_note(
+            f"{steps[0]} runs under torch.no_grad(): what takes gradients belongs in `with torch.enable_grad():`"
+        )
+        return
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        reason = (
+            f"{_without_gradient(model, data)}: it may be computed under torch.no_grad(), or by .detach() or argmax"
+        )
+    else:
+        reason = f"{type(model).__name__} has no parameter that requires a gradient"
+    if not any(is_own_file(code.co_filename) for code in frames):
+        raise UsageError(f"nothing is trained: {reason}") from error
+    error.add_note(f"nothing is trained: {reason}")
+
+
+def _without_gradient(model: Any, data: Any) -> str:
+    """What has no gradient: of a network that MInterface trains, its output or the loss made of it."""
+    sample = data.sample()
+    if getattr(model, "has_own_step", True) or sample is None:
+        return f"the loss of {type(model).__name__}.training_step has no gradient"
+    fields, tracked = model.batch_fields(sample), list[bool]()
+    with torch.enable_grad():
+        output = model(*fields.args, **fields.kwargs, **fields.to_forward)
+    apply_to_collection(output, torch.Tensor, lambda one: tracked.append(one.requires_grad))
+    network = type(model.network or model).__name__
+    if not any(tracked):
+        return f"the output of {network}.forward has no gradient"
+    return (
+        f"the loss of {network} has no gradient" if fields.to_forward else f"--loss {model.loss_name} has no gradient"
+    )

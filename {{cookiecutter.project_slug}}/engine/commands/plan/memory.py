@@ -202,6 +202,8 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
             with FlopCounterMode(display=False) as flops, plugin.forward_context():
                 loss = model.step(batch, "train")
         except (RuntimeError, ValueError) as error:
+            if "autograd.grad" in str(error):  # the FLOP counter does not go with it
+                raise NotImplementedError("a network that takes gradients itself is not traced") from error
             if not model.channels_last or isinstance(error, _VALUE_ERRORS):
                 raise
             model.channels_last = False  # as in a run, if a network does not support it

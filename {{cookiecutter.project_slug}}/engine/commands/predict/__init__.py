@@ -120,7 +120,7 @@ class PredictionWriter(Callback):
         values = self.output_spec.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
         if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
-        self.integer, values = not values.is_floating_point(), values.float().cpu()
+        self.integer, values = not values.is_floating_point(), values.detach().float().cpu()
         numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
         if len(numbers) != len(values):
             what = f"--layer {self.layer.name}" if self.layer else "the network"
