@@ -85,7 +85,7 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
 
 @contextmanager
 def _in_one_line(settings: Settings, model: Any, data: Any, path: str | None) -> Iterator[None]:
-    """Says in one line which weights of a checkpoint do not fit, and what Lightning refuses.
+    """Says in one line which weights of a checkpoint do not fit, what has no gradient, and what Lightning refuses.
 
     torch finds the first, after all hooks of the network, which may rename some; Lightning the second, such as
     --val_check_interval 100, once it has the data, where an epoch has 10 batches.
