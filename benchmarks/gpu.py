@@ -41,6 +41,9 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return self.number * (WARM + STEPS + PROFILED + 1)
 
+    def __getitem__(self, index: int):
+        return self.images[index % self.number], self.labels[index % self.number]
+
     def __getitems__(self, indices):
         return self.images[: len(indices)], self.labels[: len(indices)]
 
