@@ -94,6 +94,22 @@ def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return text
 
 
+@pytest.mark.slow
+def test_two_processes_write_each_row_once_and_in_order(ranks) -> None:
+    net, images, targets = trained(Convolutional)
+    ranks("predict", "--ckpt_path", "best", "--layer", "convs.1", "--batch_size", "1", "--format", "npy")
+    ranks("predict", "--ckpt_path", "best", "--layer", "head", "--batch_size", "2", "--format", "csv")
+    with torch.no_grad():
+        inner, logits = net.convs[1](net.convs[0](images)), net(images)
+    np.testing.assert_allclose(np.load(RUN / "layer_convs.1.npy"), inner.numpy(), atol=1e-6)  # 5 items
+    table = np.loadtxt(RUN / "layer_head.csv", delimiter=",", skiprows=1)
+    assert table[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert table[:, 1].tolist() == targets.tolist()
+    np.testing.assert_allclose(table[:, 2:], logits.numpy(), rtol=1e-4, atol=1e-6)
+    assert width("layer_convs.1.png") > 300
+    assert not list(RUN.glob("*.part"))
+
+
 def test_a_layers_output_in_the_order_of_the_items_and_its_components(capsys: pytest.CaptureFixture[str]) -> None:
     net, images, _ = trained(Convolutional)
     main.main(["predict", "--ckpt_path", "best", "--layer", "convs.1", "--batch_size", "2"])

@@ -124,6 +124,26 @@ def test_one_device_goes_on_in_the_middle_of_an_epoch_of_two_that_share_each_lay
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [SHARDS, TENSOR])
+def test_muon_moves_shared_matrices_as_whole_ones_and_goes_on(train, share: list[str]) -> None:
+    network = "toys.Wide" if share is SHARDS else "toys.Shared"
+    argv = ["--model_name", network, "--noise", "0", "--optimizer", "Muon", "--lr", "0.02", "--adamw_lr", "0.01"]
+    argv += ["--lr_scheduler", "constant", "--log_every_n_steps", "1"]
+    train(*argv, "--batch_size", 16, "--max_epochs", 2)
+    argv += ["--batch_size", "8" if share is SHARDS else "16"]
+    for folder, end in (("whole", ["--max_epochs", "2"]), ("two", ["--max_steps", "7"])):
+        status, said = shards(folder, *TOYS, *share, *argv, *end)
+        assert status == 0, said
+    status, said = shards("two", "--ckpt_path", "last", "--max_steps", "-1", "--max_epochs", "2")
+    assert status == 0, said
+    one, two = rows("."), rows("whole")
+    measured = [row for row in one if "train_loss_step" not in row]  # that one is of the first device's batch
+    assert len(measured) == 5
+    assert [row for row in two if "train_loss_step" not in row] == [pytest.approx(row, rel=3e-3) for row in measured]
+    assert rows("two") == two
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_steps", ["stop", "skip"])
 def test_a_gradient_that_is_no_number_on_one_device_is_heard_by_all(bad_steps: str) -> None:
     argv = [
