@@ -10,7 +10,11 @@ from pytorch_lightning import Callback
 from test_resume import everything, same
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),  # torch.compile's own
+]
 QUICK = "--dataset digits --num_workers 0 --pictures false --batch_size 16 --devices 1".split()
 LENET = ["--model_name", "lenet", *QUICK]
 NAN = ["--model_name", "test_gpu.SometimesNaN", *QUICK]
@@ -184,4 +188,27 @@ def test_plan_tells_the_memory_that_is_needed(precision: str, capsys: pytest.Cap
     told = main.main(["plan", *net, "--measure_steps", "0"])
     before = torch.cuda.memory_allocated()
     main.main([*net, "--max_epochs", "1", "--pictures", "false", "--val_fraction", "0"], [Memory()])
-    assert told["memory"] == pytest.approx(Memory.peak - before, rel=0.15)
+    assert told["memory"] < Memory.peak - before < told["memory"] + 150e6  # the workspaces of cuBLAS and cuDNN
+
+
+class Bytes(Photos):
+    """Images in bytes, which the network scales."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), index % 10
+
+
+class Scaled(nn.Module):
+    """A network that is given bytes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x / 255)
+
+
+def test_pictures_are_drawn_of_bytes_on_the_gpu() -> None:
+    main.main("--model_name test_gpu.Scaled --dataset test_gpu.Bytes --num_workers 0 --max_epochs 1".split())
+    assert {"first_batch.png", "mistakes.png"} <= {path.name for path in RUN.iterdir()}

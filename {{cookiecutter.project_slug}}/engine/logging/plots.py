@@ -148,7 +148,7 @@ def masks(inputs: Tensor, rows: dict[str, Tensor], names: Sequence[str], title: 
 
 def _pixels(images: Tensor) -> Any:
     """(N, 1|3, H, W) -> (N, H, W) or (N, H, W, 3) in 0..1, reduced to _MAX_PIXELS. Bytes are 0..255."""
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float().cpu()
+    scaled = images.detach().float().cpu() / (255 if images.dtype == torch.uint8 else 1)
     if (side := max(images.shape[-2:])) > _MAX_PIXELS:
         height, width = (max(1, size * _MAX_PIXELS // side) for size in images.shape[-2:])
         scaled = torch.nn.functional.interpolate(torch.nan_to_num(scaled, 0.0, 0.0, 0.0), (height, width), mode="area")
