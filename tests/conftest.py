@@ -17,6 +17,7 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
 WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+MYPY = pytest.mark.xdist_group("mypy")  # they share its cache, one after the other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,4 +106,5 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     """A command in a folder; `python`, `ruff`, `pytest` ... are those of this environment."""
     drop = ("PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS")
     env = {key: value for key, value in os.environ.items() if key not in drop} | {"PATH": search_path()} | environment
+    env["MYPY_CACHE_DIR"] = str(ROOT / "build" / "mypy_cache")  # what it knows of torch takes minutes
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=1200, check=False)

@@ -3,7 +3,9 @@
 import re
 import sys
 
-from tests.conftest import INNER, ROOT, run
+import pytest
+
+from tests.conftest import INNER, MYPY, ROOT, run
 
 ENGINE = ROOT / "tests" / "engine"
 
@@ -39,6 +41,8 @@ def test_the_commands_for_ray_are_those_that_survive_its_faults() -> None:
     assert re.search(r"^`(python ray_sweep.py space.yaml --trials) 20 --", page, re.M)[1] in tried
 
 
+@MYPY
+@pytest.mark.slow
 def test_the_feature_and_the_command_on_the_page_of_the_engine_work(bake) -> None:
     page, project = (ROOT / "docs/engine.md").read_text(encoding="utf-8"), bake()
     paths = re.findall(r"is one file, here `(engine/\S+\.py)`", page)

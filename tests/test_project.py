@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import INNER, ROOT, git, run, search_path
+from tests.conftest import INNER, MYPY, ROOT, git, run, search_path
 from tests.test_bake import GALLERY
 
 pytestmark = pytest.mark.slow
@@ -46,6 +46,7 @@ def predict(images):
 """
 
 
+@MYPY
 def test_the_steps_of_its_workflow_are_green_with_the_whole_gallery(bake) -> None:
     project = bake(examples="gallery")
     (job,) = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"].values()
@@ -62,6 +63,7 @@ def green(project: Path, *command: str) -> str:
     return done.stdout
 
 
+@MYPY
 def test_its_checks_are_green_after_a_users_edits(bake) -> None:
     """Files without types and docstrings, a flag in main.py, Chinese comments, a file in the root, deleted features."""
     project = bake()
@@ -89,6 +91,7 @@ def test_its_checks_are_green_after_a_users_edits(bake) -> None:
     assert "--shout" in shown.stdout
 
 
+@MYPY
 def test_the_core_without_any_example_is_a_project(bake) -> None:
     project = bake(engine="core", examples="none")
     checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"])

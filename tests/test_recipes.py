@@ -29,8 +29,6 @@ def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
     """Does what a page says in a project."""
     environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
     environment["STARTED_BY_TEST"] = ""  # or it ended with the test of another page, when two are followed at once
-    if "kill -9" not in page.read_text(encoding="utf-8"):
-        environment["PATH"] = search_path(warm_python)
     printed, cells = "", list[Any]()
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if block.startswith("# %%\n"):
@@ -42,7 +40,8 @@ def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
             tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
-            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment)
+            path = search_path() if "kill -9" in block else search_path(warm_python)  # a real python is killed
+            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment, PATH=path)
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"

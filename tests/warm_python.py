@@ -1,4 +1,4 @@
-"""A `python` that has imported torch and Lightning already, for tests whose subject is not how a process starts.
+"""A `python` that has torch, Lightning and scikit-learn imported, for tests whose subject is not how a process starts.
 
     python tests/warm_python.py FOLDER
 
@@ -12,6 +12,7 @@ import atexit
 import builtins
 import contextlib
 import gc
+import importlib
 import io
 import json
 import os
@@ -120,8 +121,8 @@ def become(asked: list, files: list[int], program: str, added: dict[str, str]) -
 
 if __name__ == "__main__":
     before = dict(os.environ)
-    import pytorch_lightning  # noqa: F401 (for all scripts)
-    import torch.utils.tensorboard  # noqa: F401
+    for name in ("pytorch_lightning", "torch.utils.tensorboard", "sklearn.datasets", "s3fs"):  # what runs import
+        importlib.import_module(name)
 
     gc.freeze()  # a fork shares what it need not look through
     if (begun := serve(Path(sys.argv[1]))) is not None:

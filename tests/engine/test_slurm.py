@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import main
 import pytest
 import torch
 import yaml
-from paths import PROJECT, TOYS
+from paths import HERE, PROJECT, TOYS
 
+WARM = HERE.parent / "warm_python.py"  # the nodes' python: a job's processes need not import torch
 NEEDS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "munged")
 WHY_NOT = hosts.missing(*NEEDS)
 pytestmark = [
@@ -80,7 +82,9 @@ class Slurm:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.warm = folder / "warm"  # each node has a folder of its own there
+        self.warm.mkdir()
+        path = f"{self.warm}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         drop = ("SLURM_", "SBATCH_", "PYTEST_")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
         self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
@@ -99,8 +103,12 @@ class Slurm:
 
     def node(self, number: int) -> None:
         """Starts a node, again where it has died, and waits until it takes part."""
-        self.daemon(self.network.add(number), "slurmd", "-D")
+        host, own = self.network.add(number), Path(tempfile.mkdtemp(dir=self.folder))
+        host.run(f"mount --bind {own} {self.warm}")
+        self.daemon(host, "slurmd", "-D")
+        self.daemon(host, "sh", "-c", f"sleep infinity | {sys.executable} {WARM} {self.warm}")
         self.until(lambda: re.search(rf"^host{number} (idle|mix|alloc)", self.ask("sinfo", "-hNo", "%N %t"), re.M))
+        self.until((own / "python").exists)
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM's, given on the controller's machine, prints; "" while it cannot be answered."""
@@ -155,8 +163,9 @@ def _project() -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights of the same run without SLURM, from its beginning to its end on one machine."""
     folder = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, str(PROJECT / "main.py"), *ARGV, "--devices", "2", "--strategy", "ddp"]
-    subprocess.run(command, cwd=folder, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    argv = [*ARGV, "--devices", "2", "--strategy", "ddp", "--default_root_dir", str(folder)]
+    status, said = hosts.ranks(2, lambda: (os.chdir(folder), main.main(argv)))
+    assert status == 0, said
     return torch.load(folder / LAST, weights_only=True)["state_dict"]
 
 
@@ -207,7 +216,7 @@ def test_a_job_whose_node_dies_goes_on_to_the_same_end(slurm: Slurm, whole: dict
     assert same(whole)
 
 
-def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dict[str, torch.Tensor]) -> None:
+def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dict[str, torch.Tensor], ranks) -> None:
     job = slurm.submit("sbatch", "--nodes=2", "scripts/train.sbatch", *ARGV)
     slurm.until(LAST.exists)
     slurm.ask("scancel", job)
@@ -216,8 +225,7 @@ def test_a_cancelled_job_is_saved_and_says_how_to_go_on(slurm: Slurm, whole: dic
     assert "saved; this goes on:\npython main.py --ckpt_path lightning_logs/version_0\n" in said(job)
     assert torch.load(LAST, weights_only=True)["epoch"] < 11
     Path("slow").unlink()
-    on = [sys.executable, "main.py", "--ckpt_path", str(RUN), "--devices", "2", "--strategy", "ddp"]
-    subprocess.run(on, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    ranks("--ckpt_path", str(RUN))
     assert same(whole)
 
 
