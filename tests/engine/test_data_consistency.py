@@ -86,14 +86,15 @@ class Files(toys.Blobs):
 
 
 @pytest.mark.parametrize("edit", ["renumbered", "longer"])
-def test_files_of_the_same_names_with_another_content_are_refused(train, edit: str, capsys) -> None:
+@pytest.mark.parametrize("border", ["", "0" * 1000])
+def test_files_of_the_same_names_with_another_content_are_refused(train, edit: str, border: str, capsys) -> None:
     paths = [Path(f"{number:03}.txt") for number in range(300)]
     for path in paths:
-        path.write_text(f"point {path}")
+        path.write_text(f"point {path}{border}")
     train("--dataset", "test_data_consistency.Files", "--max_epochs", 1)
     main.main(["test", "--ckpt_path", "last"])
     for path, other in zip(paths, reversed(paths), strict=True):
-        path.write_text(f"point {other}" if edit == "renumbered" else f"point {path} again")
+        path.write_text(f"point {other}{border}" if edit == "renumbered" else f"point {path}{border} again")
     with pytest.raises(SystemExit, match="2"):
         main.main(["test", "--ckpt_path", "last"])
     assert "the test split has other items" in capsys.readouterr().err

@@ -193,6 +193,17 @@ def test_mean_and_deviation_are_of_the_training_images_and_are_kept() -> None:
     assert folder_of("test").preprocessing["mean"] == pytest.approx([2 / 3, (0.2 + 0.2 + 1) / 3, 1 / 3], abs=1e-6)
 
 
+def test_mean_and_deviation_follow_images_of_the_same_names_and_sizes() -> None:
+    for first in (0, 100):  # without compression all files have one size, and these a black border at their end
+        for at in range(20):
+            pixels = np.zeros((16, 16), np.uint8)
+            pixels[4:12, 4:12] = first + at
+            write(Path("pictures", "ab"[at % 2], f"{at}.bmp"), pixels)
+        read = folder_of(data_dir="pictures", img_size=16, grey=True)
+        levels = np.array([(first + int(Path(path).stem)) / 255 for path in read.paths])
+        assert read.preprocessing["mean"][0] == pytest.approx(levels.mean() / 4)
+
+
 def test_only_training_images_are_cut_out_at_random() -> None:
     write_digits(Path("digits"), 80)
     train, val = folder_of(crop_scale=0.5), folder_of("val")

@@ -1,6 +1,5 @@
 """ImageFolder: one folder of photographs per class, cropped and flipped at random in training."""
 
-import hashlib
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
 from data._images import is_image, read
-from engine.datamodule.splits import split_indices
+from engine.datamodule.splits import hash_files, hash_texts, split_indices
 from engine.errors import FileError, UsageError
 
 _MOST = 10_000  # images that mean and standard deviation are taken of: further ones change nothing
@@ -123,8 +122,7 @@ class ImageFolder(Dataset):
         known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         some = paths[:: 1 + len(paths) // _MOST]
         names = [Path(path).relative_to(kept.parent).as_posix() for path in some]
-        sizes = [os.path.getsize(path) for path in some[:: 1 + len(some) // 1000]]  # a far disk answers slowly
-        which = hashlib.blake2b(repr((names, sizes)).encode(), digest_size=8).hexdigest()
+        which = hash_texts([*names, hash_files(some)])
         name = f"{self.in_channels} channels, size {self.img_size}, files {which}"  # of other files they are others
         if name not in known:
             total, squares = torch.zeros(2, self.in_channels, dtype=torch.float64)
