@@ -109,11 +109,14 @@ def _in_one_line(settings: Settings, model: Any, data: Any, path: str | None) ->
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         if any(map(is_own_file, files)):  # the traceback says which line of the user's is meant
             raise
-        flags = [name for name in settings.arguments["trainer"] if re.search(rf"\b{name}\b", str(error))]
+        said = " ".join(str(error).split())
+        if settings.arguments["trainer"].get("overfit_batches"):  # which sets these
+            said = re.sub(r"\blimit_(train|val|test)_batches\b", "overfit_batches", said)
+        flags = [name for name in settings.arguments["trainer"] if re.search(rf"\b{name}\b", said)]
         if flags and "pytorch_lightning" in Path(files[-1]).parts:
-            raise UsageError(f"--{flags[0]}: {' '.join(str(error).split())}") from error
+            raise UsageError(f"--{flags[0]}: {said}") from error
         if type(error).__name__ == "MisconfigurationException":
-            raise UsageError(f"Lightning: {' '.join(str(error).split())}") from error
+            raise UsageError(f"Lightning: {said}") from error
         raise
 
 
