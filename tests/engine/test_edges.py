@@ -1,7 +1,9 @@
 """Runs that have nothing, or next to nothing, to train on, to validate with or to tell apart."""
 
 import json
+from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 import main
 import pytest
@@ -123,3 +125,48 @@ def test_too_little_memory_says_what_helps(train) -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught:
         train("--model_name", "test_edges.TooLarge", "--max_epochs", 1)
     assert "a smaller --batch_size" in caught.value.__notes__[0]
+
+
+def counted(init: Any) -> Any:
+    """A decorator that does not say what it decorates: without functools.wraps."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.calls = 1
+
+    return call
+
+
+class Decorated(toys.Net):
+    @counted
+    def __init__(self, num_features: int, num_classes: int, width: int = 5) -> None:
+        super().__init__(num_features, num_classes, hidden_dim=width)
+
+
+def test_arguments_are_found_behind_a_decorator(train) -> None:
+    train("--model_name", "test_edges.Decorated", "--width", 7, "--max_epochs", 1)
+    network = main.load("last").network
+    assert network.calls == 1
+    assert {len(one) for one in network.state_dict().values()} == {7, 3}
+    train("--model_name", "test_edges.Decorated", "--max_epochs", 1)
+    assert {len(one) for one in main.load("last").network.state_dict().values()} == {5, 3}
+
+
+class Sets(toys.Net):
+    def __init__(
+        self,
+        num_features,
+        num_classes,
+        some={1},  # noqa: B006
+        few=frozenset({2}),
+        names: Set[str] = frozenset(),
+    ) -> None:
+        super().__init__(num_features, num_classes)
+        self.taken = some, few, names
+
+
+def test_sets_stay_sets(train) -> None:
+    train("--model_name", "test_edges.Sets", "--max_epochs", 1)
+    assert main.load("last").network.taken == ({1}, {2}, set())
+    train("--model_name", "test_edges.Sets", "--some", 4, "--few", 5, 6, "--names", "a", "b", "--max_epochs", 1)
+    assert main.load("last").network.taken == ({4}, {5, 6}, {"a", "b"})

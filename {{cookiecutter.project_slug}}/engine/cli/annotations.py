@@ -101,7 +101,9 @@ def from_hint(hint: Any) -> Annotation:
 def of_default(value: Any) -> Annotation:
     """The annotation of an argument without one, from its default: `rate=1` may be 0.5 as well."""
     name = type(value).__name__
-    if name in ("list", "tuple"):  # not an Expression, which is a tuple too
+    if name == "Expression" and (made := re.match(r"(list|tuple|set|frozenset)\(", value.text)):
+        return (Type("list", made[1], ((),)),)
+    if name in ("list", "tuple", "set"):  # not an Expression, which is a tuple too
         return (Type("list", name, (tuple(dict.fromkeys(one for item in value for one in of_default(item))),)),)
     types = {"bool": ("bool",), "int": ("int", "float"), "float": ("float",), "str": ("str",), "dict": ("dict",)}
     return tuple(Type(one, one) for one in types.get(name, ()))

@@ -85,7 +85,7 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
         return parameters, False
     tree = _syntax(function, inspect)
     asked = keys_of(tree, kwargs)[0]
-    callees = _calls_with(kwargs, tree, function, target)
+    callees = _calls_with(kwargs, tree, function, target, inspect)
     inner = [
         _behind(callee, num_bound, keywords, asked.keys(), inspect, visited | {function})
         for callee, num_bound, keywords in callees
@@ -129,7 +129,7 @@ def _behind(
     return {name: one for name, one in found.items() if name not in bound}, accepts_any
 
 
-def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
+def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any, inspect: Any) -> Any:
     """Each call that hands on `**kwargs`: (callee or None, number of positional arguments, keywords given)."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
@@ -142,7 +142,8 @@ def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
         elif isinstance(call.func, (ast.Name, ast.Attribute)):
             first, *rest = ast.unparse(call.func).split(".")
             try:
-                callee = reduce(getattr, rest, function.__globals__.get(first))
+                known = function.__globals__ | inspect.getclosurevars(function).nonlocals  # such as what is decorated
+                callee = reduce(getattr, rest, known.get(first))
             except AttributeError:
                 callee = None  # such as a method
         num_bound = sum(not isinstance(one, ast.Starred) for one in call.args)
