@@ -113,7 +113,6 @@ def run(
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *extra_callbacks],
         logger=loggers.load(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
-        plugins=[checkpoint_io.DurableCheckpointIO()],
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
     with watchdog.watch(trainer, hang_minutes):

@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 def connect(address: str) -> Any:
     """The module ray, connected to a cluster; `local` starts one that only this machine can reach.
 
-    Raises:
-        UsageError: Ray is not installed, or there is no such cluster.
+    Raises: UsageError: Ray is not installed, or there is no such cluster.
     """
     options: dict[str, Any] = {}
     if address == "local":  # Ray reads its environment when it is imported
@@ -103,8 +102,7 @@ def connect(address: str) -> Any:
 def resources(ray: Any, options: argparse.Namespace) -> list[dict[str, int]]:
     """The CPUs and GPUs of each worker.
 
-    Raises:
-        UsageError: this machine has fewer, and there is no cluster.
+    Raises: UsageError: this machine has fewer, and there is no cluster.
     """
     available, count = ray.cluster_resources(), options.num_ray_workers
     gpus = int("GPU" in available) if options.num_gpus is None else options.num_gpus
@@ -151,8 +149,7 @@ def run_workers(ray: Any, argv: list[str], bundles: list[dict[str, int]], max_fa
 def wait(ray: Any, running: list[Any]) -> Any:
     """Waits for the workers: their exit status, or the first exception of one.
 
-    Raises:
-        RayActorError: a worker died; errors of the others are consequences.
+    Raises: RayActorError: a worker died; errors of the others are consequences.
     """
     error: BaseException | None = None
     while running:

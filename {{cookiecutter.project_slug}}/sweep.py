@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
 def read_space(path: Path) -> Space:
     """The search space in a YAML file; numbers may be written as 1e-4.
 
-    Raises:
-        UsageError: there is no such file, or a line is neither a list of choices nor a range.
+    Raises: UsageError: there is no such file, or a line is neither a list of choices nor a range.
     """
     import yaml
 
@@ -199,8 +198,7 @@ def run_trials(study: Any, objective: Any, num_trials: int, pause: float) -> Non
 def run_trial(study: Any, space: Space, fixed: list[str], metric: str, trial: Any) -> float:
     """A run with the values of a trial: the metric at its end.
 
-    Raises:
-        FloatingPointError: the metric is not finite; the trial counts, and the search continues.
+    Raises: FloatingPointError: the metric is not finite; the trial counts, and the search continues.
     """
     import optuna
     from pytorch_lightning import Trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paths import PROJECT
+from paths import PROJECT, TOYS
 
 NETWORK = '''
 from __future__ import annotations
@@ -334,7 +334,7 @@ def test_the_shell_completes(shell, project: Path, line: str, answers: set[str])
 @pytest.mark.parametrize(
     ("path", "name", "line"),
     [
-        ("engine/features/l1_penalty.py", "callbacks", "it should define callbacks(run_dir, model, data, *, FLAGS)"),
+        ("engine/features/l1_penalty.py", "callbacks", "it should define callbacks(*, FLAGS)"),
         ("engine/commands/consolidate.py", "run", "it should define run(...) or main(argv), and has neither"),
     ],
 )
@@ -350,3 +350,18 @@ def test_a_feature_or_command_that_lacks_its_function(
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == f"main.py: error: {path} is no {path.split('/')[1][:-1]}: {line}\n"
+
+
+@pytest.mark.slow
+def test_a_feature_asks_by_name_for_what_it_needs(shell, project: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
+    feature, head = copy / "engine/features/tells.py", '"""Tells."""\n\n\n'
+    body = "    print(tells, type(data).__name__)\n    return []\n"
+    feature.write_text(f"{head}def callbacks(data, *, tells: str = ''):\n{body}")
+    done = shell(*TOYS, "--fast_dev_run", "--tells", "it is a", project=copy)
+    assert "it is a DInterface" in done.stdout
+    for names, line in (("dat", "asks for dat; there are run_dir, model, data"), ("folder, net, data", "")):
+        feature.write_text(f"{head}def callbacks({names}, *, tells: str = ''):\n    return []\n")
+        done = shell(*TOYS, "--fast_dev_run", project=copy)
+        assert line in done.stderr
+        assert done.returncode == (2 if line else 0)

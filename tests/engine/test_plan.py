@@ -8,7 +8,7 @@ import main
 import pytest
 import torch
 from engine.cli import discovery
-from engine.commands.plan.memory import bytes_of
+from engine.commands.plan.step_costs import bytes_of
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention

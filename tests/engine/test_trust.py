@@ -79,7 +79,7 @@ REFUSED = {
     "model_name": "os.system builtins.exec torch.load torch.hub.load torch.utils.cpp_extension.load torch.save "
     "torchvision.datasets.utils.download_url torch.optim.SGD subprocess.Popen runpy.run_path code.interact "
     "torchvision.models.get_model torchvision.models._api.get_weight torchvision.models.list_models "
-    "torch.nn.functional.relu toys.twice toys.Blobs main.main engine.checkpointing.run_folder.open_folder "
+    "torch.nn.functional.relu toys.twice toys.Blobs main.main engine.checkpointing.run_folder.open_run "
     "hosts.torchrun "
     "yaml.unsafe_load yaml.Loader fsspec.open engine.launch.watchdog.os torch.serialization.os pathlib.Path ..evil.Net "
     "data.nowhere.Net a/b.c torch.utils.model_dump.__main__.main [subprocess.Popen]",

@@ -21,8 +21,7 @@ def is_image(path: str | Path) -> bool:
 def read(path: str | Path, channels: int) -> Image.Image | Tensor:
     """An image of 1 or 3 channels: PIL's, of bytes; of a file of 16 bits a grey level, floats (channels, H, W) in 0..1.
 
-    Raises:
-        FileError: the file is no image, or is broken, or has levels whose range it does not say.
+    Raises: FileError: the file is no image, or is broken, or has levels whose range it does not say.
     """
     with _opened(path) as image:
         if image.mode in ("I", "F"):
@@ -38,8 +37,7 @@ def read(path: str | Path, channels: int) -> Image.Image | Tensor:
 def numbers(path: str | Path) -> Tensor:
     """The raw values of a mask file, (H, W), or (H, W, channels) for one in colour.
 
-    Raises:
-        FileError: the file is no image, or is broken.
+    Raises: FileError: the file is no image, or is broken.
     """
     with _opened(path) as image:
         return torch.from_numpy(np.array(image).astype(np.int64))

@@ -1,6 +1,5 @@
 """Errors of data/csv_table.py and data/text_lines.py about a file."""
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
@@ -37,8 +36,12 @@ def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
         with suppress(UnicodeError):
             content.decode(other)
             return UsageError(f"{path} is not {encoding}; it can be read as {other}: --encoding {other}")
-    damaged = re.search(r"position (\d+)", _decode_error(content, encoding))
-    line = content.count(b"\n", 0, int(damaged[1]) if damaged else 0) + 1
+    try:
+        content.decode(encoding)
+        damaged = 0
+    except UnicodeError as other_error:
+        damaged = getattr(other_error, "start", 0)
+    line = content.count(b"\n", 0, damaged) + 1
     return UsageError(f"{path} is not {encoding}, nor gbk, big5, shift_jis or cp1252: line {line} is damaged, or mixed")
 
 
@@ -50,10 +53,3 @@ def look_alike(texts: Iterable[str]) -> str:
         if first != text:
             return f"{first!r} and {text!r}, which look alike: write them in one way"
     return ""
-
-
-def _decode_error(content: bytes, encoding: str) -> str:
-    try:
-        return content.decode(encoding)[:0]
-    except UnicodeError as error:
-        return str(error)

@@ -57,18 +57,17 @@ class DInterface(SplitDataModule):
     ) -> None:
         """Builds nothing yet.
 
-        Args:
-            dataset_class: the class.
-            dataset_arguments: for its constructor.
-            splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
-            seed: the splits and the order of the items follow from it.
-            batch_size: items per step on each device.
-            num_workers: processes that load data; none is 0 for streams and whole batches, else one a core, 8 at most.
-            data_dir: folder that holds the data, or into which it is downloaded.
-            val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
-            test_fraction: share of the items for the test, where the dataset has no such split.
-            stratify: put the same share of every class into each split, where the dataset's `targets` are classes.
-            balanced: draw every class equally often in training.
+        dataset_class: the class.
+        dataset_arguments: for its constructor.
+        splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
+        seed: the splits and the order of the items follow from it.
+        batch_size: items per step on each device.
+        num_workers: processes that load data; none is 0 for streams and whole batches, else one a core, 8 at most.
+        data_dir: folder that holds the data, or into which it is downloaded.
+        val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
+        test_fraction: share of the items for the test, where the dataset has no such split.
+        stratify: put the same share of every class into each split, where the dataset's `targets` are classes.
+        balanced: draw every class equally often in training.
         """
         fractions: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "stratify": stratify}
         super().__init__(dataset_class, dataset_arguments or {}, splitter, seed=seed, data_dir=data_dir, **fractions)
@@ -128,17 +127,18 @@ class DInterface(SplitDataModule):
     def _loader(self, dataset: Any, **options: Any) -> ResumableLoader:
         if dataset is None:
             raise UsageError(f"{self.dataset_class.__name__} has no such split: --val_fraction or --test_fraction is 0")
-        if self.trainer is not None:
-            here = data_parallel_rank(self.trainer)
-            options |= {"rank": here.rank, "world_size": here.size}
         if hasattr(unwrap_subset(dataset), "collate_fn"):
             options["collate_fn"] = unwrap_subset(dataset).collate_fn
         whole = self.whole_batches(dataset)
         workers = self._default_workers(dataset, bool(whole)) if self.num_workers is None else self.num_workers
         options |= {"seed": self.seed, "num_workers": workers, "whole": whole}
-        loader = ResumableLoader(dataset, self.batch_size, **options)
+        loader = ResumableLoader(dataset, self.batch_size, **self._rank(), **options)
         self._loaders.append(loader)
         return loader
+
+    def _rank(self) -> dict[str, Any]:
+        here = data_parallel_rank(self.trainer) if self.trainer is not None else None
+        return {"rank": here.rank, "world_size": here.size} if here else {}
 
     def whole_batches(self, dataset: Any) -> WholeBatches | None:
         """How to fetch whole batches of a dataset without `__getitems__` or `collate_fn`; None if it cannot."""

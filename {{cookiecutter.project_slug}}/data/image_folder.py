@@ -1,6 +1,5 @@
 """ImageFolder: one folder of photographs per class, cropped and flipped at random in training."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
 from data._images import is_image, read
+from engine.checkpointing.atomic_write import read_json, write_json
 from engine.datamodule.splits import hash_files, hash_texts, split_indices
 from engine.errors import FileError, UsageError
 
@@ -119,7 +119,7 @@ class ImageFolder(Dataset):
     def _statistics(self, kept: Path, paths: list[str], split: str) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, image after image, or as they were kept."""
         transform = v2.Compose([*_whole(self.img_size), *PIXELS])
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        known = read_json(kept, {})
         some = paths[:: 1 + len(paths) // _MOST]
         names = [Path(path).relative_to(kept.parent).as_posix() for path in some]
         which = hash_texts([*names, hash_files(some)])
@@ -142,10 +142,8 @@ class ImageFolder(Dataset):
             mean = total / (number := len(some) - len(broken))
             std = (squares / number - mean.square()).clamp_min(1e-8).sqrt()
             known[name] = {"mean": mean.tolist(), "std": std.tolist()}
-            part = kept.with_suffix(f".{os.getpid()}.part")
             if os.access(kept.parent, os.W_OK) and not broken:  # or each split computes them again
-                part.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-                part.replace(kept)
+                write_json(kept, known)
         return known[name]["mean"], known[name]["std"]
 
 

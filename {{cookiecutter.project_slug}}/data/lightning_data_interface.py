@@ -1,8 +1,5 @@
 """LightningDataInterface: a LightningDataModule of one's own, with batches that a resumed run repeats."""
 
-import os
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 from pytorch_lightning import LightningDataModule
@@ -16,7 +13,6 @@ from engine.cli.settings import Settings
 from engine.datamodule.combined_loader import CombinedResumableLoader
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError
-from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.lightning_compat import combined_mode
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_exception")
@@ -138,11 +134,7 @@ class LightningDataInterface(DInterface):
         """Calls prepare_data once, one process a machine at a time, and setup once a stage."""
         self.module.trainer = self.trainer
         if not self._stages_set_up and is_overridden("prepare_data", self.module):
-            from filelock import FileLock
-
-            Path(self.data_dir).mkdir(parents=True, exist_ok=True)
-            writable = os.access(self.data_dir, os.W_OK)
-            with FileLock(Path(self.data_dir) / ".prepare.lock") if writable else nullcontext():
+            with self.prepare_lock():
                 self.module.prepare_data()
         if stage not in self._stages_set_up:
             self._stages_set_up.add(stage)
@@ -151,10 +143,6 @@ class LightningDataInterface(DInterface):
     def _own_loaders(self, name: str) -> Any:
         self._set_up({"train": "fit", "val": "fit"}.get(name, name))
         return getattr(self.module, f"{name}_dataloader")()
-
-    def _rank(self) -> dict[str, Any]:
-        here = data_parallel_rank(self.trainer) if self.trainer is not None else None
-        return {"rank": here.rank, "world_size": here.size} if here else {}
 
     def _resumable(self, name: str, **options: Any) -> Any:
         """The loaders of a split, the plain ones replaced by ResumableLoaders."""
@@ -204,9 +192,9 @@ def _names(stage: str, loaders: Any) -> list[str]:
 def _is_plain(loader: DataLoader[Any]) -> bool:
     """Whether a DataLoader does nothing that its dataset, batch size, collate_fn and shuffle do not say."""
     sampler = loader.sampler
-    in_order = isinstance(sampler, SequentialSampler) or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    )
+    in_order = isinstance(sampler, SequentialSampler)
+    if type(sampler) is RandomSampler and not sampler.replacement:
+        in_order = sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     return in_order and type(loader.batch_sampler) is BatchSampler and loader.worker_init_fn is None
 
 

@@ -42,8 +42,7 @@ class MNIST(Dataset):
             train: the 60,000 training images; otherwise the 10,000 of the test set.
             data_dir: folder with the raw files in MNIST/raw; what is missing there is downloaded.
 
-        Raises:
-            RuntimeError: a file is missing or broken.
+        Raises: RuntimeError: a file is missing or broken.
         """
         folder, prefix = Path(data_dir, "MNIST", "raw"), "train" if train else "t10k"
         try:
@@ -84,8 +83,7 @@ class MNIST(Dataset):
     def prepare_data(data_dir: str = "datasets") -> None:
         """Downloads what is missing or broken.
 
-        Raises:
-            RuntimeError: that failed; the message names the folder, the problems, and the alternatives.
+        Raises: RuntimeError: that failed; the message names the folder, the problems, and the alternatives.
         """
         folder, problems = Path(data_dir, "MNIST", "raw"), {}
         for name in _FILES:
@@ -119,8 +117,7 @@ def _normalise(pixels: torch.Tensor) -> torch.Tensor:
 def _read(path: Path, check_sum: bool = False) -> np.ndarray:
     """The bytes of an IDX file: two zeros, type 8 (bytes), number of dimensions, each size in 4 bytes, the data.
 
-    Raises:
-        ValueError: what is wrong with the file.
+    Raises: ValueError: what is wrong with the file.
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")

@@ -161,8 +161,7 @@ class TextLines(Dataset):
     def open_rows(self, path: str) -> tuple[list[str], torch.Tensor]:
         """Where each text of another file stands, and the texts (N, T).
 
-        Raises:
-            UsageError: the file or the column of the texts is not there or cannot be read, or a text is empty.
+        Raises: UsageError: the file or the column of the texts is not there or cannot be read, or a text is empty.
         """
         rows = self._read(Path(path))
         return [row.where for row in rows], self._inputs(rows).long()

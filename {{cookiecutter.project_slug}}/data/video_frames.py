@@ -53,8 +53,7 @@ class VideoFrames(Dataset):
             seed: the splits follow from it.
             data_dir: folder of the classes.
 
-        Raises:
-            UsageError: there is no clip.
+        Raises: UsageError: there is no clip.
         """
         if find_spec("av") is None:
             raise UsageError('--dataset video_frames needs PyAV: pip install -e ".[video]"')
@@ -99,8 +98,7 @@ def places(length: int, segments: int, draw: bool) -> list[int]:
 def read(path: Path, num_frames: int, size: int, draw: bool) -> np.ndarray:
     """Frames (num_frames, size, size, 3) of a clip, bytes.
 
-    Raises:
-        FileError: it cannot be decoded, breaks off, or has fewer frames.
+    Raises: FileError: it cannot be decoded, breaks off, or has fewer frames.
     """
     import av
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -48,14 +49,8 @@ def is_own_file(name: str) -> bool:
     import sysconfig
 
     root, path = Path(__file__).resolve().parent.parent, Path(name).resolve()
-    ours = (
-        "engine",
-        "main.py",
-        "data/data_interface.py",
-        "data/lightning_data_interface.py",
-        "model/model_interface.py",
-    )
-    not_own = [root / one for one in ours]
+    ours = "engine main.py data/data_interface.py data/lightning_data_interface.py model/model_interface.py"
+    not_own = [root / one for one in ours.split()]
     not_own += [Path(sysconfig.get_path(one)).resolve() for one in ("stdlib", "purelib", "platlib")]
     return not name.startswith("<") and not any(path.is_relative_to(one) for one in not_own)
 
@@ -65,8 +60,6 @@ def print_own_frames(kind: type[BaseException], error: BaseException, trace: Tra
 
     The traceback that a worker process of a DataLoader sent along is shortened likewise.
     """
-    import traceback  # only a run that fails pays for it
-
     if sys.flags.dev_mode or not issubclass(kind, Exception):
         sys.__excepthook__(kind, error, trace)
         return
@@ -81,9 +74,8 @@ def print_own_frames(kind: type[BaseException], error: BaseException, trace: Tra
 
     print(re.sub(r'  File "([^"\n]+)", line .*\n(?:    .*\n)*', shorten, text), end="", file=sys.stderr)
     if left_out:
-        print(
-            f"({left_out} frames that are not your own are left out: python -X dev main.py shows them)", file=sys.stderr
-        )
+        hint = "python -X dev main.py shows them"
+        print(f"({left_out} frames that are not your own are left out: {hint})", file=sys.stderr)
 
 
 def simplify(name: str) -> str:

@@ -184,8 +184,7 @@ def keep_dtype(module: Any) -> None:
 def restore_metric(name: str, metric: Any, states: list[dict[str, Any]]) -> None:
     """Sets the state of a metric (`metric_state`), merged where fewer processes go on than there were.
 
-    Raises:
-        UsageError: the metric of that name has no way to merge its state.
+    Raises: UsageError: the metric of that name has no way to merge its state.
     """
     import torch
 

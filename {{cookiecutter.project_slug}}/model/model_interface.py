@@ -59,26 +59,25 @@ class MInterface(MetricLoggingModule):
     ) -> None:
         """Keeps the settings.
 
-        Args:
-            network: the module to train; None in a subclass that has its own forward.
-            loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
-            task: what the outputs are: a logit per class (multiclass), one for yes or no (binary), several such
-                (multilabel), numbers (regression), or anything else (other); none takes what the loss says, and with a
-                loss of your own the targets.
-            class_dim: dimension of the classes in an output; none infers it from the shapes of the first batch.
-            head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT per output, for a network whose outputs and targets are dicts;
-                none takes cross_entropy for whole numbers and mse_loss for others.
-            class_weights: balanced weights the loss of each class by 1 / its share of the training items.
-            metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr, or dotted paths to metrics of your
-                own, with arguments in brackets: 'FBetaScore(beta=2.0)'; none takes one that suits the loss.
-            metric_thresholds: bins for auroc and the like, such as 200; none is exact, from all outputs of an epoch.
-            lr: learning rate.
-            optimizer: class of torch.optim, or a dotted path.
-            weight_decay: weight decay of the optimiser; none takes the optimiser's own default.
-            no_decay_norm_bias: no weight decay for biases and normalisation layers.
-            lr_scale: factors of lr for parts of the network, such as backbone=0.1.
-            component_kwargs: further arguments of the "loss", the "optimizer" and the "schedule", from their flags, and
-                the "target_info" of the data.
+        network: the module to train; None in a subclass that has its own forward.
+        loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
+        task: what the outputs are: a logit per class (multiclass), one for yes or no (binary), several such
+            (multilabel), numbers (regression), or anything else (other); none takes what the loss says, and with a loss
+            of your own the targets.
+        class_dim: dimension of the classes in an output; none infers it from the shapes of the first batch.
+        head_losses: HEAD=LOSS or HEAD=LOSS*WEIGHT per output, for a network whose outputs and targets are dicts; none
+            takes cross_entropy for whole numbers and mse_loss for others.
+        class_weights: balanced weights the loss of each class by 1 / its share of the training items.
+        metrics: names of torchmetrics, such as acc, f1, auroc, mae, r2, psnr, or dotted paths to metrics of your own,
+            with arguments in brackets: 'FBetaScore(beta=2.0)'; none takes one that suits the loss.
+        metric_thresholds: bins for auroc and the like, such as 200; none is exact, from all outputs of an epoch.
+        lr: learning rate.
+        optimizer: class of torch.optim, or a dotted path.
+        weight_decay: weight decay of the optimiser; none takes the optimiser's own default.
+        no_decay_norm_bias: no weight decay for biases and normalisation layers.
+        lr_scale: factors of lr for parts of the network, such as backbone=0.1.
+        component_kwargs: further arguments of the "loss", the "optimizer" and the "schedule", from their flags, and the
+            "target_info" of the data.
         """
         given = component_kwargs or {}
         ignore_index = given.get("loss", {}).get("ignore_index", IGNORE_INDEX)
@@ -109,9 +108,8 @@ class MInterface(MetricLoggingModule):
         self.loss = losses.build(loss, given.get("loss", {}))
         self.own_loss = "." in losses.functional_name(loss)
         self.num_loss_inputs, self.loss_from_batch = losses.batch_arguments(self.loss) if self.own_loss else (2, {})
-        self.output_spec = OutputSpec(
-            infer_task(loss, target_info), class_dim, losses.functional_name(loss) != "binary_cross_entropy"
-        )
+        are_logits = losses.functional_name(loss) != "binary_cross_entropy"
+        self.output_spec = OutputSpec(infer_task(loss, target_info), class_dim, are_logits)
         self.num_classes: int | None = target_info.get("num_classes")
         self.is_multiclass = self.output_spec.task == "multiclass"  # the output is a logit for each class
         self.has_binary_logits = self.output_spec.task in ("binary", "multilabel") and self.output_spec.are_logits
@@ -251,8 +249,7 @@ class MInterface(MetricLoggingModule):
     def _compare(self, output: Any, fields: Fields, batch: Any) -> tuple[Any, Tensor | None]:
         """The loss of an output, or its parts by name; and the output aligned with the target, None where it cannot be.
 
-        Raises:
-            UsageError: the loss does not go with the output or with the items.
+        Raises: UsageError: the loss does not go with the output or with the items.
         """
         answer, target = main_output(output), fields.target
         if fields.to_forward or target is None:  # the network may return its own loss
@@ -261,10 +258,8 @@ class MInterface(MetricLoggingModule):
                 with training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:
-                is_class = (
-                    isinstance(answer, Tensor) and answer.dim() == 2 and self.output_spec.matches(answer, target, None)
-                )
-                return parts, answer if is_class and self.is_multiclass else None
+                is_class = self.is_multiclass and isinstance(answer, Tensor) and answer.dim() == 2
+                return parts, answer if is_class and self.output_spec.matches(answer, target, None) else None
             if isinstance(parts, Mapping) and parts.get("loss") is not None:
                 what = f"the `loss` that the network returns is {_describe(parts['loss'])}"
                 raise UsageError(f"{what}: return the mean, a tensor ()")
@@ -272,12 +267,8 @@ class MInterface(MetricLoggingModule):
         if not self.own_loss:
             if not comparable:
                 here = f"here they are {_describe(output)} and {_describe(target)}"
-                needs = (
-                    "needs tensors as output and target"
-                    if target is not None
-                    else "needs a target, and an item has none"
-                )
-                raise UsageError(f"--loss {self.loss_name} {needs}; {here}: --loss my_losses.mine takes anything")
+                needs = "tensors as output and target" if target is not None else "a target, and an item has none"
+                raise UsageError(f"--loss {self.loss_name} needs {needs}; {here}: --loss my_losses.mine takes anything")
             answer = self.output_spec.align_with_target(answer, target)
             if not self._activation_checked:
                 self._activation_checked = self.training

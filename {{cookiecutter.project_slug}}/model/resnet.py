@@ -42,8 +42,7 @@ class ResNet(nn.Module):
             weights_file: start from the weights in this file, as torchvision offers it for download.
             dropout: probability of dropping an input of the head in training.
 
-        Raises:
-            UsageError: there is no such classifier, or it has no single linear layer as its head.
+        Raises: UsageError: there is no such classifier, or it has no single linear layer as its head.
         """
         super().__init__()
         known = models.list_models(module=models, exclude=["googlenet", "inception*", "squeezenet*"])  # no single head
@@ -65,8 +64,7 @@ class ResNet(nn.Module):
     def fetch_weights(self) -> None:
         """Loads the pretrained weights into the backbone; called unless a checkpoint is loaded.
 
-        Raises:
-            RuntimeError: they cannot be fetched or do not fit; the message has the ways out.
+        Raises: RuntimeError: they cannot be fetched or do not fit; the message has the ways out.
         """
         if not (self.pretrained or self.weights_file):
             return

@@ -23,8 +23,7 @@ class SuperResolution(nn.Module):
             width: channels between the convolutions.
             num_layers: convolutions before the last one.
 
-        Raises:
-            UsageError: scale is below 2.
+        Raises: UsageError: scale is below 2.
         """
         super().__init__()
         if scale < 2:

@@ -27,8 +27,7 @@ class UNet(nn.Module):
             depth: number of halvings.
             residual: add the output to the input image, as suits denoising.
 
-        Raises:
-            UsageError: `residual` with another number of channels.
+        Raises: UsageError: `residual` with another number of channels.
         """
         super().__init__()
         if residual and in_channels != out_channels:

@@ -41,8 +41,7 @@ class ViTSmall(nn.Module):
             pooling: the head reads the mean of all tokens, or an additional class token.
             dropout: probability of dropping a value before it is added to a token, in training.
 
-        Raises:
-            UsageError: img_size is no multiple of patch_size, or dim none of num_heads.
+        Raises: UsageError: img_size is no multiple of patch_size, or dim none of num_heads.
         """
         super().__init__()
         if img_size % patch_size or dim % num_heads:

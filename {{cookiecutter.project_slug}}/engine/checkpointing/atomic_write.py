@@ -22,8 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     At every moment `path` is the old file or the new one; where the block fails, the new one is removed.
 
-    Raises:
-        WriteError: it cannot be written: the disk is full, for example.
+    Raises: WriteError: it cannot be written: the disk is full, for example.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -39,8 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def adding(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files move to `folder` when the block ends; where it fails, none does.
 
-    Raises:
-        WriteError: it cannot be written: the disk is full, for example.
+    Raises: WriteError: it cannot be written: the disk is full, for example.
     """
     import tempfile
 
@@ -76,6 +74,13 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, a line an entry; what JSON has no form for as its text. Raises WriteError."""
+    import json  # not needed for help
+
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
 def append(path: Path, data: bytes) -> None:
     """Appends to a file, all of it or nothing. Raises OSError."""
     size = path.stat().st_size if path.exists() else 0
@@ -103,8 +108,7 @@ def optional(path: Path) -> Iterator[None]:
 def read_json(path: Path, default: Any) -> Any:
     """What a JSON file holds; `default`, whose type it should have, where there is none.
 
-    Raises:
-        UsageError: it is broken.
+    Raises: UsageError: it is broken.
     """
     import json  # not needed for help
 

@@ -13,12 +13,15 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from engine.checkpointing import run_folder
+from engine.checkpointing.atomic_write import write_atomically
 from engine.checkpointing.monitor_mode import Monitored, file_name, mode_of
 from engine.checkpointing.run_folder import resume_command
 from engine.cli.settings import Settings
 from engine.errors import UsageError, nearest
 from engine.launch.signals import SignalListener, exit_on_signal, ignore_signals
 from engine.lightning_compat import call_after_logging, mark_validation_as_interrupted
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the state of a ModelCheckpoint
 
 
 class SaveConfig(Callback):
@@ -31,7 +34,7 @@ class SaveConfig(Callback):
         if check_resume := getattr(trainer.train_dataloader, "check_resume", None):  # of a loader of ours
             check_resume()  # a change that is refused leaves config.yaml as it is
         if trainer.is_global_zero:
-            run_folder.write_config(self.settings, self.run_dir)
+            write_atomically(self.run_dir / "config.yaml", run_folder.config_text(self.settings))
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["default_flags"] = sorted(self.settings.defaults)
@@ -65,8 +68,7 @@ class BestCheckpoint(ModelCheckpoint):
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints so far, by their file names: whoever gets the file learns nothing of this machine."""
         state = super().state_dict()
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        names = {key: os.path.basename(state[key]) for key in paths}
+        names = {key: os.path.basename(state[key]) for key in _PATHS}
         models = {os.path.basename(path): score for path, score in state["best_k_models"].items()}
         return {**state, **names, "best_k_models": models, "dirpath": "", "mode": self.mode}
 
@@ -98,8 +100,8 @@ class BestCheckpoint(ModelCheckpoint):
         if self.required:
             near = nearest(str(self.monitor), trainer.callback_metrics)
             raise UsageError(f"--monitor {self.monitor}: {missing}{near}")
-        if trainer.is_global_zero:
-            print(f"{missing}: the latest epoch counts as the best, unless --monitor names one of these", flush=True)
+        line = f"{missing}: the latest epoch counts as the best, unless --monitor names one of these"
+        rank_zero_only(print)(line, flush=True)
         self._follow_epochs()
 
     def _follow_epochs(self) -> None:
@@ -117,9 +119,7 @@ class BestCheckpoint(ModelCheckpoint):
             found = f"the best checkpoint is found anew, by {self.monitor} ({self.mode})"
             self._found_anew = f"{found}: until now it was by {before[0]} ({before[1]})"
             return
-        paths = {
-            name: moved(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")
-        }
+        paths = {name: moved(state_dict[name]) for name in _PATHS}
         models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": str(self.dirpath)})
         self.current_score = state_dict["current_score"]  # which Lightning leaves out
@@ -143,10 +143,8 @@ class BestCheckpoint(ModelCheckpoint):
         if self._unknown and self.best_k_models and not trainer.sanity_checking:
             for path in sorted(self._unknown - self.best_k_models.keys()):
                 self._remove(trainer, path)
-                if trainer.is_global_zero:
-                    print(
-                        f"removed {path}, which is later than the checkpoint that the run has gone on from", flush=True
-                    )
+                why = "which is later than the checkpoint that the run has gone on from"
+                rank_zero_only(print)(f"removed {path}, {why}", flush=True)
             self._unknown = set()
 
     def _remove(self, trainer: Trainer, path: str) -> None:
@@ -170,10 +168,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and checkpoint.get("accumulating"):
-            raise UsageError(
-                f"{trainer.ckpt_path} was saved between batches whose gradients accumulate, which are not in it: "
-                "go on with last.ckpt, or begin anew with --init_from"
-            )
+            said = f"{trainer.ckpt_path} was saved between batches whose gradients accumulate, which are not in it"
+            raise UsageError(f"{said}: go on with last.ckpt, or begin anew with --init_from")
 
 
 class LastCheckpoint(Checkpoint):
@@ -188,20 +184,13 @@ class LastCheckpoint(Checkpoint):
     run_dir: the run folder. every_n_train_steps, every_n_minutes: when to save besides the end of each epoch.
     """
 
-    def __init__(
-        self, run_dir: Path, every_n_train_steps: int | None = None, every_n_minutes: float | None = None
-    ) -> None:
+    def __init__(self, run_dir: Path, every_n_train_steps: int | None, every_n_minutes: float | None) -> None:
         self.run_dir, self.every_n_train_steps, self.every_n_minutes = run_dir, every_n_train_steps, every_n_minutes
         self.path = run_dir / "checkpoints" / "last.ckpt"
         self.signals = SignalListener()
         self._stepped = self._due = self._validates = self._validating = self._saving = self._stops = False
         self._step, self._saved_at = 0, time.monotonic()
         self._weights: set[str] | None = None  # the names of those that there are when training begins
-
-    @property
-    def received(self) -> int:
-        """The signal that ends the run, 0 for none."""
-        return self.signals.received
 
     def _install(self, *_: Any) -> None:
         self.signals.install()
@@ -289,15 +278,15 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
             self._saving = self._due = False
             self._saved_at = time.monotonic()
-        if self.received:
+        if self.signals.received:
             self._exit(trainer)
 
     def _exit(self, trainer: Trainer) -> NoReturn:
         if not trainer.is_global_zero:
-            raise SystemExit(128 + self.received)
+            raise SystemExit(128 + self.signals.received)
         ignore_signals()  # srun ends the rest of a job as soon as one rank is gone: this line comes first
         print(f"stopped by a signal and saved; this goes on:\n{resume_command(self.run_dir)}", flush=True)
-        exit_on_signal(self.received)
+        exit_on_signal(self.signals.received)
 
 
 def _names(module: LightningModule) -> set[str]:
@@ -309,11 +298,9 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
     every_epochs = trainer.check_val_every_n_epoch
     if trainer.is_last_batch:
         return True
-    if (
-        not trainer.enable_validation
-        or trainer.val_check_batch is None
-        or (every_epochs and (trainer.current_epoch + 1) % every_epochs)
-    ):
+    if not trainer.enable_validation or trainer.val_check_batch is None:
+        return False
+    if every_epochs and (trainer.current_epoch + 1) % every_epochs:
         return False
     done = (batch_idx if every_epochs else trainer.fit_loop.total_batch_idx) + 1
     return done % trainer.val_check_batch == 0

@@ -25,8 +25,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves; at every moment `path` is the old file or the new one, whole.
 
-        Raises:
-            UsageError: a value is of a type that `load` refuses.
+        Raises: UsageError: a value is of a type that `load` refuses.
         """
         path = Path(path)
         part = path.with_name(path.name + ".part")
@@ -100,8 +99,7 @@ def cannot_save(path: Path, error: BaseException) -> SystemExit:
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's plain values and tensors, on the CPU; of a file of nothing but weights, these as its state_dict.
 
-    Raises:
-        UsageError: the file holds anything else, which could be code, or is no checkpoint.
+    Raises: UsageError: the file holds anything else, which could be code, or is no checkpoint.
     """
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)  # it would win over weights_only
     if path.is_dir():
@@ -161,8 +159,7 @@ def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
 
     partial: skip the weights that do not fit, and print them.
 
-    Raises:
-        UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
+    Raises: UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
     """
     weights, own = load(path)["state_dict"], module.state_dict()
     alone = {f"network.{name}": one for name, one in weights.items()}

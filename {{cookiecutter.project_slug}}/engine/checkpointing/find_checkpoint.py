@@ -22,8 +22,7 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     resume: whether a run folder means its last checkpoint, to resume from, or its best one.
     flag: the flag that names it, for errors.
 
-    Raises:
-        UsageError: there is none; the message lists those that exist.
+    Raises: UsageError: there is none; the message lists those that exist.
     """
     if name in ("last", "best"):
         found = _newest(root, _last_checkpoints if name == "last" else _best_checkpoints)
@@ -65,8 +64,7 @@ def best_mode(run: Path, monitor: str) -> Literal["min", "max"]:
     As it was given to the run, or is known of the metric, or as the checkpoints say. "epoch" counts where no metric was
     logged.
 
-    Raises:
-        UsageError: nobody knows.
+    Raises: UsageError: nobody knows.
     """
     if monitor == "epoch":
         return "max"
@@ -121,17 +119,12 @@ def _best_checkpoints(run: Path) -> list[Path]:
         return [*values]
     pick = max if best_mode(run, monitor) == "max" else min
     best = [path for path, value in values.items() if value == pick(values.values())]
-    try:
-        return [pick(best, key=_score)] if len(best) > 1 else best
+    try:  # the name of the file has six decimals of the value
+        return [pick(best, key=lambda path: float(_state(path)["current_score"]))] if len(best) > 1 else best
     except UsageError:
         if all(path.exists() for path in best):
             raise
         return _best_checkpoints(run)  # a run that trains has just put another in the place of one
-
-
-def _score(path: Path) -> float:
-    """The value of the metric, of which the name of the file has six decimals."""
-    return float(_state(path)["current_score"])
 
 
 def _state(path: Path) -> dict[str, Any]:

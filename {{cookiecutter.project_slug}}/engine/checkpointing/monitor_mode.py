@@ -41,8 +41,7 @@ class Monitored(NamedTuple):
 def monitored(model: Any, data: Any, name: str, mode: Mode | None, required: bool) -> Monitored:
     """The metric that --monitor means; without a validation, the training's of that name.
 
-    Raises:
-        UsageError: it is of the training, and nobody knows its mode.
+    Raises: UsageError: it is of the training, and nobody knows its mode.
     """
     from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -58,8 +57,7 @@ def monitored(model: Any, data: Any, name: str, mode: Mode | None, required: boo
 def mode_of(name: str, given: Mode | None = None) -> Mode:
     """Whether less or more of a logged metric is better: what was `given`, or else what is known of it.
 
-    Raises:
-        UsageError: neither the user nor torchmetrics says so.
+    Raises: UsageError: neither the user nor torchmetrics says so.
     """
     mode = given or known_mode(name)
     if mode is None:

@@ -17,8 +17,7 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
     argv: the words after the action.
     given: the text of --ckpt_path, --init_from and the like, of the names of classes, and of all in --config files.
 
-    Raises:
-        UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.
+    Raises: UsageError: there is no such checkpoint, it names what may not be imported, or the action takes none.
     """
     ckpt_path, init_from = given.get("ckpt_path"), given.get("init_from")
     root = run_folder.logs_root(given.get("default_root_dir"))
@@ -46,8 +45,8 @@ def restore(action: str, argv: list[str], given: dict[str, str]) -> Restored:
 def find_config(name: str) -> Path:
     """The file that --config means; `last` is that of the run below the working directory that was begun last."""
     root = run_folder.logs_root(None)
-    numbers = run_folder.versions(root) if name == "last" and not Path(name).exists() else []
-    return root / f"version_{max(numbers)}" / "config.yaml" if numbers else Path(name)
+    runs = run_folder.run_folders(root) if name == "last" and not Path(name).exists() else []
+    return runs[-1] / "config.yaml" if runs else Path(name)
 
 
 def _flags_of(ckpt_path: Path) -> dict[str, RawValue]:

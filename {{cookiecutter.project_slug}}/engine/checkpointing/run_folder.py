@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_lock
-from engine.checkpointing.atomic_write import optional, read_json, write_atomically
+from engine.checkpointing.atomic_write import optional, read_json, write_atomically, write_json
 from engine.cli import config_file, features_and_commands
 from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings
@@ -29,7 +29,12 @@ def logs_root(default_root_dir: str | Path | None) -> Path:
 
 
 def open_run(settings: Settings, default_root_dir: str) -> Path:
-    """The folder of the run that is resumed, or a new one. Rank 0 alone writes to it."""
+    """The folder of the run that is resumed, or a new one. Rank 0 alone writes to it.
+
+    One that is trained is locked, gets its config.yaml, and loses the unfinished files of killed saves.
+    """
+    import shutil  # not needed for help
+
     from pytorch_lightning.utilities import rank_zero_only
 
     root, run = logs_root(default_root_dir), None
@@ -37,17 +42,27 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
         run = run_of(settings.ckpt_path)
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return run or root
-    if settings.action in ("fit", "tune"):
+    if trains := settings.action in ("fit", "tune"):
         check_run_name(settings.flags.get("run_name"), root, run)
-    return open_folder(run, root, _config(settings) if settings.action in ("fit", "tune") else None, settings.job_id)
+    try:
+        run = run or create(root)
+        if settings.job_id:
+            (run / settings.job_id).touch()
+        if trains:
+            run_lock.acquire(run, settings.job_id)
+            for part in sorted(run.rglob("*.part")):
+                with suppress(FileNotFoundError):  # outside checkpoints/, a new one is that of a command at work
+                    if part.parent.name == "checkpoints" or time.time() - part.lstat().st_mtime > 3600:
+                        shutil.rmtree(part) if part.is_dir() else part.unlink()
+            if not (run / "config.yaml").exists():
+                write_atomically(run / "config.yaml", config_text(settings))
+    except OSError as error:
+        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror or error}") from None
+    return run
 
 
-def write_config(settings: Settings, run: Path) -> None:
-    """Writes the flags to config.yaml when training begins: a change that is refused before leaves no trace."""
-    write_atomically(run / "config.yaml", _config(settings))
-
-
-def _config(settings: Settings) -> str:
+def config_text(settings: Settings) -> str:
+    """What config.yaml holds."""
     own = settings.arguments.get("action", {})  # flags of the command alone are no settings of the run
     kept = {name: value for name, value in settings.flags.items() if name not in own}
     return config_file.dump(kept, settings.defaults)
@@ -82,8 +97,6 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
             write_atomically(run / job_id, "ended")
     if not metrics:
         return
-    import json  # not needed for help
-
     path = run / "metrics.json"
     try:
         before = read_json(path, {})
@@ -91,7 +104,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
         print(f"{error}; written anew", file=sys.stderr)
         before = {}
     with optional(path):
-        write_atomically(path, json.dumps(before | metrics, indent=2) + "\n")
+        write_json(path, before | metrics)
     print(f"{_table(metrics)}\n{run}")
 
 
@@ -101,44 +114,18 @@ def _table(metrics: dict[str, float]) -> str:
     if "best_epoch" in metrics:
         best = {name: last.pop(name) for name in metrics if name.startswith(("best_", "test"))}
         best = {name.removeprefix("best_"): value for name, value in best.items()}
-    heads = [
-        f"{label}epoch {one.pop('epoch')}" if "epoch" in one else "" for label, one in (("", last), ("best: ", best))
-    ]
+    labelled = (("", last), ("best: ", best))
+    heads = [f"{label}epoch {one.pop('epoch')}" if "epoch" in one else "" for label, one in labelled]
     width = max(12, *map(len, last | best))
     rows = [("", *heads)] if any(heads) else []
     rows += [(name, *(f"{one[name]:.4f}" if name in one else "" for one in (last, best))) for name in last | best]
     return "\n".join(f"{name:<{width}} {value:<10} {chosen}".rstrip() for name, value, chosen in rows)
 
 
-def open_folder(run: Path | None, root: Path, config: str | None, job_id: str = "") -> Path:
-    """The run folder to resume, or a new one; checks that it is writable and removes unfinished files of killed saves.
-
-    config: the text of config.yaml for a new one, or None to write nothing.
-    job_id: the name of a file by which a restarted job finds its run, or "".
-    """
-    import shutil  # not needed for help
-
-    try:
-        run = run or create(root)
-        if job_id:
-            (run / job_id).touch()
-        if config is not None:
-            run_lock.acquire(run, job_id)
-            for part in sorted(run.rglob("*.part")):
-                with suppress(FileNotFoundError):  # outside checkpoints/, a new one is that of a command at work
-                    if part.parent.name == "checkpoints" or time.time() - part.lstat().st_mtime > 3600:
-                        shutil.rmtree(part) if part.is_dir() else part.unlink()
-            if not (run / "config.yaml").exists():
-                write_atomically(run / "config.yaml", config)
-    except OSError as error:
-        raise SystemExit(f"main.py: error: cannot write to {run or root}: {error.strerror or error}") from None
-    return run
-
-
 def create(root: Path) -> Path:
     """Makes the next free `version_N`. Two runs that start at the same time get one each."""
     root.mkdir(parents=True, exist_ok=True)
-    number = max(versions(root), default=-1) + 1
+    number = max(map(number_of, run_folders(root)), default=-1) + 1
     while True:
         try:
             (root / f"version_{number}").mkdir()
@@ -152,7 +139,8 @@ def resume_command(run: Path) -> str:
     """The command line that resumes a run, with the flags that no run keeps."""
     config = run / "config.yaml"
     flags = {name: raw.text for name, raw in config_file.read(config, kept=True).items()} if config.is_file() else {}
-    asked = [name for name in flags if HIDDEN in flags[name] or name in features_and_commands.not_kept()]
+    not_kept = features_and_commands.listed("NOT_KEPT")
+    asked = [name for name in flags if HIDDEN in flags[name] or name in not_kept]
     again = [f"--{name}={flags[name]}" for name in asked if flags[name] not in ("none", "null")]
     return shlex.join(["python", "main.py", "--ckpt_path", str(run), *again])
 
@@ -179,7 +167,7 @@ def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
 def known_runs(name: str, root: Path) -> str:
     """What to say where there is no run of a name: the nearest one, the latest ones, and what lists them all."""
     labels = dict[str, str]()
-    for run in (root / f"version_{number}" for number in sorted(versions(root))):
+    for run in run_folders(root):
         text = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
         named = re.search(r"^run_name: '?([\w.+=-]+)", text, re.M)
         run_name = named[1] if named and named[1] not in ("none", "null") else ""
@@ -195,7 +183,7 @@ def known_runs(name: str, root: Path) -> str:
 def find_named(name: str, root: Path) -> list[Path]:
     """The run folders of that --run_name that have a checkpoint; a run that failed before does not keep its name."""
     found = []
-    for run in (root / f"version_{number}" for number in sorted(versions(root))):
+    for run in run_folders(root):
         config = run / "config.yaml"
         if config.is_file() and f"run_name: {name}" in config.read_text("utf-8", "replace").replace("'", ""):
             with suppress(UsageError):  # a broken file is named where its run is asked for
@@ -209,7 +197,11 @@ def event_files(run: Path) -> list[Path]:
     return sorted(run.glob("events.out.*")) or sorted(run.glob("*/events.out.*"))
 
 
-def versions(root: Path) -> list[int]:
-    """The numbers of the run folders in `root`."""
-    found = (re.fullmatch(r"version_(\d+)", path.name) for path in root.glob("version_*"))
-    return [int(match[1]) for match in found if match]
+def run_folders(root: Path) -> list[Path]:
+    """The run folders in `root`, by their number."""
+    return sorted((path for path in root.glob("version_*") if re.fullmatch(r"version_\d+", path.name)), key=number_of)
+
+
+def number_of(run: Path) -> int:
+    """The N of version_N."""
+    return int(run.name.removeprefix("version_"))

@@ -20,8 +20,7 @@ def acquire(run: Path, job_id: str) -> None:
 
     A job that its cluster starts again, perhaps on another host, takes over from itself.
 
-    Raises:
-        UsageError: another process trains the run, or may do so on another host.
+    Raises: UsageError: another process trains the run, or may do so on another host.
     """
     lock, host = _lock_of(run), _host()
     claim = f"{host}+{os.getpid()}+{_start_time(os.getpid())}+{job_id}"

@@ -6,6 +6,7 @@ import operator
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,10 @@ from engine.checkpointing.atomic_write import read_json
 from engine.checkpointing.find_checkpoint import best_checkpoint
 from engine.checkpointing.monitor_mode import file_name
 from engine.cli import config_file
+from engine.cli.type_conversion import COMPARISONS
 from engine.errors import UsageError, nearest, printable
 
-_COMPARE = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "!=": operator.ne,
-    "=": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_COMPARE = {"=": operator.eq, **{sign: compare for sign, (compare, _) in COMPARISONS.items()}}
 
 
 class RunRecord(NamedTuple):
@@ -43,6 +38,12 @@ class RunRecord(NamedTuple):
     best_epoch: int | None
 
     @property
+    def run_name(self) -> str:
+        """Its --run_name, or ""."""
+        name = self.flags.get("run_name", "none")
+        return "" if name in ("none", "null") else name
+
+    @property
     def tags(self) -> set[str]:
         """Its --tags."""
         return {tag.strip(" '\"") for tag in self.flags.get("tags", "").strip("[]").split(",")} - {""}
@@ -59,9 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which runs are meant."""
     parser.add_argument("runs", nargs="*", metavar="RUN", help="version_N, a --run_name or a run folder (default: all)")
     parser.add_argument("--dataset", help="runs on this dataset only")
-    parser.add_argument(
-        "--tags", type=lambda text: text.split(","), default=[], help="runs with all of these tags only"
-    )
+    split = partial(str.split, sep=",")
+    parser.add_argument("--tags", type=split, default=[], help="runs with all of these tags only")
     parser.add_argument("--where", action="append", default=[], metavar="FLAG<VALUE", help='only such runs: "lr<0.01"')
     parser.add_argument("--default_root_dir", default=".", help="folder that contains lightning_logs/ (default: .)")
 
@@ -69,11 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
     """The runs that the arguments mean, in order of their number or as they are named.
 
-    Raises:
-        UsageError: no such run, no such flag, or nothing to compare with.
+    Raises: UsageError: no such run, no such flag, or nothing to compare with.
     """
     root = run_folder.logs_root(options.default_root_dir)
-    every = [root / f"version_{number}" for number in sorted(run_folder.versions(root))]
+    every = run_folder.run_folders(root)
     if not options.runs and not every:
         raise UsageError(f"{action}: there is no run in {root}/ yet")
     folders = []
@@ -85,13 +84,9 @@ def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
         folders.append(folder)
     records = [read(folder) for folder in dict.fromkeys(folders) or every]
     tests = [_condition(text, records) for text in options.where]
-    wanted = [
-        record
-        for record in records
-        if options.dataset in (None, record.flags.get("dataset"))
-        and record.tags.issuperset(options.tags)
-        and all(test(record) for test in tests)
-    ]
+    wanted = [record for record in records if options.dataset in (None, record.flags.get("dataset"))]
+    wanted = [record for record in wanted if record.tags.issuperset(options.tags)]
+    wanted = [record for record in wanted if all(test(record) for test in tests)]
     if not wanted:
         raise UsageError(f"{action}: none of the {len(records)} runs matches")
     return wanted

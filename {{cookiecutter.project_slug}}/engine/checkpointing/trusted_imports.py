@@ -29,8 +29,7 @@ def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
 
     kept: its flags, less those that the person gave himself. Nothing is imported before its file was looked at.
 
-    Raises:
-        UsageError: one is something else, or lies where no code of this project's lies.
+    Raises: UsageError: one is something else, or lies where no code of this project's lies.
     """
     keys = {"model_name", "dataset", "loss", "head_losses", "optimizer", "metrics", "lr_scheduler"} & kept.keys()
     for flag, path in [(one, path) for one in sorted(keys) for path in _names(kept[one])]:

@@ -39,8 +39,7 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
 
     kept: the file came with a run, perhaps somebody else's: `${VAR}` stays as it is, and numbers are numbers.
 
-    Raises:
-        UsageError: there is no such file, it is no mapping of flags, or a variable is not set.
+    Raises: UsageError: there is no such file, it is no mapping of flags, or a variable is not set.
     """
     import yaml  # only a run with a config file pays for it
 
@@ -54,12 +53,8 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
             yaml.SafeLoader("").flatten_mapping(root)  # `<<: *defaults`
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from None
-    except yaml.reader.ReaderError:
-        raise UsageError(f"{name} is no YAML: it is not in UTF-8, or has control characters") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # not in UTF-8, for example, or nested too deep
         raise UsageError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UsageError(f"{name} is nested too deep") from None
     if len(data) > _MOST_BYTES:
         raise UsageError(f"{name} is too large for a list of flags")
     if root is None:

@@ -62,8 +62,6 @@ def find(folder: str, name: str) -> ClassReference:
 
 
 def _find_dotted(path: str) -> ClassReference:
-    if not all(part.isidentifier() for part in path.split(".")):
-        raise UsageError(f"{path!r} is no dotted path to a class, such as package.module.Class")
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)

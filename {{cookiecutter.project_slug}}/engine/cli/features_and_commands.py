@@ -1,17 +1,18 @@
 """The features and the commands of a project: whatever lies in engine/features and engine/commands.
 
-A file or sub-package of features/ defines `callbacks(run_dir, model, data, *, FLAG: type = default)`. One of commands/
-defines `run(NEEDS, *, FLAG: type = default)`, with any of NEEDS, or `main(argv)`, which reads its words itself.
-Deleting one removes its flags, or the command. No torch here.
+A file or sub-package of features/ defines `callbacks(*, FLAG: type = default)`, with any of run_dir, model and data
+before the `*`. One of commands/ defines `run(NEEDS, *, FLAG: type = default)`, with any of NEEDS, or `main(argv)`,
+which reads its words itself. Deleting one removes its flags, or the command. No torch here.
 """
 
+import argparse
 import ast
 import importlib
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from engine.cli.discovery import ROOT
 from engine.cli.signatures_from_source import find_definition
@@ -27,16 +28,27 @@ _TRAINER_ACTIONS = {
 }
 
 
+class CommandParser(argparse.ArgumentParser):
+    """For a command that reads its words itself: flags in full, and a mistake is a UsageError."""
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(f"main.py {name}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        said = message.removeprefix("argument ").replace("unrecognized arguments:", "unknown flag")
+        raise UsageError(f"{said}; see python {self.prog.partition(' [')[0]} --help")
+
+
 @cache
 def features() -> list[str]:
     """The names of the features, in alphabetical order.
 
-    Raises:
-        UsageError: one of them does not define `callbacks`.
+    Raises: UsageError: one of them does not define `callbacks`.
     """
     for path in _modules("features").values():
         if not _defines(path, "callbacks"):
-            form = "callbacks(run_dir, model, data, *, FLAGS)"
+            form = "callbacks(*, FLAGS)"
             raise UsageError(f"{_relative(path)} is no feature: it should define {form}")
     return list(_modules("features"))
 
@@ -45,8 +57,7 @@ def features() -> list[str]:
 def commands() -> dict[str, list[str]]:
     """The commands, each with the arguments that its `run` needs; ["argv"] where it has `main(argv)`.
 
-    Raises:
-        UsageError: one of them defines neither or both, or needs what there is not.
+    Raises: UsageError: one of them defines neither or both, or needs what there is not.
     """
     commands = {}
     for name, path in _modules("commands").items():
@@ -68,22 +79,10 @@ def actions() -> dict[str, str]:
     return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in lines.items()}
 
 
-def command_flags(name: str) -> list[str]:
-    """The flags of a command's `run`; none of one that reads its words itself."""
-    needs_words = commands()[name] == ["argv"]
-    spec = find_definition(source("commands", name), "main" if needs_words else "run")[0].args
-    return [one.arg for one in spec.kwonlyargs]
-
-
 def stand_in(action: str) -> str | None:
     """A dotted path to the class `NoNetwork` of a command, which then needs no --model_name; None of any other."""
     has_one = action in commands() and "\nclass NoNetwork(" in _text(source("commands", action))
     return f"engine.commands.{action}.NoNetwork" if has_one else None
-
-
-def split_flags() -> set[str]:
-    """The flags in the SPLIT_FLAGS of features: they say which item is in which split."""
-    return _listed("SPLIT_FLAGS")
 
 
 def load_command(name: str) -> Callable[..., Any]:
@@ -94,8 +93,18 @@ def load_command(name: str) -> Callable[..., Any]:
 
 def load_features(run_dir: Path, model: Any, data: Any, arguments: dict[str, dict[str, Any]]) -> list[Any]:
     """The callbacks of all features. arguments: those of each feature, by its name."""
-    functions = hooks("callbacks").items()
-    return [one for name, callbacks in functions for one in callbacks(run_dir, model, data, **arguments[name])]
+    import inspect  # torch is imported by now: the cost no longer shows
+
+    there, found = {"run_dir": run_dir, "model": model, "data": data}, list[Any]()
+    for name, callbacks in hooks("callbacks").items():
+        asked = inspect.getfullargspec(callbacks).args
+        if len(asked) != len(there) and (unknown := [one for one in asked if one not in there]):
+            where = _relative(source("features", name))
+            raise UsageError(f"{where}: callbacks asks for {', '.join(unknown)}; there are {', '.join(there)}")
+        # All three, in this order, may have names of their own.
+        needs = {one: there.get(one, in_order) for one, in_order in zip(asked, there.values(), strict=False)}
+        found += callbacks(**needs, **arguments[name])
+    return found
 
 
 def hooks(function: str) -> dict[str, Callable[..., Any]]:
@@ -104,13 +113,8 @@ def hooks(function: str) -> dict[str, Callable[..., Any]]:
     return {name: getattr(module, function) for name, module in modules.items() if hasattr(module, function)}
 
 
-def not_kept() -> set[str]:
-    """The flags in the NOT_KEPT of features: a resumed run does not take them from its config.yaml."""
-    return _listed("NOT_KEPT")
-
-
-def _listed(constant: str) -> set[str]:
-    """What the lines `CONSTANT = ("FLAG", ...)` of all features name."""
+def listed(constant: Literal["NOT_KEPT", "SPLIT_FLAGS"]) -> set[str]:
+    """The flags in that constant of all features, a line `NOT_KEPT = ("FLAG", ...)`."""
     lines = (re.search(rf"^{constant} = (\(.*\))", _text(path), re.MULTILINE) for path in _modules("features").values())
     return {flag for line in lines if line for flag in ast.literal_eval(line[1])}
 

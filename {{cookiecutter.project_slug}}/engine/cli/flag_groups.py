@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from engine.cli import annotations, discovery, signatures_from_import, signatures_of_torch
 from engine.cli.annotations import Annotation
 from engine.cli.discovery import FOLDERS, ROOT, ClassReference
-from engine.cli.features_and_commands import command_flags, commands, features, source
+from engine.cli.features_and_commands import commands, features, source
 from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, find_definition, from_source
 from engine.errors import UsageError, nearest
 
@@ -98,10 +98,6 @@ class FlagGroups(NamedTuple):
         """Whether it is a flag, or some `**kwargs` takes it."""
         return name in self.flags or any(group.accepts_any for group in self.groups.values())
 
-    def owners(self, name: str) -> list[str]:
-        """The groups of which it is an argument."""
-        return [key for key, group in self.groups.items() if name in group.parameters]
-
     def unknown_flag(self, name: str) -> UsageError:
         """The error for a flag that nobody has, or not here: whose it is, or which one may be meant."""
         if name in self.ignored:
@@ -127,8 +123,7 @@ def collect(
 
     used: those that are given: where the source does not tell the type of one, its class is imported.
 
-    Raises:
-        UsageError: an argument of the network or of the dataset has the name of a flag that means something else.
+    Raises: UsageError: an argument of the network or of the dataset has the name of a flag that means something else.
     """
     groups: dict[str, Signature] = {"run": _read(ROOT / "main.py", "run")}
     groups["data"] = data = _read(ROOT / "data/data_interface.py", "DInterface")
@@ -150,9 +145,8 @@ def collect(
         groups |= {"dataset": dataset.without(not_flags), "data": data.without(filled)}
     groups["schedule"] = _read(ROOT / "engine/training/lr_schedulers.py", "lr_factor")
     if "model_name" in classes:
-        network = _with_types_of(groups["system"], _signature(classes["model_name"], used)).without(
-            {"component_kwargs"}  # MInterface's own, of other flags
-        )
+        network = _with_types_of(groups["system"], _signature(classes["model_name"], used))
+        network = network.without({"component_kwargs"})  # MInterface's own, of other flags
         groups["network"], names_ignored = network, {*network.ignored}
         if network.base == "LightningModule":
             names_ignored = {"schedule", *groups["system"].parameters}
@@ -201,9 +195,9 @@ def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:
 
 def _refuse_clashes(groups: dict[str, Signature]) -> None:
     """Raises UsageError: an argument of the network or the dataset is called like a flag that means something else."""
-    taken = dict.fromkeys(_WORDS, "main.py") | {
-        name: f"the command {command}" for command in commands() for name in command_flags(command)
-    }
+    taken = dict.fromkeys(_WORDS, "main.py")
+    with_flags = (one for one, needs in commands().items() if needs != ["argv"])  # others read their words themselves
+    taken |= {name: f"the command {one}" for one in with_flags for name in action_group(one)["action"].parameters}
     for key, group in groups.items():
         if key not in ("dataset", "network", "action", *TORCH_GROUPS):
             owner = f"engine/features/{key}" if key in features() else "the Trainer" if key == "trainer" else "main.py"
@@ -220,11 +214,9 @@ def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature
     """The same; an argument that the network has too, or another group with another default, is `optimizer_NAME`."""
     renamed = {}
     for name, one in signature.parameters.items():
-        others = [
-            group.parameters[name] for key, group in groups.items() if name in group.parameters and key != "network"
-        ]
-        own = "network" in groups and name in groups["network"].parameters
-        flag = f"{kind}_{name}" if own or any(other.default != one.default for other in others) else name
+        others = {key: group.parameters[name] for key, group in groups.items() if name in group.parameters}
+        differ = "network" in others or any(other.default != one.default for other in others.values())
+        flag = f"{kind}_{name}" if differ else name
         renamed[flag] = one._replace(name=flag)
     return signature._replace(parameters=renamed)
 

@@ -1,9 +1,8 @@
 """What `--help` shows: actions and names first; with a network and a dataset chosen, every flag in its group."""
 
-import os
 import re
+import shutil
 import textwrap
-from functools import cache
 from typing import Any
 
 from engine.cli import annotations, discovery, features_and_commands, flag_groups, value_ranges
@@ -50,9 +49,8 @@ def overview(action: str) -> None:
     _row("--help", "with --model_name and --dataset: all of their flags; --help_all adds all of Lightning's Trainer")
     whole = all(_EXAMPLE[key] in names for key, names in known.items())
     example = _EXAMPLE if whole else {key: names[0] for key, names in known.items() if names}
-    print(
-        f"\nfor example: python main.py {' '.join(f'--{key} {name}' for key, name in example.items())} --max_epochs 5"
-    )
+    words = " ".join(f"--{key} {name}" for key, name in example.items())
+    print(f"\nfor example: python main.py {words} --max_epochs 5")
 
 
 def details(table: FlagGroups, everything: bool) -> None:
@@ -99,20 +97,10 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     return f"{text} ({listed or annotations.describe(flag.annotation)}; {note})".lstrip()
 
 
-@cache
-def _width() -> int:
-    """Columns of the terminal, 110 at most. shutil knows them too, but imports all that archives are unpacked with."""
-    try:
-        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
-    except (ValueError, OSError):  # it is no terminal
-        columns = 0
-    return min(columns if columns > 0 else 80, 110)
-
-
 def _row(left: str, right: str) -> None:
     head = f"  {left}".ljust(_INDENT)
     if len(head) > _INDENT:
         print(head.rstrip())
         head = " " * _INDENT
     options: dict[str, Any] = {"initial_indent": head, "subsequent_indent": " " * _INDENT, "break_on_hyphens": False}
-    print(textwrap.fill(right, _width(), **options) or head)
+    print(textwrap.fill(right, min(110, shutil.get_terminal_size().columns), **options) or head)

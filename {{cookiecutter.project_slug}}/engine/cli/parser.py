@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -55,8 +56,6 @@ def parse(
     except UsageError as error:
         stop(error.args[0])
     except SyntaxError as error:
-        import traceback
-
         stop(*"".join(traceback.format_exception_only(error)).strip().splitlines())
 
 
@@ -146,10 +145,9 @@ def _given_by_the_run(kept: dict[str, RawValue], given: dict[str, RawValue], act
 
     These are credentials, which no run keeps, and what the features list as NOT_KEPT: where copies go.
 
-    Raises:
-        UsageError: one of them is needed and not given.
+    Raises: UsageError: one of them is needed and not given.
     """
-    asked = features_and_commands.not_kept() if kept else set()
+    asked = features_and_commands.listed("NOT_KEPT") if kept else set()
     beside = given["ckpt_path"].text if "ckpt_path" in given else ""
     for name, raw in kept.items():
         if name in given or (name in asked and (action != "fit" or raw.text in _NONE)):
@@ -159,11 +157,9 @@ def _given_by_the_run(kept: dict[str, RawValue], given: dict[str, RawValue], act
         if name in asked and not beside.startswith(f"{raw.text.rstrip('/')}/"):  # the person has named the place
             line = f"give --{name} {shlex.quote(raw.text)} again, or --{name} none"
             raise UsageError(f"{raw.where}{name} is not taken from a run, as it may be a stranger's: {line}")
-    return {
-        name: raw
-        for name, raw in kept.items()
-        if not (name in given and HIDDEN in raw.text) and (name not in asked or action == "fit")
-    }
+    dropped = set() if action == "fit" else asked
+    dropped |= {name for name, raw in kept.items() if name in given and HIDDEN in raw.text}
+    return {name: raw for name, raw in kept.items() if name not in dropped}
 
 
 def _action(argv: list[str]) -> tuple[str, list[str]]:
@@ -217,8 +213,7 @@ def _without_gone_flags(
 ) -> tuple[dict[str, RawValue], list[Argument]]:
     """A run's flags without those that the project lost since, and the command line without a `--no-NAME` of them.
 
-    Raises:
-        UsageError: one of them was given to the run, and no `--no-NAME` now.
+    Raises: UsageError: one of them was given to the run, and no `--no-NAME` now.
     """
     gone = {key: raw for key, raw in kept.items() if not table.known(key)}
     for key, raw in gone.items():
@@ -281,7 +276,8 @@ def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
         raise UsageError(f"{label} {hide_value(name, raw.text)!r} is not {kind}{near}") from None
     except OutOfRange as error:
         raise UsageError(f"{label} {raw.text} {error}") from None
-    if wrong := value_ranges.range_error(name, value, table.owners(name)):
+    owners = [key for key, group in table.groups.items() if name in group.parameters]
+    if wrong := value_ranges.range_error(name, value, owners):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
     is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
     return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`

@@ -43,8 +43,7 @@ def complete(
 
     defaults: those of `given` that only a run kept, which had them by default.
 
-    Raises:
-        UsageError: a value is missing, or differs from the dataset's attribute.
+    Raises: UsageError: a value is missing, or differs from the dataset's attribute.
     """
     network, dataset = table.groups["network"], table.groups["dataset"]
     inferred = [name for name, one in network.parameters.items() if one.default is REQUIRED]
@@ -78,11 +77,9 @@ def complete(
     arguments["trainer"] = {name: value for name, value in arguments["trainer"].items() if name not in unset}
     said = (name for name in values if name not in unset | {"ckpt_path", "trust"})
     flags = {name: hide_value(name, annotations.plain(values[name])) for name in said}
-    dataset_class, network_class = table.classes["dataset"], table.classes["model_name"]
+    classes = table.classes["dataset"], table.classes["model_name"]
     default_names = frozenset(defaults | (flags.keys() - given.keys()))
-    return Settings(
-        table.action, flags, arguments, dataset_class, network_class, inferred, ckpt_path, job_id, default_names
-    )
+    return Settings(table.action, flags, arguments, *classes, inferred, ckpt_path, job_id, default_names)
 
 
 def ask_for_defaults(settings: Settings, table: FlagGroups) -> Settings:
@@ -104,14 +101,12 @@ def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any
     if not before:
         return
     groups, fit = table.groups, table.action == "fit"
-    built_from = [
-        one for one in groups["network"].parameters.values() if not annotations.accepts(one.annotation, "Path")
-    ]
-    fixed = {one.name: "its network" for one in built_from}  # a file may have moved
+    built_from = groups["network"].parameters.values()  # less what names a file, which may have moved
+    fixed = {one.name: "its network" for one in built_from if not annotations.accepts(one.annotation, "Path")}
     for key in ("system", "schedule", *TORCH_GROUPS) if fit else ():
         fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
     if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):
-        fixed |= dict.fromkeys(SPLIT_FLAGS | features_and_commands.split_flags(), "the splits of its data")
+        fixed |= dict.fromkeys(SPLIT_FLAGS | features_and_commands.listed("SPLIT_FLAGS"), "the splits of its data")
         if (SPLIT_FLAGS - {"seed"}) & groups["data"].parameters.keys():  # not the dataset's own splits
             fixed |= dict.fromkeys(groups["dataset"].parameters.keys() - {"data_dir"}, "the splits of its data")
     for name, what in fixed.items():

@@ -5,18 +5,8 @@ from collections.abc import Collection
 from functools import reduce
 from typing import Any
 
-from engine.cli import annotations
-from engine.cli.signatures_from_source import (
-    REQUIRED,
-    Expression,
-    Parameter,
-    Signature,
-    base_of,
-    ignored_flags,
-    is_plain,
-    is_super,
-    keys_of,
-)
+from engine.cli import annotations, signatures_from_source
+from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, is_plain
 from engine.errors import UsageError
 
 _NO_ARGUMENTS = {f"{name}.__init__" for name in ("Module", "LightningModule", "LightningDataModule", "DataHooks")}
@@ -44,24 +34,17 @@ def from_object(target: Any, owner: str = "") -> Signature:
         source = inspect.getsource(target)
     except (OSError, TypeError):  # a function written in C, or in a notebook
         source = ""
-    signature = Signature(owner, parameters, None, accepts_any, base_of({one.__name__ for one in mro}), source=source)
+    base = signatures_from_source.base_of({one.__name__ for one in mro})
+    signature = Signature(owner, parameters, None, accepts_any, base, source=source)
     if signature.base != "MInterface":
         return signature
     # All that a subclass of MInterface hands on to it is among the parameters already.
     index = next(number for number, one in enumerate(mro) if one.__name__ == "MInterface")
     own = {name for one in mro[:index] if "__init__" in vars(one) for name in inspect.signature(one).parameters}
-    ignored = ignored_flags([_class_definition(one, inspect) for one in mro[:index]]) - own
+    definitions = [node for one in mro[:index] for node in _syntax(one, inspect).body]
+    ignored = signatures_from_source.ignored_flags(definitions) - own
     overrides = frozenset(inspect.signature(mro[index]).parameters)
     return signature.without(ignored)._replace(overrides=overrides, ignored=ignored)
-
-
-def _class_definition(target: type, inspect: Any) -> ast.ClassDef:
-    import textwrap
-
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(target))).body[0]  # type: ignore[return-value]
-    except (OSError, SyntaxError):  # without a source, as in a notebook
-        return ast.ClassDef(target.__name__, [], [], [], [])
 
 
 def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str, Any], bool]:
@@ -84,7 +67,7 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
     if kwargs is None:
         return parameters, False
     tree = _syntax(function, inspect)
-    asked = keys_of(tree, kwargs)[0]
+    asked = signatures_from_source.keys_of(tree, kwargs)[0]
     callees = _calls_with(kwargs, tree, function, target, inspect)
     inner = [
         _behind(callee, num_bound, keywords, asked.keys(), inspect, visited | {function})
@@ -109,11 +92,12 @@ def _signature(function: Any, inspect: Any) -> Any:
         return inspect.signature(function)
 
 
-def _syntax(function: Any, inspect: Any) -> ast.AST:
+def _syntax(target: Any, inspect: Any) -> ast.Module:
+    """The syntax tree of a function or class; an empty one where it has no source, as in a notebook."""
     import textwrap
 
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return ast.parse(textwrap.dedent(inspect.getsource(target)))
     except (OSError, TypeError, SyntaxError):
         return ast.Module([], [])
 
@@ -136,7 +120,7 @@ def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any, inspect:
         if keywords.get(None) != kwargs:
             continue
         callee = None
-        if is_super(call.func):
+        if signatures_from_source.is_super(call.func):
             home = next((one for one in target.__mro__ if one.__dict__.get("__init__") is function), target)
             callee = target.__mro__[target.__mro__.index(home) + 1]
         elif isinstance(call.func, (ast.Name, ast.Attribute)):

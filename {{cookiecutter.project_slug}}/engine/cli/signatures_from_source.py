@@ -89,15 +89,9 @@ class Signature(NamedTuple):
             if (parameter := self.parameters.get(name)) is None:
                 continue
             checked = re.search(rf"\b{name}(?: not)? in [\[({{]([^\])}}]*)", self.source)
-            accepted = annotations.choices(parameter.annotation) or re.findall(
-                r"['\"](\w+)['\"]", checked[1] if checked else ""
-            )
-            values = {
-                split: value
-                for split, words in _SPLIT_WORDS.items()
-                for value in accepted
-                if str(value).lower() in words
-            }
+            listed = re.findall(r"['\"](\w+)['\"]", checked[1]) if checked else []
+            accepted = annotations.choices(parameter.annotation) or listed
+            values = {split: one for split, words in _SPLIT_WORDS.items() for one in accepted if one.lower() in words}
             if "train" in values:
                 return name, values
             said = {word for words in _SPLIT_WORDS.values() for word in words}
@@ -116,8 +110,7 @@ def find_definition(path: Path, name: str) -> tuple[Any, ast.Module]:
 
     To parse the whole file would take several times as long.
 
-    Raises:
-        UsageError: the file does not define it.
+    Raises: UsageError: the file does not define it.
     """
     text = path.read_text(encoding="utf-8")
     heads = (f"\ndef {name}(", f"\nclass {name}(", f"\nclass {name}:")
@@ -156,12 +149,8 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
         function = functions[0]
         docs += "\n" + (ast.get_docstring(function, clean=False) or "")
     spec, is_system = function.args, bases == {"MInterface"}
-    if (
-        spec.vararg
-        or spec.posonlyargs
-        or (spec.kwarg and not is_system)
-        or (function.decorator_list and not keyword_only)
-    ):
+    open_ended = spec.vararg or spec.posonlyargs or (spec.kwarg and not is_system)
+    if open_ended or (function.decorator_list and not keyword_only):
         return None  # the `**kwargs` of a subclass of MInterface are MInterface's, which stand elsewhere already
     positional = spec.args
     defaults = [None] * (len(positional) - len(spec.defaults)) + spec.defaults
@@ -192,7 +181,7 @@ def base_of(names: set[str]) -> str:
     return next((one for one in _OURS if one in names), "")
 
 
-def ignored_flags(classes: list[ast.ClassDef]) -> frozenset[str]:
+def ignored_flags(classes: list[Any]) -> frozenset[str]:
     """The arguments of MInterface of which the methods of a subclass (and its own bases) take no notice."""
     methods = {one.name for node in classes for one in node.body if isinstance(one, ast.FunctionDef)}
     attributes = [one for node in classes for one in ast.walk(node) if isinstance(one, ast.Attribute)]
@@ -302,10 +291,8 @@ def _names_of(tree: ast.Module) -> dict[str, ast.expr]:
             stored.append(one.id)
     names: dict[str, ast.expr] = {}
     for node in tree.body:
-        target = (
-            node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", getattr(node, "name", None))
-        )
-        value = getattr(node, "value", None)
+        targets = getattr(node, "targets", None) or [getattr(node, "target", getattr(node, "name", None))]
+        target, value = targets[0], getattr(node, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.expr) and stored.count(target.id) == 1:
             names[target.id] = value
     return names

@@ -20,8 +20,7 @@ def signature(kind: str, name: str) -> Signature:
 
     kind: "loss" or "optimizer". name: as torch has it, or a dotted path to a function or class of one's own.
 
-    Raises:
-        UsageError: there is none of that name; the message says what there is.
+    Raises: UsageError: there is none of that name; the message says what there is.
     """
     if "." in name:
         target = discovery.find("model", name).load()

@@ -38,8 +38,7 @@ def split(argv: list[str]) -> list[Argument]:
 def texts_of(names: tuple[str, ...], arguments: list[Argument]) -> list[tuple[str, str]]:
     """Those flags of `names` that are given, with their texts, in the order of `names`; `--trust` alone is `true`.
 
-    Raises:
-        UsageError: a flag other than `--trust` stands without a value, or with an empty one.
+    Raises: UsageError: a flag other than `--trust` stands without a value, or with an empty one.
     """
     texts = []
     for name, words in arguments:

@@ -15,7 +15,7 @@ _COLLECTIONS = {"tuple": tuple, "Tuple": tuple, "set": set, "Set": set, "frozens
 # The most specific type is tried first, whatever the order in the union: `--devices 2` is an int, `0,1` a list.
 _RANK = ("choice", "None", "bool", "int", "float", "list", "tuple", "dict", "dotted", "Path", "str", "?", "code", "...")
 _GUESSED = tuple(Type(kind, "") for kind in ("None", "bool", "int", "float", "?"))  # without an annotation
-_COMPARISONS = {
+COMPARISONS = {
     ">=": (operator.ge, "at least"),
     ">": (operator.gt, "more than"),
     "<=": (operator.le, "at most"),
@@ -59,7 +59,7 @@ def check_range(value: Any, ranges: tuple[str, ...]) -> None:
     """Raises OutOfRange: a number fails a comparison such as ">= 0"; what has a range should be finite too."""
     for text in ranges if isinstance(value, (int, float)) and not isinstance(value, bool) else ():
         sign, _, limit = text.partition(" ")
-        compare, words = _COMPARISONS[sign]
+        compare, words = COMPARISONS[sign]
         if not compare(value, float(limit)):  # NaN is not either
             raise OutOfRange(f"should be {words} {limit}")
         if value == float("inf"):
@@ -91,8 +91,7 @@ def _of_typed(value: Any, one: Type) -> Any:
 def _of_text(text: str, one: Type, kinds: set[str]) -> Any:
     """Text as a value of one type. kinds: those of the union, None aside; alone, `1` can mean true and `2` a list.
 
-    Raises:
-        ValueError, KeyError: the text is no such value.
+    Raises: ValueError, KeyError: the text is no such value.
     """
     kind, word, alone = one.kind, text.strip().lower(), len(kinds) < 2
     if kind == "None":
@@ -179,8 +178,7 @@ def _split(text: str) -> list[str]:
 def from_yaml_node(node: Any, typed: bool) -> Any:
     """What stands in YAML. typed: unquoted scalars have YAML's own types; otherwise they are PlainText.
 
-    Raises:
-        ValueError: a key is a list or a dict.
+    Raises: ValueError: a key is a list or a dict.
     """
     import yaml  # only what holds YAML pays for it
 

@@ -12,8 +12,7 @@ from engine.errors import UsageError
 def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, run_dir: Path) -> None:
     """Writes NAME.whole.ckpt beside the folder NAME.ckpt; weights, optimiser and progress have to fit into memory.
 
-    Raises:
-        UsageError: it is one file already, or is not of this network.
+    Raises: UsageError: it is one file already, or is not of this network.
     """
     path = Path(ckpt_path)
     checkpoint = load(path) if trainer.is_global_zero else {}

@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from engine import lightning_compat
-from engine.checkpointing.atomic_write import adding, write_atomically
+from engine.checkpointing.atomic_write import adding, write_json
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
@@ -35,8 +34,7 @@ def run(
 
     Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items.
 
-    Args:
-        format: pt2 for torch.export.load, onnx for ONNX Runtime and others; both may be given.
+    format: pt2 for torch.export.load, onnx for ONNX Runtime and others; both may be given.
 
     Raises:
         UsageError: a system without one `network`; a stream that shows no items; the packages for onnx are not there.
@@ -85,7 +83,7 @@ def run(
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
     labels = {name: plain for name in _LABELS if (plain := plain_value(data.attribute(name))) is not None}
     path = run_dir / "labels.json"
-    write_atomically(path, json.dumps(labels, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, labels)
     print(path)
 
 

@@ -1,10 +1,10 @@
 """`new`: write a first network or dataset to edit: `new network my_net --dataset digits`, `new dataset my_data`."""
 
-import argparse
 import re
 
 from engine.cli import discovery
 from engine.cli.discovery import ROOT
+from engine.cli.features_and_commands import CommandParser
 from engine.cli.signatures_from_source import from_source
 from engine.errors import UsageError
 
@@ -49,19 +49,13 @@ class {name}(Dataset):
 def main(argv: list[str]) -> None:
     """Writes the file, never over another one, and prints the command that tries it.
 
-    Raises:
-        UsageError: no name for a file, one that is taken, or a dataset that there is not.
+    Raises: UsageError: no name for a file, one that is taken, or a dataset that there is not.
     """
-    parser = argparse.ArgumentParser("main.py new", description=__doc__, allow_abbrev=False, exit_on_error=False)
+    parser = CommandParser("new", __doc__)
     parser.add_argument("kind", choices=("network", "dataset"))
     parser.add_argument("name", help="name of the file, such as my_net; its class is then MyNet")
     parser.add_argument("--dataset", help="dataset for the network, whose attributes become its arguments")
-    try:
-        options, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"new: {str(error).removeprefix('argument ')}") from None
-    if rest:
-        raise UsageError(f"new: unknown flag {rest[0]}; there is --dataset")
+    options = parser.parse_args(argv)
     path = ROOT / ("model" if options.kind == "network" else "data") / f"{options.name}.py"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name) or options.name.endswith("_interface"):
         raise UsageError(f"new: {options.name} should be lower-case letters, digits and _, such as my_net")

@@ -1,6 +1,5 @@
 """`report`: compare runs: a table, curves, files for a spreadsheet and MATLAB."""
 
-import argparse
 import csv
 import html
 import io
@@ -20,6 +19,7 @@ from engine.checkpointing import run_folder, run_records
 from engine.checkpointing.atomic_write import replacing
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
+from engine.cli.features_and_commands import CommandParser
 from engine.errors import UsageError, escape_formula, nearest, printable
 from engine.logging import html_page
 
@@ -41,30 +41,19 @@ class Run(NamedTuple):
     epochs: int
     seconds: float
 
-    @property
-    def flags(self) -> dict[str, str]:
-        """Its flags, as text."""
-        return self.record.flags
-
 
 def main(argv: list[str]) -> None:
     """Reports on runs; it reads their folders alone and needs no network, no dataset and no torch.
 
-    Raises:
-        UsageError: no such run, an unknown flag, or what it writes with is not installed.
+    Raises: UsageError: no such run, an unknown flag, or what it writes with is not installed.
     """
-    parser = argparse.ArgumentParser("main.py report", description=__doc__, allow_abbrev=False, exit_on_error=False)
+    parser = CommandParser("report", __doc__)
     run_records.add_arguments(parser)
     parser.add_argument("--out", default="report", metavar="FOLDER", help="where the files go (default: report)")
     parser.add_argument("--html", action="store_true", help="also write one HTML page: table, curves, pictures, flags")
     parser.add_argument("--columns", metavar="NAME,...", help="print these columns, or all (default: those that fit)")
-    try:
-        known, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error).removeprefix("argument ")) from None
-    if rest:
-        raise UsageError(f"report: unknown flag {rest[0]}; see python main.py report --help")
-    records = run_records.find(known, "report")
+    options = parser.parse_args(argv)
+    records = run_records.find(options, "report")
     names = [record.folder.resolve().name for record in records]
     if len({*names}) < len(names):
         names = [str(record.folder) for record in records]
@@ -72,10 +61,10 @@ def main(argv: list[str]) -> None:
         runs = [run for record, name in zip(records, names, strict=True) if (run := read_run(record, name))]
         if not runs:
             raise UsageError("report: none of the runs can be read")
-        write(runs, Path(known.out), known.html, known.columns)
+        write(runs, Path(options.out), options.html, options.columns)
     except ModuleNotFoundError as error:
         raise UsageError(f'report needs {error.name} too: pip install -e ".[report]"') from None
-    print(known.out)
+    print(options.out)
 
 
 def read_run(record: RunRecord, name: str) -> Run | None:
@@ -166,8 +155,7 @@ def _of_epoch(metric: str) -> bool:
 def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> None:
     """Prints the table and writes all files; a package that is missing stops only the files that need it.
 
-    Raises:
-        UsageError: the folder cannot be written, or there is no such column.
+    Raises: UsageError: the folder cannot be written, or there is no such column.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,12 +213,9 @@ def summary(runs: list[Run]) -> Any:
     metrics = [metric for metric in _metrics(runs) if _of_epoch(metric)]
     rows = []
     for run in runs:
-        row: dict[str, Any] = {
-            "run": run.name,
-            "network": run.flags.get("model_name", ""),
-            "dataset": run.flags.get("dataset", ""),
-        }
-        row |= {name: run.flags.get(name, "") for name in flags}
+        row: dict[str, Any] = {"run": run.name, "network": run.record.flags.get("model_name", "")}
+        row |= {"dataset": run.record.flags.get("dataset", "")}
+        row |= {name: run.record.flags.get(name, "") for name in flags}
         values = chosen_values(run)
         row |= {"epoch": values.get("epoch", "")} | {metric: values.get(metric) for metric in metrics}
         rows.append(row | {"epochs": run.epochs, "seconds": round(run.seconds, 1)})
@@ -270,33 +255,29 @@ def chosen_values(run: Run) -> dict[str, float]:
 
 def _monitor(run: Run) -> str:
     """The metric by which its best checkpoint is chosen."""
-    return run.record.monitor or run.flags.get("monitor", "val_loss")
+    return run.record.monitor or run.record.flags.get("monitor", "val_loss")
 
 
 def _differing(runs: list[Run]) -> list[str]:
     """The flags in which the runs that have them differ: another network lacks many."""
-    names = dict.fromkeys(name for run in runs for name in run.flags)
-    values = {name: {run.flags[name] for run in runs if name in run.flags} for name in names}
+    names = dict.fromkeys(name for run in runs for name in run.record.flags)
+    values = {name: {run.record.flags[name] for run in runs if name in run.record.flags} for name in names}
     return [name for name in names if len(values[name]) > 1 and name != "ckpt_path"]
 
 
 def labels(runs: list[Run]) -> list[str]:
     """What the legend calls each run: its --run_name, or else the flags that most runs have otherwise, or its name."""
     flags = [name for name in _differing(runs) if name not in ("run_name", "tags", "notes")]
-    counts = {flag: Counter(run.flags.get(flag) for run in runs).most_common(1)[0] for flag in flags}
+    counts = {flag: Counter(run.record.flags.get(flag) for run in runs).most_common(1)[0] for flag in flags}
     usual = {flag: value for flag, (value, count) in counts.items() if count > len(runs) / 2}
     texts = []
     for run in runs:
-        name = run.flags.get("run_name", "none")
-        own = [flag for flag in flags if flag in run.flags and run.flags[flag] != usual.get(flag)]
-        differ = ", ".join(f"{flag} {run.flags[flag]}" for flag in own)
-        texts.append(
-            name if name not in ("none", "null") else textwrap.shorten(differ, 60, placeholder=" ...") or run.name
-        )
-    return [
-        text if texts.count(text) == 1 or text == run.name else f"{text} ({run.name})"
-        for text, run in zip(map(printable, texts), runs, strict=True)
-    ]
+        own = [flag for flag in flags if flag in run.record.flags and run.record.flags[flag] != usual.get(flag)]
+        differ = ", ".join(f"{flag} {run.record.flags[flag]}" for flag in own)
+        texts.append(printable(run.record.run_name or textwrap.shorten(differ, 60, placeholder=" ...") or run.name))
+    unique = [text for text in texts if texts.count(text) == 1]
+    pairs = zip(texts, runs, strict=True)
+    return [text if text in (*unique, run.name) else f"{text} ({run.name})" for text, run in pairs]
 
 
 def _plain_cell(value: Any) -> Any:
@@ -313,11 +294,8 @@ def curves(runs: list[Run], metric: str) -> Any:
     import pandas
 
     columns = {_plain_cell(run.name): run.metrics[metric].dropna() for run in runs if metric in run.metrics}
-    return (
-        pandas.DataFrame(columns, columns=[_plain_cell(run.name) for run in runs], dtype=float)
-        .rename_axis("step")
-        .sort_index()
-    )
+    frame = pandas.DataFrame(columns, columns=[_plain_cell(run.name) for run in runs], dtype=float)
+    return frame.rename_axis("step").sort_index()
 
 
 def write_sheets(runs: list[Run], file: Any) -> None:
@@ -392,9 +370,8 @@ def write_page(runs: list[Run], file: Any) -> None:
     parts = [f'<div style="overflow-x: auto">{table}</div>']
     script: Any = True  # the first figure brings plotly's own along
     for metric, frame in _drawn(runs).items():
-        figure = graph_objects.Figure(
-            layout={"title": {"text": html.escape(metric)}, "xaxis": {"title": {"text": frame.index.name}}}
-        )
+        layout = {"title": {"text": html.escape(metric)}, "xaxis": {"title": {"text": frame.index.name}}}
+        figure = graph_objects.Figure(layout=layout)
         for run, name in zip(runs, names, strict=True):
             points = frame[_plain_cell(run.name)].dropna()
             points = points[:: 1 + len(points) // _MAX_POINTS]
@@ -407,10 +384,9 @@ def write_page(runs: list[Run], file: Any) -> None:
         parts.append(figure.to_html({"displaylogo": False}, full_html=False, include_plotlyjs=script))
         script = False
     for run, name in zip(runs, names, strict=True):
-        flags = "".join(f"{flag}: {text}\n" for flag, text in run.flags.items())
-        parts.append(
-            f"<details><summary>{html.escape(f'{name} ({run.name})')}</summary><pre>{html.escape(flags)}</pre>"
-        )
+        flags = "".join(f"{flag}: {text}\n" for flag, text in run.record.flags.items())
+        title = html.escape(f"{name} ({run.name})")
+        parts.append(f"<details><summary>{title}</summary><pre>{html.escape(flags)}</pre>")
         for picture in sorted(run.record.folder.glob("*.png")):
             parts.append(html_page.picture(picture))
         parts.append("</details>")

@@ -1,6 +1,5 @@
 """`runs`: list the runs, a line each, or remove some: `runs`, `runs remove version_3`, `runs prune --keep 5`."""
 
-import argparse
 import math
 import shutil
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 from engine.checkpointing import run_lock, run_records
 from engine.checkpointing.find_checkpoint import best_mode
 from engine.checkpointing.run_records import RunRecord
+from engine.cli.features_and_commands import CommandParser
 from engine.errors import UsageError
 
 _UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -19,26 +19,18 @@ _UNITS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 def main(argv: list[str]) -> None:
     """Lists runs, or removes some after a question; one that is running is never touched. It needs no torch.
 
-    Raises:
-        UsageError: no such run, a wrong flag, a run to remove that is running, or nobody to ask.
+    Raises: UsageError: no such run, a wrong flag, a run to remove that is running, or nobody to ask.
     """
     action = argv[0] if argv[:1] in (["remove"], ["prune"]) else "list"
-    usage = "main.py runs [remove|prune]"
-    parser = argparse.ArgumentParser(usage, description=__doc__, allow_abbrev=False, exit_on_error=False)
+    parser = CommandParser("runs [remove|prune]", __doc__)
     run_records.add_arguments(parser)
     parser.add_argument("--sort", metavar="COLUMN", help="by best (the best run first), age, size, epochs or any flag")
     if action != "list":
         parser.add_argument("--yes", action="store_true", help="do not ask")
     if action == "prune":
-        parser.add_argument(
-            "--keep", type=int, required=True, help="how many to keep: the newest, or the first by --sort"
-        )
-    try:
-        options, rest = parser.parse_known_args(argv if action == "list" else argv[1:])
-    except argparse.ArgumentError as error:
-        raise UsageError(f"runs: {str(error).removeprefix('argument ')}") from None
-    if rest:
-        raise UsageError(f"runs: unknown flag {rest[0]}; see python main.py runs --help")
+        text = "how many to keep: the newest, or the first by --sort"
+        parser.add_argument("--keep", type=int, required=True, help=text)
+    options = parser.parse_args(argv if action == "list" else argv[1:])
     if action == "remove" and not options.runs:
         raise UsageError("runs remove: name the runs to remove, such as version_3")
     records = _sort(run_records.find(options, "runs"), options.sort)
@@ -81,8 +73,7 @@ def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
 
 def _superfluous(records: list[RunRecord], keep: int) -> list[RunRecord]:
     """Those behind the first `keep`, without the ones that have a name or are running."""
-    stays = [record for record in records[keep:] if record.flags.get("run_name", "none") not in ("none", "null")]
-    stays += [record for record in records[keep:] if record.state.startswith("running") and record not in stays]
+    stays = [record for record in records[keep:] if record.run_name or record.state.startswith("running")]
     if stays:
         print(f"{', '.join(record.folder.name for record in stays)} stay: they have a --run_name, or are running")
     return [record for record in records[keep:] if record not in stays]
@@ -93,10 +84,8 @@ def _remove(records: list[RunRecord], yes: bool) -> None:
     if running := [record for record in records if record.state.startswith("running")]:
         raise UsageError(f"runs: {running[0].folder} is {running[0].state}: nothing is removed")
     try:
-        if not yes and input(f"remove {names} ({_bytes(sum(map(_size, records)))})? [y/N] ").lower() not in (
-            "y",
-            "yes",
-        ):
+        answer = "y" if yes else input(f"remove {names} ({_bytes(sum(map(_size, records)))})? [y/N] ")
+        if answer.lower() not in ("y", "yes"):
             return print("nothing is removed")
     except EOFError:
         raise UsageError("runs: this is no terminal on which to ask whether to remove them: add --yes") from None
@@ -114,10 +103,9 @@ def _remove(records: list[RunRecord], yes: bool) -> None:
 
 def _row(record: RunRecord) -> dict[str, str]:
     best = "" if record.best is None else f"{record.monitor} {record.best:.4g} (epoch {record.best_epoch})"
-    name = record.flags.get("run_name", "none")
     return {
         "run": record.folder.name,
-        "name": "" if name in ("none", "null") else name,
+        "name": record.run_name,
         "network": record.flags.get("model_name", ""),
         "dataset": record.flags.get("dataset", ""),
         "epochs": "" if (epochs := record.epochs()) is None else str(epochs),

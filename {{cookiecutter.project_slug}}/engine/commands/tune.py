@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.errors import UsageError
+from engine.training import lr_schedulers
 from engine.training.step_timer import StepTimer
 
 
@@ -15,21 +16,15 @@ def run(
 ) -> None:
     """Takes a few steps with each rate or size, prints the result and draws it.
 
-    Args:
-        what: lr raises the learning rate and watches the loss; batch_size doubles the batch and counts items/s.
+    what: lr raises the learning rate and watches the loss; batch_size doubles the batch and counts items/s.
 
-    Raises:
-        UsageError: there is nothing to search with --fast_dev_run; several processes would search for a batch size.
+    Raises: UsageError: there is nothing to search with --fast_dev_run; several processes would search for a batch size.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         raise UsageError("tune takes no --fast_dev_run: it needs some 100 steps")
     if "batch_size" in what and trainer.world_size > 1:
         raise UsageError("tune --what batch_size looks for what one device can do: --devices 1")
-    if not hasattr(model, "schedule"):
-        raise UsageError(
-            f"tune works on MInterface and its subclasses, and {type(model).__name__} is a LightningModule"
-        )
-    model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
+    lr_schedulers.keep_constant(model, "tune")
     trainer.limit_val_batches = 0  # type: ignore[attr-defined]
     for name in dict.fromkeys(what):
         (_tune_lr if name == "lr" else _tune_batch_size)(trainer, model, data, run_dir)

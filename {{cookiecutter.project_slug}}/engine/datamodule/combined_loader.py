@@ -18,8 +18,7 @@ class CombinedResumableLoader:
         min_size: the shortest one ends the epoch.
     current_epoch: called when an epoch starts, for its number.
 
-    Raises:
-        UsageError: another mode, or a loader without batches.
+    Raises: UsageError: another mode, or a loader without batches.
     """
 
     def __init__(self, loaders: Any, mode: str, current_epoch: Callable[[], int]) -> None:
@@ -29,9 +28,8 @@ class CombinedResumableLoader:
         self._all: list[ResumableLoader] = []
         apply_to_collection(loaders, ResumableLoader, self._all.append)
         if not all(map(len, self._all)):
-            raise UsageError(
-                "a training loader has no batch: its dataset is empty, or smaller than a batch (drop_last)"
-            )
+            why = "its dataset is empty, or smaller than a batch (drop_last)"
+            raise UsageError(f"a training loader has no batch: {why}")
         self._resume_from: dict[str, Any] = {}
 
     def __len__(self) -> int:

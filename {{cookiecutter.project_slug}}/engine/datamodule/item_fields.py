@@ -105,9 +105,8 @@ def num_items(module: Any, batch: Any) -> int:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, (str, bytes)) or (
-        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, str) for one in value)
-    )
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return bool(texts) and all(isinstance(one, (str, bytes)) for one in texts)
 
 
 def _length(value: Any) -> int:

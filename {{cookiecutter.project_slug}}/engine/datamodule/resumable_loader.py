@@ -133,10 +133,8 @@ class ResumableLoader:
         start = resume["batches"] if resume.get("epoch") == epoch else 0
         if start and start < resume["of"] and self._cuts_otherwise(resume, start):
             ranks = resume.get("ranks", self.world_size)
-            raise UsageError(
-                f"the run stopped within an epoch of --batch_size {resume['each'] // ranks} on {ranks} "
-                f"device{'s' * (ranks > 1)}: go on with these until the epoch's end"
-            )
+            before = f"--batch_size {resume['each'] // ranks} on {ranks} device{'s' * (ranks > 1)}"
+            raise UsageError(f"the run stopped within an epoch of {before}: go on with these until the epoch's end")
         if start and start >= resume["of"] and resume.get("ranks", self.world_size) < self.world_size:
             devices = f"{resume['ranks']} device{'s' * (resume['ranks'] > 1)}"
             raise UsageError(f"the run stopped before the end of an epoch on {devices}: go on with these until its end")
@@ -160,10 +158,8 @@ class ResumableLoader:
         """Raises UsageError: a stream has fewer batches than it says, and Lightning waits in vain for their end."""
         if batches < (length := sized_len(self) or 0):
             says = f"{type(self.data).__name__} says that it has {len(self.data)} items"  # type: ignore[arg-type]
-            raise UsageError(
-                f"{says}, which are {length} batches, and gave {batches}: no validation would ever follow; "
-                "correct its __len__, or leave it out"
-            )
+            gave = f"{says}, which are {length} batches, and gave {batches}"
+            raise UsageError(f"{gave}: no validation would ever follow; correct its __len__, or leave it out")
 
     def _stream_state(self) -> dict[str, Any]:
         if not self.iterable or not hasattr(self.data, "state_dict"):
@@ -193,6 +189,5 @@ class ResumableLoader:
 
 def _copy(batch: Any) -> Any:
     """A batch whose tensors and arrays have memory of their own."""
-    return apply_to_collection(
-        batch, (torch.Tensor, np.ndarray), lambda x: x.clone() if torch.is_tensor(x) else x.copy()
-    )
+    kinds = (torch.Tensor, np.ndarray)
+    return apply_to_collection(batch, kinds, lambda one: one.clone() if torch.is_tensor(one) else one.copy())

@@ -7,7 +7,7 @@ import re
 import sys
 from array import array
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,15 @@ class SplitDataModule(LightningDataModule):
         self.val_fraction, self.test_fraction, self.stratify = val_fraction, test_fraction, stratify
         self._parameters = inspect.signature(dataset_class).parameters
         # The argument that asks for a split, and its values; "" where the class has none.
-        self._split_argument, self._split_values = signatures_from_import.from_object(dataset_class).split_values or (
-            "",
-            {},
-        )
+        signature = signatures_from_import.from_object(dataset_class)
+        self._split_argument, self._split_values = signature.split_values or ("", {})
         defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
         constructor = dataset_class.__init__ if isinstance(dataset_class, type) else dataset_class  # type: ignore[misc]
         if getattr(constructor, "__module__", "").startswith("torchvision."):
-            defaults["transform"] = _to_tensor()  # its images are PIL's otherwise
+            from torchvision.transforms import v2
+
+            to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+            defaults["transform"] = v2.Compose(to_tensor)  # its images are PIL's otherwise
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
         self.data_dir = str(self.arguments.get("data_dir", data_dir))
         self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
@@ -217,11 +218,8 @@ class SplitDataModule(LightningDataModule):
         names = dict.fromkeys(["train", "val", "test", *self.set_names("val"), *self.set_names("test")])
         built = {name: self.split(name) for name in names}
         splits |= {name: fingerprint(one, self.data_dir) for name, one in built.items() if name not in self.missing}
-        facts = {
-            "dataset": self.dataset_class.__name__,
-            "target_info": plain_value(self.target_info()),
-            "splits": splits,
-        }
+        target_info = plain_value(self.target_info())
+        facts = {"dataset": self.dataset_class.__name__, "target_info": target_info, "splits": splits}
         return facts | {name: plain_value(self.attribute(name)) for name in ("classes", "preprocessing")}
 
     def _report_absent_classes(self, name: str) -> None:
@@ -230,32 +228,32 @@ class SplitDataModule(LightningDataModule):
             return
         if absent := class_balance.absent_classes(dataset):
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            rank_zero_only(print)(
-                f"the {name} split has no item of class {', '.join(absent[:5])}{more}", file=sys.stderr
-            )
+            line = f"the {name} split has no item of class {', '.join(absent[:5])}{more}"
+            rank_zero_only(print)(line, file=sys.stderr)
 
     def _prepare(self) -> None:
         """Downloads what the dataset needs, in one process a machine at a time; the next one finds it there."""
         prepare_data = getattr(self.dataset_class, "prepare_data", None)
         if self._prepared or not (prepare_data or "download" in self._parameters):
             return
-        from filelock import FileLock  # comes with torch
-
-        Path(self.data_dir).mkdir(parents=True, exist_ok=True)
-        writable = os.access(self.data_dir, os.W_OK)  # where nobody can write there is nothing to keep apart
-        with FileLock(Path(self.data_dir) / ".prepare.lock") if writable else nullcontext():
+        with self.prepare_lock():
             if prepare_data:
                 accepted = inspect.signature(prepare_data).parameters
                 prepare_data(**{name: value for name, value in self.arguments.items() if name in accepted})
             else:
-                splits: list[dict[str, Any]] = (
-                    [{"train": True}, {"train": False}] if "train" in self._parameters else [{}]
-                )
-                if self._split_argument:
-                    splits = [{self._split_argument: value} for value in self._split_values.values()]
+                splits: list[dict[str, Any]] = [{self._split_argument: one} for one in self._split_values.values()]
+                splits = splits or ([{"train": True}, {"train": False}] if "train" in self._parameters else [{}])
                 for split in splits:
                     self.dataset_class(**self.arguments, **split, download=True)
         self._prepared = True
+
+    def prepare_lock(self) -> AbstractContextManager[Any]:
+        """A lock that one process a machine holds at a time; of a folder where nobody can write, none."""
+        from filelock import FileLock  # comes with torch
+
+        Path(self.data_dir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(self.data_dir, os.W_OK)
+        return FileLock(Path(self.data_dir) / ".prepare.lock") if writable else nullcontext()
 
     def _build(self, name: str) -> None:
         """Builds a split, and those that are cut from the same dataset."""
@@ -303,12 +301,6 @@ def plain_value(value: Any) -> Any:
         return json.loads(json.dumps(value.tolist() if hasattr(value, "tolist") else value))
     except TypeError:
         return None
-
-
-def _to_tensor() -> Any:
-    from torchvision.transforms import v2
-
-    return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
 def _tensor_info(target: Any, num_classes: Any, name: str) -> dict[str, Any]:

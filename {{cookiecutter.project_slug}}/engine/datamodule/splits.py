@@ -27,8 +27,7 @@ def split_indices(
     classes: the class number of each item (items,), or None. Each split gets the same share of every class, up to
         rounding; a class of three items and more is in every split where these have room for it.
 
-    Raises:
-        UsageError: the fractions leave nothing to train on.
+    Raises: UsageError: the fractions leave nothing to train on.
     """
     fractions = {"test": test_fraction, "val": val_fraction}
     if min(fractions.values()) < 0 or sum(fractions.values()) >= 1:

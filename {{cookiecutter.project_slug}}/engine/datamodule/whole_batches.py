@@ -82,9 +82,8 @@ class _Reader:
 
     def _statement(self, node: ast.stmt) -> None:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            names, values = (
-                [*one.elts] if isinstance(one, ast.Tuple) else [one] for one in (node.targets[0], node.value)
-            )
+            sides = node.targets[0], node.value
+            names, values = ([*one.elts] if isinstance(one, ast.Tuple) else [one] for one in sides)
             _require(len(names) == len(values) and all(isinstance(one, ast.Name) for one in names))
             found = {ast.unparse(name): self._row(value) for name, value in zip(names, values, strict=True)}
             _require(not found.keys() & {self.own, self.index})

@@ -1,7 +1,7 @@
 """Features: optional flags with their callbacks, one file or sub-package each. Deleting one removes its flags.
 
-A feature defines `callbacks(run_dir, model, data, *, FLAG: type = default) -> list[Callback]`: run_dir is the run
-folder, model the LightningModule, data the LightningDataModule; each keyword argument is a flag. It may also define
+A feature defines `callbacks(*, FLAG: type = default) -> list[Callback]`, with any of these before the `*`: run_dir, the
+run folder; model, the LightningModule; data, the LightningDataModule. What stands behind it is a flag. It may define
     fit(settings, run) -> metrics: wraps training; calls run(settings) once or several times;
     splitter(*, FLAGS): None, or a function (dataset, indices, seed) -> (train indices, val indices);
     fetch(url, root, flag) -> Path: downloads a run, or a file, at an address with "://";

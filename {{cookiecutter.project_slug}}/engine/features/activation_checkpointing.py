@@ -12,12 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from engine.training.name_patterns import matching_modules
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, activation_checkpointing: tuple[str, ...] = ()) -> list[Callback]:
+def callbacks(*, activation_checkpointing: tuple[str, ...] = ()) -> list[Callback]:
     """Flags.
 
-    Args:
-        activation_checkpointing: submodules (blocks) or patterns of their names (blocks.*) whose activations are not
-            kept for the backward pass but recomputed there: less memory, longer steps, the same results.
+    activation_checkpointing: submodules (blocks) or patterns of their names (blocks.*) whose activations are not kept
+        for the backward pass but recomputed there: less memory, longer steps, the same results.
     """
     return [ActivationCheckpointing(activation_checkpointing)] if activation_checkpointing else []
 

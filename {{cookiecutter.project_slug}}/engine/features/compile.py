@@ -1,6 +1,6 @@
 """`--compile`: trains the network through torch.compile. Checkpoints fit with and without it."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -9,19 +9,13 @@ from engine.errors import UsageError
 
 
 def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
-    *,
-    compile: bool = False,
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default",
+    *, compile: bool = False, compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
 ) -> list[Callback]:
     """Flags.
 
-    Args:
-        compile: train the network through torch.compile; --throughput shows whether it is faster.
-        compile_mode: of --compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are shorter
-            than their launches; max-autotune also tries several kernels.
+    compile: train the network through torch.compile; --throughput shows whether it is faster.
+    compile_mode: of --compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are shorter than
+        their launches; max-autotune also tries several kernels.
     """
     return [Compile(compile_mode)] if compile else []
 

@@ -1,6 +1,5 @@
 """`--num_folds 5`: k-fold cross-validation. Each fold is a run; mean and standard deviation are reported at the end."""
 
-import json
 import os
 import re
 import statistics
@@ -8,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
+from pytorch_lightning.utilities import rank_zero_only
+
 from engine.checkpointing import run_folder
-from engine.checkpointing.atomic_write import read_json, write_atomically
+from engine.checkpointing.atomic_write import read_json, write_json
 from engine.cli import config_file
+from engine.datamodule.class_balance import known_classes
 from engine.errors import UsageError
 
 Metrics = dict[str, float]
@@ -23,9 +26,6 @@ _NOT_COMPARED = (
 
 
 def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
     *,
     num_folds: Annotated[int, ">= 2"] | None = None,
     fold: Annotated[int, ">= 1"] | None = None,
@@ -33,10 +33,9 @@ def callbacks(
 ) -> list[Any]:
     """Flags only; `splitter` and `fit` use them.
 
-    Args:
-        num_folds: cross-validation over this many folds, instead of val_fraction; the test split stays the same.
-        fold: train only this fold, 1 to num_folds; none trains all, one after the other.
-        all_folds: after this fold, train the other unfinished ones too, as --num_folds does without --fold.
+    num_folds: cross-validation over this many folds, instead of val_fraction; the test split stays the same.
+    fold: train only this fold, 1 to num_folds; none trains all, one after the other.
+    all_folds: after this fold, train the other unfinished ones too, as --num_folds does without --fold.
     """
     return []
 
@@ -59,8 +58,6 @@ def splitter(
     def split(dataset: Any, indices: list[int], seed: int) -> tuple[list[int], list[int]]:
         from sklearn.model_selection import KFold, StratifiedKFold
 
-        from engine.datamodule.class_balance import known_classes
-
         known = known_classes(dataset)
         classes = None if known is None else known[indices].tolist()
         fewest = len(indices) if classes is None else min(map(classes.count, set(classes)))
@@ -81,8 +78,7 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
 
     settings: of the command line. run: trains by settings and returns the metrics.
 
-    Returns:
-        The metrics of the fold, or their means over all folds.
+    Returns: The metrics of the fold, or their means over all folds.
     """
     flags = settings.arguments["cross_validation"]
     if not flags["num_folds"]:
@@ -105,10 +101,12 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
         arguments["loggers"] = settings.arguments["loggers"] | label
         changed |= label
         metrics = run(settings._replace(flags=settings.flags | changed, arguments=arguments, ckpt_path=ckpt_path))
-        if _is_rank_zero():
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             run_dir = (run_folder.run_of(ckpt_path) if ckpt_path else None) or _runs_of_fold(settings, root, fold)[-1]
-            _write_json(run_dir / "fold.json", {"fold": fold, "num_folds": num_folds, "metrics": metrics})
-    means = _summarize(_finished(settings, root, num_folds), num_folds) if _is_rank_zero() else {}
+            write_json(run_dir / "fold.json", {"fold": fold, "num_folds": num_folds, "metrics": metrics})
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return {} if all_folds else metrics
+    means = _summarize(_finished(settings, root, num_folds), num_folds)
     return means if all_folds else metrics
 
 
@@ -119,43 +117,29 @@ def _on_one_device(settings: Any) -> Any:
     count = len(devices) if isinstance(devices, (list, tuple)) else 1 if devices == "auto" else devices
     ranks = [int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")]
     if str(count) != "1" or max(*ranks, trainer.get("num_nodes") or 1) > 1:
-        raise UsageError(
-            "--num_folds trains one fold after the other in one process: give --devices 1, "
-            "or one command with --fold K for each fold, on any number of devices"
-        )
+        ways = "give --devices 1, or one command with --fold K for each fold, on any number of devices"
+        raise UsageError(f"--num_folds trains one fold after the other in one process: {ways}")
     trainer = trainer | ({"devices": 1} if devices == "auto" else {})
     return settings._replace(arguments=settings.arguments | {"trainer": trainer})
 
 
-def _is_rank_zero() -> bool:
-    from pytorch_lightning.utilities import rank_zero_only
-
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined, no-any-return]
-
-
 def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
     """The run folders of a fold with the same flags, except for _NOT_COMPARED; the newest is last."""
-    import yaml
 
     def compared(flags: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in flags.items() if name not in _NOT_COMPARED}
 
     wanted, runs = compared(yaml.safe_load(config_file.dump(settings.flags))), []
-    for path in root.glob("version_*/config.yaml"):
+    for run in run_folder.run_folders(root):
         try:
-            flags = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            flags = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError):
             continue  # a broken run is none of these
         flags = {"stratify": False} | flags  # what a run did that is older than this flag
         same = all(flags[name] == wanted[name] for name in compared(flags).keys() & wanted.keys())
         if flags.get("fold") == fold and same:
-            runs.append(path.parent)
-    return sorted(runs, key=_version)
-
-
-def _version(run_dir: Path) -> tuple[int, str]:
-    """A sort key by which version_10 comes after version_9."""
-    return len(run_dir.name), run_dir.name
+            runs.append(run)
+    return runs
 
 
 def _finished(settings: Any, root: Path, num_folds: int) -> dict[int, tuple[Path, Metrics]]:
@@ -177,13 +161,9 @@ def _summarize(finished: dict[int, tuple[Path, Metrics]], num_folds: int) -> Met
     values = {name: [metrics[name] for metrics in folds] for name in folds[0] if all(name in other for other in folds)}
     mean = {name: statistics.fmean(numbers) for name, numbers in values.items()}
     std = {name: statistics.stdev(numbers) for name, numbers in values.items()}
-    path = max((run_dir for run_dir, _ in finished.values()), key=_version) / "folds.json"
+    path = max((run_dir for run_dir, _ in finished.values()), key=run_folder.number_of) / "folds.json"
     each = {fold: {"run": run_dir.name, **metrics} for fold, (run_dir, metrics) in finished.items()}
-    _write_json(path, {"num_folds": num_folds, "mean": mean, "std": std, "folds": each})
+    write_json(path, {"num_folds": num_folds, "mean": mean, "std": std, "folds": each})
     print(f"mean and standard deviation over {num_folds} folds:")
     print("\n".join(f"{name:<12} {mean[name]:.4f} +- {std[name]:.4f}" for name in mean) + f"\n{path}")
     return mean
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -5,7 +5,6 @@ And a vocabulary or a mean, which is computed from the files, would give other n
 keeps in data.json and in its checkpoints what tells them apart. Without this file nothing is kept or compared.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from engine.checkpointing import data_fingerprint
-from engine.checkpointing.atomic_write import write_atomically
+from engine.checkpointing.atomic_write import write_json
 from engine.datamodule.split_datamodule import SplitDataModule
 from engine.datamodule.splits import difference
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Path, model: Any, data: Any, *, new_data: bool = False) -> list[Callback]:
+def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[Callback]:
     """Compares the dataset with the one of the checkpoint; another dataset class is not compared.
 
     new_data: use a checkpoint on its dataset as it is now, although that has changed (validate, test, predict).
@@ -45,10 +44,8 @@ def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
         names, known = now["classes"] or [], kept["classes"] or []
         differing = [str(name) for name in [*known, *names] if (name in known) != (name in names)]
         changed.append(f"other classes ({', '.join(differing[:5])})" if differing else "its classes in another order")
-    old, new = (
-        {"preprocessing": value} if not isinstance(value, dict) else value
-        for value in (kept["preprocessing"], now["preprocessing"])
-    )
+    values = (one["preprocessing"] for one in (kept, now))
+    old, new = (value if isinstance(value, dict) else {"preprocessing": value} for value in values)
     splits = kept.get("splits", {})
     named = old | new if splits else old  # version 0.1 did not name all that there is
     if differing := [name for name in named if old.get(name) != new.get(name)]:
@@ -72,11 +69,10 @@ class KeepRecord(Callback):
         if stage != "fit":
             return
         if self.refuse_fit:
-            raise UsageError(
-                "--new_data is for validate, test and predict: training goes on with the data it began with"
-            )
+            hint = "training goes on with the data it began with"
+            raise UsageError(f"--new_data is for validate, test and predict: {hint}")
         if trainer.is_global_zero:
-            write_atomically(self.path, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.path, self.record)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[data_fingerprint.KEY] = self.record

@@ -1,7 +1,6 @@
 """`--monitor_device`: logs memory and load of the GPU or CPU (Lightning's DeviceStatsMonitor)."""
 
 import importlib.util
-from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import DeviceStatsMonitor
@@ -9,7 +8,7 @@ from pytorch_lightning.callbacks import DeviceStatsMonitor
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, monitor_device: bool = False) -> list[Callback]:
+def callbacks(*, monitor_device: bool = False) -> list[Callback]:
     """monitor_device: log memory and utilisation of the device whenever train_loss_step is logged."""
     return [DeviceStats()] if monitor_device else []
 

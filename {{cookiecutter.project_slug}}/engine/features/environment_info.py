@@ -3,7 +3,6 @@
 No flag; without this file nothing is written.
 """
 
-import json
 import os
 import platform
 import signal
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.checkpointing.atomic_write import optional, read_json, write_atomically
+from engine.checkpointing.atomic_write import optional, read_json, write_json
 from engine.cli.credentials import hide_argv
 from engine.cli.discovery import ROOT
 
 
-def callbacks(run_dir: Path, model: Any, data: Any) -> list[Callback]:
+def callbacks(run_dir: Path) -> list[Callback]:
     """No flags."""
     return [EnvironmentInfo(run_dir)]
 
@@ -69,7 +68,7 @@ class EnvironmentInfo(Callback):
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
         with optional(self.path):
-            write_atomically(self.path, json.dumps(entries, indent=2, ensure_ascii=False, default=str) + "\n")
+            write_json(self.path, entries)
 
 
 def _commit() -> str | None:
@@ -89,7 +88,5 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
     gpus = []
     if trainer.strategy.root_device.type == "cuda":  # a query would initialize CUDA on an unused GPU
         gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpu": cpu, "cpus": os.cpu_count(), "gpus": gpus} | {
-        "threads": torch.get_num_threads(),
-        "processes": trainer.world_size,
-    }
+    counts = {"threads": torch.get_num_threads(), "processes": trainer.world_size}
+    return {"system": platform.platform(), "cpu": cpu, "cpus": os.cpu_count(), "gpus": gpus} | counts

@@ -12,19 +12,11 @@ from engine.training.name_patterns import matching_parameters
 _BatchNorm = batch_norm_class()
 
 
-def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
-    *,
-    freeze: tuple[str, ...] = (),
-    unfreeze_epoch: Annotated[int, ">= 0"] | None = None,
-) -> list[Callback]:
+def callbacks(*, freeze: tuple[str, ...] = (), unfreeze_epoch: Annotated[int, ">= 0"] | None = None) -> list[Callback]:
     """Flags.
 
-    Args:
-        freeze: submodules of the network (backbone) or patterns of parameter names (*.bias) that are not trained.
-        unfreeze_epoch: train the frozen parameters too after this epoch (the first is 1).
+    freeze: submodules of the network (backbone) or patterns of parameter names (*.bias) that are not trained.
+    unfreeze_epoch: train the frozen parameters too after this epoch (the first is 1).
     """
     if unfreeze_epoch is not None and not freeze:
         raise UsageError("--unfreeze_epoch needs --freeze")
@@ -42,11 +34,9 @@ class SameParameters(Callback):
         before = () if flags.get("unfreeze_epoch") is not None else tuple(flags.get("freeze") or ())
         now = () if self.unfreeze_epoch is not None else tuple(self.patterns)
         if trainer.state.fn == "fit" and sorted(before) != sorted(now):
-            was = f"the checkpoint was made with {' '.join(before) or '[]'}"
-            raise UsageError(
-                f"--freeze {' '.join(now) or '[]'}: {was}, and the parameters of its optimizer cannot change; "
-                "--init_from begins a new run with its weights"
-            )
+            was = f"--freeze {' '.join(now) or '[]'}: the checkpoint was made with {' '.join(before) or '[]'}"
+            reason = "and the parameters of its optimizer cannot change"
+            raise UsageError(f"{was}, {reason}; --init_from begins a new run with its weights")
 
 
 class Freeze(SameParameters):

@@ -17,15 +17,12 @@ _NAMES = [name[:-1] for name in dir(nn.init) if name.endswith("_") and not name.
 _PRETRAINED = re.compile(r"pretrained\w*|(encoder_|backbone_)?weights|weights_(backbone|file)")  # timm's, torchvision's
 
 
-def callbacks(
-    run_dir: Any, model: Any, data: Any, *, init: str | None = None, init_args: tuple[str, ...] = ()
-) -> list[Callback]:
+def callbacks(*, init: str | None = None, init_args: tuple[str, ...] = ()) -> list[Callback]:
     """Flags.
 
-    Args:
-        init: function of torch.nn.init, such as kaiming_normal, xavier_uniform, orthogonal, trunc_normal, for the first
-            weights of linear layers and convolutions; their biases begin with 0.
-        init_args: arguments of the init function, such as std=0.02 or mode=fan_out nonlinearity=relu.
+    init: function of torch.nn.init, such as kaiming_normal, xavier_uniform, orthogonal, trunc_normal, for the first
+        weights of linear layers and convolutions; their biases begin with 0.
+    init_args: arguments of the init function, such as std=0.02 or mode=fan_out nonlinearity=relu.
     """
     if init is None:
         if init_args:

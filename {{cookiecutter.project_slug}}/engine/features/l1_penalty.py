@@ -2,21 +2,15 @@
 
 from typing import Annotated, Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import LambdaCallback
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, l1: Annotated[float, ">= 0"] = 0.0) -> list[Callback]:
+def callbacks(*, l1: Annotated[float, ">= 0"] = 0.0) -> list[LambdaCallback]:
     """l1: factor of the sum of absolute weights that is added to the loss (not to the logged one)."""
-    return [L1Penalty(l1)] if l1 else []
 
-
-class L1Penalty(Callback):
-    """Adds the gradient of the penalty, l1 * sign(weight), before each optimizer step; not to biases and norms."""
-
-    def __init__(self, l1: float) -> None:
-        self.l1 = l1
-
-    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        for parameter in module.parameters():
+    def add_gradient(trainer: Any, module: Any, optimizer: Any) -> None:
+        for parameter in module.parameters():  # less biases and norms
             if parameter.grad is not None and parameter.dim() > 1:
-                parameter.grad.add_(parameter.detach().sign(), alpha=self.l1)
+                parameter.grad.add_(parameter.detach().sign(), alpha=l1)
+
+    return [LambdaCallback(on_before_optimizer_step=add_gradient)] if l1 else []

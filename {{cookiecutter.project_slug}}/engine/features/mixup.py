@@ -12,18 +12,12 @@ from engine.errors import UsageError
 
 
 def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
-    *,
-    mixup: Annotated[float, "> 0"] | None = None,
-    cutmix: Annotated[float, "> 0"] | None = None,
+    data: Any, *, mixup: Annotated[float, "> 0"] | None = None, cutmix: Annotated[float, "> 0"] | None = None
 ) -> list[Callback]:
     """Flags.
 
-    Args:
-        mixup: alpha of Mixup, such as 0.2; together with cutmix, each batch takes one of the two at random.
-        cutmix: alpha of CutMix, such as 1.0.
+    mixup: alpha of Mixup, such as 0.2; together with cutmix, each batch takes one of the two at random.
+    cutmix: alpha of CutMix, such as 1.0.
     """
     return [Mixup(mixup, cutmix, data)] if mixup is not None or cutmix is not None else []
 
@@ -47,14 +41,8 @@ class Mixup(Callback):
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
         if self.data.target_info().get("shape"):
             raise UsageError("--mixup and --cutmix need one class per item, not a mask")
-        transforms: list[Any] = []
-        for name, alpha in self.alphas.items():
-            if alpha is not None:
-                if alpha <= 0:
-                    raise UsageError(f"--{name.lower()} {alpha} should be more than 0")
-                transforms.append(
-                    getattr(v2, name)(alpha=alpha, num_classes=classes, labels_getter=self.data.get_target)
-                )
+        options: dict[str, Any] = {"num_classes": classes, "labels_getter": self.data.get_target}
+        transforms = [getattr(v2, name)(alpha=one, **options) for name, one in self.alphas.items() if one is not None]
         blend = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)
         before: Any = module.batch_transform or (lambda batch: batch)
 
@@ -70,6 +58,5 @@ class Mixup(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if not self.is_applied:
             step = f"{type(module).__name__}.training_step"
-            raise UsageError(
-                f"--mixup, --cutmix: {step} is its own: it may begin with batch = self.batch_transform(batch)"
-            )
+            hint = "it may begin with batch = self.batch_transform(batch)"
+            raise UsageError(f"--mixup, --cutmix: {step} is its own: {hint}")

@@ -11,9 +11,7 @@ from engine.training.module_modes import evaluation_mode
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 
 
-def callbacks(
-    run_dir: Any, model: Any, data: Any, *, summary_depth: Annotated[int, ">= -1"] | None = None
-) -> list[Callback]:
+def callbacks(data: Any, *, summary_depth: Annotated[int, ">= -1"] | None = None) -> list[Callback]:
     """summary_depth: also print a table of the layers, nested this deep; -1 for all."""
     return [Summary(data, summary_depth)]
 

@@ -10,7 +10,7 @@ from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.logging import loggers
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, throughput: bool = False) -> list[Callback]:
+def callbacks(*, throughput: bool = False) -> list[Callback]:
     """throughput: log the training items per second of each epoch, without the time of validation."""
     return [Throughput()] if throughput else []
 

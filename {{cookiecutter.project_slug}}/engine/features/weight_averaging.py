@@ -11,18 +11,12 @@ from engine.lightning_compat import averaged_model
 
 
 def callbacks(
-    run_dir: Any,
-    model: Any,
-    data: Any,
-    *,
-    ema_decay: Annotated[float, ">= 0", "< 1"] | None = None,
-    swa_epoch: Annotated[int, ">= 1"] | None = None,
+    *, ema_decay: Annotated[float, ">= 0", "< 1"] | None = None, swa_epoch: Annotated[int, ">= 1"] | None = None
 ) -> list[Callback]:
     """Flags.
 
-    Args:
-        ema_decay: validate, save and test an exponential moving average of the weights, such as 0.999.
-        swa_epoch: validate, save and test the mean of the weights since the end of this epoch (the first is 1).
+    ema_decay: validate, save and test an exponential moving average of the weights, such as 0.999.
+    swa_epoch: validate, save and test the mean of the weights since the end of this epoch (the first is 1).
 
     Raises: UsageError: both are given.
     """
@@ -73,9 +67,8 @@ class SWA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and 0 <= (trainer.max_epochs or 0) < self.first_epoch:
-            raise UsageError(
-                f"--swa_epoch {self.first_epoch}: the run ends before, at --max_epochs {trainer.max_epochs}"
-            )
+            ends = f"the run ends before, at --max_epochs {trainer.max_epochs}"
+            raise UsageError(f"--swa_epoch {self.first_epoch}: {ends}")
         super().setup(trainer, pl_module, stage)
 
     @property

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Any, model: Any, data: Any, *, histograms: bool = False) -> list[Callback]:
+def callbacks(*, histograms: bool = False) -> list[Callback]:
     """histograms: log the weights as TensorBoard histograms after each epoch."""
     return [WeightHistograms()] if histograms else []
 

@@ -43,11 +43,8 @@ def restarted_run(root: Path, job_id: str) -> str | None:
     if not job_id or (by_slurm and not restarted):
         return None
     since = 0.0 if by_slurm else _parent_start()
-    marks = [
-        mark
-        for mark in root.glob(f"version_*/{job_id}")
-        if mark.stat().st_mtime > since or mark.read_text("utf-8") != "ended"
-    ]
+    marks = root.glob(f"version_*/{job_id}")
+    marks = (mark for mark in marks if mark.stat().st_mtime > since or mark.read_text("utf-8") != "ended")
     saved = [path.parent for path in marks if list(path.parent.glob("checkpoints/*.ckpt"))]
     return str(max(saved, key=lambda run: run.stat().st_mtime)) if saved else None
 
@@ -64,8 +61,7 @@ def _parent_start() -> float:
 def process_layout() -> dict[str, Any]:
     """`num_nodes` and `devices` for the Trainer as torchrun or srun started the processes; {} where neither did.
 
-    Raises:
-        UsageError: the SLURM job has tasks that srun did not start, or more of them on one node than on another.
+    Raises: UsageError: the SLURM job has tasks that srun did not start, or more of them on one node than on another.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local_size, world_size = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])

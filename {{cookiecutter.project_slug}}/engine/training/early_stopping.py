@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer, callbacks
+from pytorch_lightning.utilities import rank_zero_only
 
 from engine.checkpointing.monitor_mode import Monitored
 from engine.errors import UsageError
@@ -14,8 +15,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     A metric that is NaN stops the run, or, unless `bad_steps` is "stop", counts as one that is no better.
 
-    Raises:
-        FloatingPointError: the metric is NaN, and `bad_steps` is "stop".
+    Raises: FloatingPointError: the metric is NaN, and `bad_steps` is "stop".
     """
 
     def __init__(self, monitored: Monitored, patience: int, bad_steps: Literal["stop", "skip", "ignore"]) -> None:
@@ -26,14 +26,13 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.limit_val_batches == 0 and not self.of_training:
-            raise UsageError(
-                f"--patience waits for {self.monitor}, and this run has no validation: --monitor train_loss"
-            )
+            hint = "and this run has no validation: --monitor train_loss"
+            raise UsageError(f"--patience waits for {self.monitor}, {hint}")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.wait_count >= self.patience:  # it was over when it was saved
             trainer.should_stop = True
-            self._say(trainer, f"{self._reason()}; to go on, give a longer --patience")
+            rank_zero_only(print)(f"{self._reason()}; to go on, give a longer --patience", flush=True)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._check(trainer, lambda: super(EarlyStopping, self).on_validation_end(trainer, module))
@@ -48,17 +47,13 @@ class EarlyStopping(callbacks.EarlyStopping):
             problem = f"{self.monitor} is NaN after step {trainer.global_step} (epoch {trainer.current_epoch + 1})"
             if self.bad_steps == "stop":
                 raise FloatingPointError(f"{problem}; with --bad_steps skip it counts as no better")
-            self._say(trainer, f"{problem}, which counts as no better")
+            rank_zero_only(print)(f"{problem}, which counts as no better", flush=True)
         if self.wait_count > before and self.wait_count >= self.patience:
-            self._say(trainer, self._reason())
+            rank_zero_only(print)(self._reason(), flush=True)
 
     def _reason(self) -> str:
         best = f"the best {self.monitor} is {float(self.best_score):.6g}"
         return f"stopped early: {best}, and {self.wait_count} validations since were no better"
-
-    def _say(self, trainer: Trainer, line: str) -> None:
-        if trainer.is_global_zero:
-            print(line, flush=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count, not the patience."""

@@ -34,8 +34,7 @@ class GradientGuard(Callback):
 
     bad_steps: "stop", or "skip": leave the weights as they are and count.
 
-    Raises:
-        FloatingPointError: a gradient is NaN or infinite; names step, epoch, batch and parameters.
+    Raises: FloatingPointError: a gradient is NaN or infinite; names step, epoch, batch and parameters.
     """
 
     state_key = "Guard"  # its name in checkpoints of earlier versions

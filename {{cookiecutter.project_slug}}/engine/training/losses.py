@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.cli import discovery
-from engine.errors import UsageError
+from engine.errors import UsageError, simplify
 
 # Losses that apply an activation of their own, and what to do about a sigmoid or softmax before them.
 _WITH_ACTIVATION = {
@@ -19,23 +19,14 @@ _WITH_ACTIVATION = {
 }
 _VIEWS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Permute", "Transpose", "Slice", "Select", "ToCopy", "Clone")
 _SAME_SHAPE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # torch would broadcast these
-_FUNCTIONS = {
-    "CrossEntropyLoss": "cross_entropy",
-    "NLLLoss": "nll_loss",
-    "MultiMarginLoss": "multi_margin_loss",
-    "BCELoss": "binary_cross_entropy",
-    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
-    "MSELoss": "mse_loss",
-    "L1Loss": "l1_loss",
-    "SmoothL1Loss": "smooth_l1_loss",
-    "HuberLoss": "huber_loss",
-}
+_FUNCTIONS = {simplify(name): name for name in dir(functional)} | {"crossentropyloss": "cross_entropy"}
+_FUNCTIONS |= {"bceloss": "binary_cross_entropy", "bcewithlogitsloss": "binary_cross_entropy_with_logits"}
 
 
 def functional_name(name: str) -> str:
     """The name in torch.nn.functional of one of torch's losses, such as torch.nn.MSELoss; any other name as it is."""
     short = name.rpartition(".")[2]
-    return _FUNCTIONS.get(short, short) if name.startswith("torch.nn.") else name
+    return _FUNCTIONS.get(simplify(short), short) if name.startswith("torch.nn.") else name
 
 
 def build(name: str, options: dict[str, Any]) -> Callable[..., Any]:
@@ -65,8 +56,7 @@ def activation_problem(name: str, output: Tensor) -> str:
 
     output: of a step of the training, whose graph says what it ends in.
 
-    Raises:
-        UsageError: the loss takes numbers in 0..1, and these are others.
+    Raises: UsageError: the loss takes numbers in 0..1, and these are others.
     """
     short = functional_name(name)
     if short == "binary_cross_entropy" and bool(((output < 0) | (output > 1)).any()):
@@ -84,8 +74,7 @@ def activation_problem(name: str, output: Tensor) -> str:
 def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[[str], Any]) -> dict[str, Any]:
     """The arguments of a loss class, with those that it needs and no flag gave from attributes of the dataset.
 
-    Raises:
-        UsageError: the dataset has no such attribute.
+    Raises: UsageError: the dataset has no such attribute.
     """
     function = discovery.find("model", name).load()
     parameters = inspect.signature(function).parameters.values() if isinstance(function, type) else ()

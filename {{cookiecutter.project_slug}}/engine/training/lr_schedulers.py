@@ -1,17 +1,19 @@
 """Learning-rate schedules: a factor of `lr` that follows from the share of training done; and reduce-on-plateau."""
 
 import math
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from engine.cli import discovery
 from engine.cli.discovery import DottedPath
 from engine.errors import UsageError
-from engine.training import own_components
 
 _OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number of steps of the run
+_find = cache(partial(discovery.find, "model"))  # a schedule of one's own, asked at each step
 _OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
 
 
@@ -50,24 +52,23 @@ def lr_factor(
     Sources: cosine and its restarts, Loshchilov and Hutter, "SGDR", 2017; one_cycle, Smith, "Super-convergence", 2018
     (from lr/25 up over 0.3 of the run and down to lr/250,000, by half cosines; the momentum stays).
 
-    Args:
-        step: optimizer steps taken.
-        epochs: epochs done, with the fraction of the current one.
-        total: epochs of the whole run, infinite where it has no end.
-        warmup_end: the epochs after which the warm-up ends.
-        steps_per_epoch: optimizer steps of an epoch.
-        lr_scheduler: schedule of the learning rate after the warm-up. Or a dotted path to a function of the share of
-            training done, in 0..1, which returns a factor of lr.
-        warmup_steps: optimizer steps (not epochs) over which the learning rate rises to lr.
-        warmup_epochs: length of the warm-up in epochs, instead of warmup_steps.
-        lr_interval: change the learning rate at every step, or once per epoch.
-        lr_gamma: factor of each decay of step, multistep and plateau (at the 4th validation in a row without a better
-            val_loss), and of exponential over lr_every epochs.
-        lr_every: epochs between two decays (step, exponential), or before the first restart.
-        lr_milestones: epochs at which multistep decays.
-        lr_power: exponent of polynomial.
-        lr_restart_factor: length of each cycle of cosine_restarts, relative to the one before.
-        lr_end: final learning rate of cosine, linear and polynomial, as a share of lr.
+    step: optimizer steps taken.
+    epochs: epochs done, with the fraction of the current one.
+    total: epochs of the whole run, infinite where it has no end.
+    warmup_end: the epochs after which the warm-up ends.
+    steps_per_epoch: optimizer steps of an epoch.
+    lr_scheduler: schedule of the learning rate after the warm-up. Or a dotted path to a function of the share of
+        training done, in 0..1, which returns a factor of lr.
+    warmup_steps: optimizer steps (not epochs) over which the learning rate rises to lr.
+    warmup_epochs: length of the warm-up in epochs, instead of warmup_steps.
+    lr_interval: change the learning rate at every step, or once per epoch.
+    lr_gamma: factor of each decay of step, multistep and plateau (at the 4th validation in a row without a better
+        val_loss), and of exponential over lr_every epochs.
+    lr_every: epochs between two decays (step, exponential), or before the first restart.
+    lr_milestones: epochs at which multistep decays.
+    lr_power: exponent of polynomial.
+    lr_restart_factor: length of each cycle of cosine_restarts, relative to the one before.
+    lr_end: final learning rate of cosine, linear and polynomial, as a share of lr.
     """
     if lr_interval == "epoch":
         begun = math.floor(epochs + 1e-9)
@@ -78,7 +79,7 @@ def lr_factor(
         return (epochs * steps_per_epoch + 1) / (warmup_epochs * steps_per_epoch + 1)
     done = max(0.0, min(1.0, (epochs - warmup_end) / max(1 / steps_per_epoch, total - warmup_end)))
     if "." in lr_scheduler:
-        return own_components.schedule(lr_scheduler)(done)
+        return _find(lr_scheduler).load()(done)
     if lr_scheduler == "cosine":
         return lr_end + (1 - lr_end) * _half_cosine(done)
     if lr_scheduler in ("linear", "polynomial"):
@@ -118,9 +119,19 @@ def _half_cosine(done: float) -> float:
 
 def needs_length(options: dict[str, Any]) -> bool:
     """Whether a schedule depends on the number of steps of the run or of an epoch."""
-    return options["lr_scheduler"] not in ("constant", "plateau") or bool(
-        options["warmup_steps"] or options["warmup_epochs"]
-    )
+    warms_up = options["warmup_steps"] or options["warmup_epochs"]
+    return bool(warms_up) or options["lr_scheduler"] not in ("constant", "plateau")
+
+
+def keep_constant(model: Any, command: str) -> None:
+    """Removes a network's schedule, which may need the length of training, for a command that takes a few steps.
+
+    Raises: UsageError: it is no MInterface.
+    """
+    if not hasattr(model, "schedule"):
+        kind = type(model).__name__
+        raise UsageError(f"{command} works on MInterface and its subclasses, and {kind} is a LightningModule")
+    model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
 
 
 class Schedule(LambdaLR):
@@ -173,8 +184,7 @@ def build(
     epoch: optimizer steps of an epoch, infinite where they are not known.
     max_epochs, max_steps: the ends of the run, None or -1 for no end.
 
-    Raises:
-        UsageError: the warm-up is longer than the run, or the run has no end to plan for.
+    Raises: UsageError: the warm-up is longer than the run, or the run has no end to plan for.
     """
     name = options["lr_scheduler"]
     epochs, steps = (math.inf if end in (None, -1) else float(end) for end in (max_epochs, max_steps))

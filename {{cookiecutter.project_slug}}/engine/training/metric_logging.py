@@ -10,17 +10,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from engine import lightning_compat
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.lightning_compat import (
-    keep_dtype,
-    logged_state,
-    mark_as_updated,
-    reset_logged_metrics,
-    restore_latest,
-    restore_logged,
-    restore_metric,
-)
 from engine.logging import loggers
 from engine.training import metrics
 
@@ -38,7 +30,7 @@ class MetricLoggingModule(LightningModule):
             built = metrics.build(names, loss, target_info)
             self._metric_buffers[stage] = MetricBuffer([metric for name, metric in built.items() if name != "loss"])
             self.metrics.update({f"{stage}_{name}": metric for name, metric in built.items()})
-        keep_dtype(self.metrics)
+        lightning_compat.keep_dtype(self.metrics)
         self._set = "", 0, ""  # stage, index and name of the set that is measured, where a stage has several
         self._another_follows, self._measured = False, dict[str, Tensor]()
 
@@ -67,7 +59,7 @@ class MetricLoggingModule(LightningModule):
             self._another_follows = True
             self.on_validation_epoch_end() if stage == "val" else self.on_test_epoch_end()
             self._another_follows = False
-            reset_logged_metrics(self.trainer)
+            lightning_compat.reset_logged_metrics(self.trainer)
         self._set = stage, index, names[index]
 
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +99,7 @@ class MetricLoggingModule(LightningModule):
                 raise UsageError(f"{logged} is a metric of two {stage}_sets: give one of them another name")
             if name not in self.metrics:  # a part of the loss
                 self.metrics[name] = metrics.Mean().to(self.device)
-            mark_as_updated(self.metrics[name])
+            lightning_compat.mark_as_updated(self.metrics[name])
             self._measured[logged] = self.metrics[name].compute().mean()  # type: ignore[operator]
             self.metrics[name].reset()  # type: ignore[operator]
         if self._another_follows:
@@ -133,23 +125,23 @@ class MetricState(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for metric in _metrics(module).values() if trainer.precision in ("16-true", "bf16-true") else ():
-            keep_dtype(metric)  # sums over an epoch in 16 bits would be wrong
+            lightning_compat.keep_dtype(metric)  # sums over an epoch in 16 bits would be wrong
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._rewind(trainer)
         rank, size = data_parallel_rank(trainer)[:2]
-        restore_logged(trainer, self._logged[rank::size])
-        restore_latest(trainer, self._latest)
+        lightning_compat.restore_logged(trainer, self._logged[rank::size])
+        lightning_compat.restore_latest(trainer, self._latest)
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._rewind(trainer)
-        restore_latest(trainer, self._latest)  # of a run that had nothing left to train
+        lightning_compat.restore_latest(trainer, self._latest)  # of a run that had nothing left to train
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         if isinstance(module, MetricLoggingModule):
             module.flush_metrics()
         states = {name: metric.metric_state for name, metric in _metrics(module).items() if metric.update_called}
-        gathered = _gather(trainer, {"metrics": states, "logged": logged_state(trainer)})
+        gathered = _gather(trainer, {"metrics": states, "logged": lightning_compat.logged_state(trainer)})
         checkpoint["metrics"], checkpoint["logged"] = ([one[key] for one in gathered] for key in ("metrics", "logged"))
         checkpoint["latest"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         checkpoint |= loggers.logged(trainer.loggers)
@@ -166,7 +158,7 @@ class MetricState(Callback):
         states, (rank, size, _) = saved_metrics(checkpoint), data_parallel_rank(trainer)
         for name, metric in _metrics(module).items():
             if own := [state[name] for state in states[rank::size] if name in state]:
-                restore_metric(name.removeprefix("metrics."), metric, own)
+                lightning_compat.restore_metric(name.removeprefix("metrics."), metric, own)
 
     def _rewind(self, trainer: Trainer) -> None:
         """Takes back what the run logged after its checkpoint, once no flag has been refused."""
@@ -199,7 +191,7 @@ def saved_metrics(checkpoint: dict[str, Any]) -> list[dict[str, dict[str, Tensor
     states = checkpoint.get("metrics", [])
     if isinstance(states, list):
         return states
-    size = max((len(rows) for state in states.values() for rows in state.values()), default=0)  # of version 0.2
+    size = max((len(rows) for state in states.values() for rows in state.values()), default=0)  # of version 0.1
     return [
         {f"metrics.{name}": {key: rows[rank] for key, rows in state.items()} for name, state in states.items()}
         for rank in range(size)

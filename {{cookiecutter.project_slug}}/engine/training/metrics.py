@@ -7,22 +7,18 @@ from typing import Any
 import torch
 import torchmetrics
 from torch import Tensor
-from torchmetrics import Metric, image
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassHingeLoss,
-    MulticlassPrecisionRecallCurve,
-)
+from torchmetrics import Metric, classification, image
 
 from engine.checkpointing.monitor_mode import ALIASES
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
-from engine.training import own_components
+from engine.training import custom_metrics
 from engine.training.outputs import infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
-_OF_PROBABILITIES = (MulticlassPrecisionRecallCurve, MulticlassCalibrationError, MulticlassHingeLoss)  # with subclasses
+_OF_PROBABILITIES = tuple(  # with their subclasses
+    getattr(classification, f"Multiclass{name}") for name in ("PrecisionRecallCurve", "CalibrationError", "HingeLoss")
+)
 
 
 class Mean(Metric):
@@ -62,13 +58,12 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     target_info: see SplitDataModule.target_info; and "ignore_index", a class that does not count, and "thresholds", for
         AUROC and the like in so many bins, which are otherwise exact and keep every output of an epoch.
 
-    Raises:
-        UsageError: there is no such metric, or it does not go with the loss and the data.
+    Raises: UsageError: there is no such metric, or it does not go with the loss and the data.
     """
     task = infer_task(loss, target_info)
     if names is None:
         names = () if task == "other" else ("mae",) if task == "regression" else ("acc",)
-    built = {own_components.metric_name(name): _build(name, loss, task, target_info) for name in names}
+    built = {custom_metrics.metric_name(name): _build(name, loss, task, target_info) for name in names}
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
     return {"loss": Mean()} | built
@@ -99,9 +94,9 @@ def memory_notes(metrics: dict[str, Metric], num_items: int, target_info: dict[s
 
 
 def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
-    name, given = own_components.split_call(text)
+    name, given = custom_metrics.split_call(text)
     if "." in name:
-        return own_components.metric(name, target_info | {"task": task}, given)
+        return custom_metrics.metric(name, target_info | {"task": task}, given)
     classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
     class_name = classes.get(ALIASES.get(name.lower(), name).lower())
     if class_name is None:
@@ -109,7 +104,7 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
         raise UsageError(f"--metrics {name}: torchmetrics has none of that name{close}")
     ignore_index = target_info.get("ignore_index", IGNORE_INDEX)
     if class_name == "Accuracy" and task == "multiclass" and not given:  # it alone needs no num_classes
-        return MulticlassAccuracy(average="micro", ignore_index=ignore_index, validate_args=False)
+        return classification.MulticlassAccuracy(average="micro", ignore_index=ignore_index, validate_args=False)
     metric_class = getattr(image, class_name, None) or getattr(torchmetrics, class_name)
     accepted = inspect.signature(metric_class).parameters | inspect.signature(metric_class.__new__).parameters
     if ("task" in accepted) != (task not in ("regression", "other")):
@@ -125,9 +120,9 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             if options["num_classes"] is None:
                 raise UsageError(f"--metrics {name} needs num_classes, an attribute that the dataset does not have")
         if "average" in accepted and task != "binary":
-            per_class = getattr(torchmetrics.classification, f"Multiclass{class_name}", object)
+            per_class = getattr(classification, f"Multiclass{class_name}", object)
             # torchmetrics' macro mean leaves out a class that no item is of, and reads 1.0 where only one is left.
-            left_out = task == "multiclass" and issubclass(per_class, torchmetrics.classification.MulticlassStatScores)
+            left_out = task == "multiclass" and issubclass(per_class, classification.MulticlassStatScores)
             options["average"] = "none" if left_out else "macro"  # the mean is taken when it is logged
             if class_name == "Accuracy" and task == "multiclass":
                 options["average"] = "micro"
@@ -137,7 +132,7 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             options["thresholds"] = target_info.get("thresholds")
     if "data_range" in accepted:
         options["data_range"] = 1.0
-    own_components.refuse_unknown(name, given, [key for key in accepted if key not in ("cls", "args", "kwargs")])
+    custom_metrics.refuse_unknown(name, given, [key for key in accepted if key not in ("cls", "args", "kwargs")])
     try:
         if given and "validate_args" in options:
             metric_class(**options | given | {"validate_args": True})

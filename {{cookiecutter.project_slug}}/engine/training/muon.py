@@ -37,23 +37,21 @@ class Muon(Optimizer):
     ) -> None:
         """Parts the groups of parameters in two, and prints which they are.
 
-        Args:
-            params: groups of parameters of the module, each with its `lr`.
-            module: tells which parameters are embeddings.
-            lr: what the rates of the groups are multiples of.
-            weight_decay: of both; None for the default of each.
-            fused: use AdamW's fused kernel.
-            momentum: of Muon.
-            nesterov: Nesterov momentum in Muon.
-            ns_steps: iterations of Newton and Schulz that make an update of Muon orthogonal.
-            adjust_lr_fn: how the rate of a matrix follows from its shape; with match_rms_adamw one lr suits Muon and
-                AdamW, original wants a greater one for Muon.
-            adamw_lr: learning rate of AdamW; none takes lr.
-            adamw_betas: betas of AdamW.
-            adamw_layers: submodules (head) or patterns of parameter names whose matrices AdamW takes too.
+        params: groups of parameters of the module, each with its `lr`.
+        module: tells which parameters are embeddings.
+        lr: what the rates of the groups are multiples of.
+        weight_decay: of both; None for the default of each.
+        fused: use AdamW's fused kernel.
+        momentum: of Muon.
+        nesterov: Nesterov momentum in Muon.
+        ns_steps: iterations of Newton and Schulz that make an update of Muon orthogonal.
+        adjust_lr_fn: how the rate of a matrix follows from its shape; with match_rms_adamw one lr suits Muon and AdamW,
+            original wants a greater one for Muon.
+        adamw_lr: learning rate of AdamW; none takes lr.
+        adamw_betas: betas of AdamW.
+        adamw_layers: submodules (head) or patterns of parameter names whose matrices AdamW takes too.
 
-        Raises:
-            UsageError: no parameter is left for Muon, or its rate is 0.
+        Raises: UsageError: no parameter is left for Muon, or its rate is 0.
         """
         embeddings = [one for one in module.modules() if isinstance(one, (nn.Embedding, nn.EmbeddingBag))]
         names = [name for pattern in adamw_layers for name in matching_parameters(module, pattern, "adamw_layers")]

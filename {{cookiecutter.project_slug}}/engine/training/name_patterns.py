@@ -10,8 +10,7 @@ from engine.errors import UsageError
 def matching_parameters(module: nn.Module, pattern: str, flag: str) -> list[str]:
     """The names of the parameters that match: a submodule of the network (`backbone`) or wildcards (`*.bias`).
 
-    Raises:
-        UsageError: there is none; the message names the submodules.
+    Raises: UsageError: there is none; the message names the submodules.
     """
     short = {key.removeprefix("network."): key for key, _ in module.named_parameters()}
     found = [key for name, key in short.items() if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
@@ -26,16 +25,14 @@ def matching_modules(module: nn.Module, pattern: str, flag: str) -> list[nn.Modu
 
     Of a ModuleList or ModuleDict, which computes nothing itself, those in it; of nested ones the outermost.
 
-    Raises:
-        UsageError: there is none; the message names the submodules.
+    Raises: UsageError: there is none; the message names the submodules.
     """
     network = getattr(module, "network", None) or module
     named = {name: one for name, one in network.named_modules() if name}
     found, in_lists = list[str](), set[str]()
     for name, one in named.items():  # the outer ones first
-        if not (name in in_lists or fnmatch.fnmatchcase(name, pattern)) or any(
-            name.startswith(f"{outer}.") for outer in found
-        ):
+        matches = name in in_lists or fnmatch.fnmatchcase(name, pattern)
+        if not matches or any(name.startswith(f"{outer}.") for outer in found):
             continue
         if isinstance(one, (nn.ModuleList, nn.ModuleDict)):
             in_lists |= {f"{name}.{key}" for key, _ in one.named_children()}

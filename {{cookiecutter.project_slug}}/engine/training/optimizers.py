@@ -35,8 +35,7 @@ def build(
     no_decay_norm_bias: parameters of one dimension (biases, gains of norms) do not decay.
     lr_scale: "PATTERN=FACTOR" of `lr`; the last pattern that a parameter's name matches counts.
 
-    Raises:
-        UsageError: a pattern matches no parameter, or a factor is not a number.
+    Raises: UsageError: a pattern matches no parameter, or a factor is not a number.
     """
     options = dict(options)
     if fused and name in _FUSED:

@@ -59,8 +59,7 @@ class OutputSpec:
     def align_with_target(self, output: Tensor, target: Tensor) -> Tensor:
         """The output as torch and torchmetrics take it: classes in dimension 1, numbers in the shape of the target.
 
-        Raises:
-            UsageError: the targets are numbers; the classes could be along two dimensions.
+        Raises: UsageError: the targets are numbers; the classes could be along two dimensions.
         """
         if self.task != "multiclass":
             return output.squeeze(-1) if output.shape == (*target.shape, 1) else output  # (B, 1) -> (B,)
@@ -104,8 +103,7 @@ def build_heads(
     texts: HEAD=LOSS or HEAD=LOSS*WEIGHT. Without any, a head takes `loss` where it goes with the target's dtype, and
     else cross_entropy for whole numbers and mse_loss for others.
 
-    Raises:
-        UsageError: a text is no such pair, or the targets have no such head.
+    Raises: UsageError: a text is no such pair, or the targets have no such head.
     """
     infos: dict[str, dict[str, Any]] = target_info.get("heads", {})
     if not texts and "." not in loss:
@@ -120,9 +118,8 @@ def build_heads(
             number = float(weight or 1)
             function = losses.build(loss_name, {})
         except (ValueError, AttributeError):
-            raise UsageError(
-                f"--head_losses {text}: write HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
-            ) from None
+            form = "HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
+            raise UsageError(f"--head_losses {text}: write {form}") from None
         spec = OutputSpec(infer_task(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
         heads[name] = Head(loss_name, function, number, spec)
     return heads

@@ -147,9 +147,8 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     callback = trainer.checkpoint_callback
     path = getattr(callback, "best_model_path", "")
     if not path and getattr(callback, "save_top_k", False) and not trainer.fast_dev_run and trainer.is_global_zero:
-        print(
-            f"no checkpoint is the best: {callback.monitor} had no value, or NaN; what follows is of the last weights"
-        )
+        why = f"{callback.monitor} had no value, or NaN"
+        print(f"no checkpoint is the best: {why}; what follows is of the last weights")
     path = path if path and Path(path).exists() else None
     has_test = data.set_names("test") and is_overridden("test_step", model)
     if has_test:

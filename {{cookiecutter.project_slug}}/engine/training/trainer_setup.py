@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
@@ -20,21 +20,19 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from engine import lightning_compat
+from engine.checkpointing.checkpoint_io import DurableCheckpointIO
+from engine.cli.features_and_commands import load_features
+from engine.cli.settings import Settings
 from engine.cli.value_ranges import range_error
 from engine.errors import UsageError, nearest
 from engine.launch import cluster_job, torchrun
-from engine.lightning_compat import (
-    count_epochs,
-    keep_freed_memory,
-    skip_driver_lookup,
-    skip_sigterm_broadcast,
-    skip_unused_hooks,
-)
 from engine.training import optimizers
 from engine.training.module_modes import evaluation_mode
 
 SHARDED = ("fsdp", "deepspeed", "model_parallel")  # begins of the names of strategies
-
+# Flags of the Trainer that say what happens in a step.
+_OF_A_STEP = "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic".split()
 _torchrun_store: Any = None  # kept alive while the run lasts
 
 
@@ -95,21 +93,20 @@ def configure(
 ) -> list[str]:
     """Configures torch and the network's memory layout before the Trainer is built; returns the names of what is on.
 
-    Args:
-        num_threads: number of CPU threads of torch; none leaves it to torch.
-        channels_last: use the channels_last memory format for images, for faster convolutions, where that works.
-        keep_memory: let malloc keep freed memory for the next step, instead of returning it to the system (Linux).
-        matmul_precision: precision of float32 matrix products on a GPU: high is TF32, highest is full float32.
+    num_threads: number of CPU threads of torch; none leaves it to torch.
+    channels_last: use the channels_last memory format for images, for faster convolutions, where that works.
+    keep_memory: let malloc keep freed memory for the next step, instead of returning it to the system (Linux).
+    matmul_precision: precision of float32 matrix products on a GPU: high is TF32, highest is full float32.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision(matmul_precision)
     if not torch.cuda.is_available():
-        skip_driver_lookup()
+        lightning_compat.skip_driver_lookup()
         enabled = [f"threads {torch.get_num_threads()}"]
     else:
         enabled = [f"matmul precision {matmul_precision}"]
-    if keep_memory and keep_freed_memory():
+    if keep_memory and lightning_compat.keep_freed_memory():
         enabled.append("malloc keeps memory")
     if (train := data.split("train")) is not None and data.whole_batches(train):
         enabled.append("whole batches from memory")
@@ -139,26 +136,23 @@ def cluster_environments() -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False) if "SLURM_STEP_ID" in os.environ else LightningEnvironment()]
 
 
-def make_trainer(
-    model: LightningModule, data: Any, run_dir: Path, *, max_epochs: int | None, plugins: list[Any], **options: Any
-) -> Trainer:
+def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None, **options: Any) -> Trainer:
     """Lightning's Trainer, without the hooks that cost time at every step and do nothing.
 
     options: further arguments of the Trainer.
     max_epochs: None for 10, or for no end where max_steps or max_time is given.
 
-    Raises:
-        UsageError: the Trainer refuses its arguments.
+    Raises: UsageError: the Trainer refuses its arguments.
     """
     options = cluster_job.process_layout() | options
     strategy = str(options.get("strategy", ""))
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    if strategy.startswith(("fsdp", "deepspeed")) and on_cpu:
+    shards = strategy.startswith(("fsdp", "deepspeed"))
+    if shards and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
-    if strategy.startswith(("fsdp", "deepspeed")) and getattr(model, "optimizer_name", "") == "Muon":
-        raise UsageError(
-            f"--optimizer Muon: --strategy {strategy} has no matrices, but flat shards; take model_parallel"
-        )
+    if shards and getattr(model, "optimizer_name", "") == "Muon":
+        has = f"--strategy {strategy} has no matrices, but flat shards"
+        raise UsageError(f"--optimizer Muon: {has}; take model_parallel")
     options["profiler"] = profiler(options.get("profiler"), run_dir, options["callbacks"])
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
@@ -166,7 +160,7 @@ def make_trainer(
         trainer = Trainer(
             **options,
             max_epochs=max_epochs,
-            plugins=[*plugins, *cluster_environments()],
+            plugins=[DurableCheckpointIO(), *cluster_environments()],
             enable_model_summary=False,  # printed at the start in one line
             use_distributed_sampler=False,  # the loaders of DInterface know their rank
         )
@@ -174,16 +168,31 @@ def make_trainer(
         known = ["auto", *sorted(StrategyRegistry.available_strategies())]
         if strategy and strategy not in known:
             usable = [one for one in known if not range_error("strategy", one, ["trainer"])]
-            raise UsageError(
-                f"--strategy {strategy}{nearest(strategy, usable)}; there are: {', '.join(usable)}"
-            ) from error
+            near = nearest(strategy, usable)
+            raise UsageError(f"--strategy {strategy}{near}; there are: {', '.join(usable)}") from error
         raise UsageError(f"Lightning's Trainer: {str(error).splitlines()[0]}") from error
     if not data.set_names("val") or not is_overridden("validation_step", model):
         trainer.limit_val_batches = 0  # now: --fast_dev_run and --overfit_batches would set it anew
     optimizers.check_configured(model)
-    skip_sigterm_broadcast(trainer)
-    count_epochs(trainer)
-    skip_unused_hooks(trainer, model)
+    lightning_compat.skip_sigterm_broadcast(trainer)
+    lightning_compat.count_epochs(trainer)
+    lightning_compat.skip_unused_hooks(trainer, model)
+    return trainer
+
+
+def make_trial_trainer(settings: Settings, model: Any, data: Any, callback: Callback, **options: Any) -> Trainer:
+    """A Trainer of one device for a few training steps, of which nothing is kept, as a run with these flags takes them.
+
+    options: further arguments of the Trainer.
+    """
+    configure(model, data, **settings.arguments["hardware"])
+    features = load_features(Path(), model, data, settings.arguments)
+    callbacks = [callback, *(one for one in features if getattr(one, "changes_step", False))]
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    given = {key: value for key, value in settings.arguments["trainer"].items() if key in _OF_A_STEP}
+    options |= {"devices": 1, "callbacks": callbacks}
+    trainer = make_trainer(model, data, Path(), **given | off | options)
+    trainer.limit_val_batches = 0
     return trainer
 
 

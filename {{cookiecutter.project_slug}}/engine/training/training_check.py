@@ -15,8 +15,7 @@ NO_GRADIENT = "of tensors does not require grad"  # torch's words for a result w
 class TrainingCheck(Callback):
     """Looks after an epoch whether there were optimizer steps, with gradients, and a schedule that moves.
 
-    Raises:
-        UsageError: no step was taken, or none had a gradient.
+    Raises: UsageError: no step was taken, or none had a gradient.
     """
 
     def __init__(self) -> None:
@@ -30,9 +29,8 @@ class TrainingCheck(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         step, manual = f"{type(module).__name__}.training_step", not module.automatic_optimization
-        weights = {
-            id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]
-        }
+        groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        weights = {id(one) for group in groups for one in group["params"]}
         if not any(id(one) in weights for one in module.parameters()):
             return  # it has no optimizer, on purpose
         if manual and not trainer.global_step:

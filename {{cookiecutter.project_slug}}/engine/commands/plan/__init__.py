@@ -4,18 +4,16 @@ import math
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from matplotlib.ticker import EngFormatter
-from pytorch_lightning import Callback, seed_everything
+from pytorch_lightning import seed_everything
 
-from engine.cli import features_and_commands
 from engine.cli.settings import Settings
-from engine.commands.plan import costs, memory
-from engine.commands.plan.costs import Setup
+from engine.commands.plan import parallel_costs, step_costs
+from engine.commands.plan.parallel_costs import ParallelSetup
 from engine.errors import UsageError
-from engine.training import trainer_setup
+from engine.training import lr_schedulers, trainer_setup
 from engine.training.step_timer import StepTimer
 
 _SHOWN = ("32-true", "bf16-mixed", "bf16-true")
@@ -37,38 +35,34 @@ def run(
     bf16 matrix products from NVIDIA's data sheets of A100 and H100. D. Narayanan et al., "Efficient large-scale
     language model training", 2021, reached 52 % of the latter.
 
-    Args:
-        device_memory: memory of one device, such as 80GB or 40GiB; none takes that of this machine's device.
-        device_tflops: TFLOP/s of a device in training, to compute times for one that is not here: at most half of the
-            published number (bf16: A100 312, H100 989).
-        link_gbps: gigabits per second in one direction of the slowest link between two devices (10 or 100 Ethernet, 250
-            PCIe 4.0, 2400 NVLink of an A100, 3600 of an H100).
-        measure_steps: steps to run and time on one device of this machine, to compute times from; 0 for none.
+    device_memory: memory of one device, such as 80GB or 40GiB; none takes that of this machine's device.
+    device_tflops: TFLOP/s of a device in training, to compute times for one that is not here: at most half of the
+        published number (bf16: A100 312, H100 989).
+    link_gbps: gigabits per second in one direction of the slowest link between two devices (10 or 100 Ethernet, 250
+        PCIe 4.0, 2400 NVLink of an A100, 3600 of an H100).
+    measure_steps: steps to run and time on one device of this machine, to compute times from; 0 for none.
 
-    Returns:
-        The printed numbers for the chosen precision and strategy: bytes per device, parameters, items, seconds.
-
-    Raises:
-        UsageError: an unsupported strategy or precision, memory that is no number, a network that cannot be traced.
+    Returns: The printed numbers for the chosen precision and strategy: bytes per device, parameters, items, seconds.
+    Raises: UsageError: an unsupported strategy or precision, memory that is no number, a network that cannot be traced.
     """
     flags = settings.arguments["trainer"]
     if flags.get("fast_dev_run"):
         raise UsageError("plan takes no --fast_dev_run: it trains nothing")
-    device = costs.device_type(flags.get("accelerator", "auto"))
-    num_devices = costs.num_devices(flags.get("devices", "auto"), device) * flags.get("num_nodes", 1)
-    strategy = costs.strategy_of(str(flags.get("strategy", "auto")))
-    precision = costs.precision_of(str(flags.get("precision", 32)))
-    available = costs.memory_of(device_memory, device)
+    device = parallel_costs.device_type(flags.get("accelerator", "auto"))
+    num_devices = parallel_costs.num_devices(flags.get("devices", "auto"), device) * flags.get("num_nodes", 1)
+    strategy = parallel_costs.strategy_of(str(flags.get("strategy", "auto")))
+    precision = parallel_costs.precision_of(str(flags.get("precision", 32)))
+    available = parallel_costs.memory_of(device_memory, device)
     num_batches = flags.get("accumulate_grad_batches", 1)
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
     data.num_workers = 0
-    steps = _count(partial(memory.build_meta, settings, data, build_model), data, precision, device)
-    setup = Setup(steps[precision], precision, strategy, num_devices)
+    steps = _count(partial(step_costs.build_meta, settings, data, build_model), data, precision, device)
+    setup = ParallelSetup(steps[precision], precision, strategy, num_devices)
     step = setup.step
     print(f"{settings.network.name}: {step.parameters:,} parameters, {step.trainable:,} of them trained")
     strategies = ("ddp", "fsdp") if num_devices > 1 else ("ddp",)
-    setups = [Setup(one, name, kind, num_devices) for name, one in steps.items() for kind in strategies]
+    setups = [ParallelSetup(one, name, kind, num_devices) for name, one in steps.items() for kind in strategies]
     _print_table(setups, data.batch_size, num_batches, available)
     parts = setup.memory(data.batch_size)
     result = {"parameters": step.parameters, "trainable": step.trainable, **parts, "memory": sum(parts.values())}
@@ -76,7 +70,7 @@ def run(
     result["largest_batch"] = setup.largest_batch(available)
     _print_fit(setup, result["memory"], available)
     measure = partial(_measure, settings, build_data, build_model, measure_steps) if measure_steps else None
-    seconds = _batch_seconds(setup, data.batch_size, costs.local_memory(device), device_tflops, measure)
+    seconds = _batch_seconds(setup, data.batch_size, parallel_costs.local_memory(device), device_tflops, measure)
     if seconds is None:
         return result
     result["batch_seconds"] = seconds
@@ -88,14 +82,14 @@ def run(
     return result | _print_times(setup, step_seconds, num_steps, settings.arguments["run"]["max_epochs"] or 0)
 
 
-def _count(build: Callable[[], Any], data: Any, precision: str, device: str) -> dict[str, memory.StepCosts]:
+def _count(build: Callable[[], Any], data: Any, precision: str, device: str) -> dict[str, step_costs.StepCosts]:
     """The costs in each precision of the table, the chosen one first."""
     batch = data.sample()
     batch = next(iter(data.train_dataloader())) if batch is None else batch
     steps = {}
     for name in [*dict.fromkeys([precision, *_SHOWN])][:3]:
         try:
-            steps[name] = memory.count(build, batch, name, device)
+            steps[name] = step_costs.count(build, batch, name, device)
         except RuntimeError as error:
             if name == precision:
                 raise
@@ -103,7 +97,7 @@ def _count(build: Callable[[], Any], data: Any, precision: str, device: str) -> 
     return steps
 
 
-def _print_table(setups: list[Setup], batch_size: int, num_batches: int, available: float) -> None:
+def _print_table(setups: list[ParallelSetup], batch_size: int, num_batches: int, available: float) -> None:
     """A column for each setup, within 80 characters."""
     rows: dict[str, list[str]] = {}
     for setup in setups:
@@ -131,8 +125,8 @@ def _print_table(setups: list[Setup], batch_size: int, num_batches: int, availab
     print()
 
 
-def _print_fit(setup: Setup, needed: float, available: float) -> None:
-    fits = "fits" if needed <= (1 - costs.FREE) * available else "does not fit"
+def _print_fit(setup: ParallelSetup, needed: float, available: float) -> None:
+    fits = "fits" if needed <= (1 - parallel_costs.FREE) * available else "does not fit"
     name = setup.precision if setup.num_devices == 1 else f"{setup.precision} with {setup.strategy}"
     print(f"{name} {fits}: {_bytes(needed)} of {_bytes(available)} a device, a tenth left free")
     if setup.step.unknown:
@@ -143,7 +137,7 @@ def _print_fit(setup: Setup, needed: float, available: float) -> None:
 
 
 def _batch_seconds(
-    setup: Setup, batch_size: int, available: float, tflops: float | None, measure: Callable[[], float] | None
+    setup: ParallelSetup, batch_size: int, available: float, tflops: float | None, measure: Callable[[], float] | None
 ) -> float | None:
     """Seconds of a batch on one device: by its operations, or by real steps; None where neither can be had."""
     flops = 3 * setup.step.flops * batch_size  # the backward pass is twice the forward pass
@@ -172,7 +166,9 @@ def _epoch_steps(data: Any, global_batch_size: int, num_batches: int) -> int | N
         return None
 
 
-def _print_times(setup: Setup, seconds: tuple[float, float], num_steps: int | None, epochs: int) -> dict[str, float]:
+def _print_times(
+    setup: ParallelSetup, seconds: tuple[float, float], num_steps: int | None, epochs: int
+) -> dict[str, float]:
     """Prints and returns the times of a step, an epoch and all epochs, with overlap and without."""
     result: dict[str, float] = {"step_seconds": seconds[0], "step_seconds_no_overlap": seconds[1]}
     counts = {"a step": 1}
@@ -195,18 +191,9 @@ def _measure(settings: Settings, build_data: Callable[..., Any], build_model: Ca
     """Median seconds of a batch, of real ones on one device."""
     data = build_data(settings)
     model = build_model(settings, data)
-    memory.keep_lr_constant(model)
-    trainer_setup.configure(model, data, **settings.arguments["hardware"])
+    lr_schedulers.keep_constant(model, "plan")
     timer = StepTimer()
-    features = features_and_commands.load_features(Path(), model, data, settings.arguments)
-    callbacks: list[Callback] = [timer, *(one for one in features if getattr(one, "changes_step", False))]
-    keys = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "benchmark", "deterministic")
-    options = {key: value for key, value in settings.arguments["trainer"].items() if key in keys}
-    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    options |= {"devices": 1, "max_epochs": -1, "max_steps": steps + 2, "callbacks": callbacks, "plugins": []}
-    trainer = trainer_setup.make_trainer(model, data, Path(), **options)
-    trainer.limit_val_batches = 0
-    trainer.fit(model, data)
+    trainer_setup.make_trial_trainer(settings, model, data, timer, max_epochs=-1, max_steps=steps + 2).fit(model, data)
     return statistics.median(timer.step_seconds())
 
 

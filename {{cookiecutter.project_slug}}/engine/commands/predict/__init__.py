@@ -51,15 +51,14 @@ def run(
     paths or ids, one a line. With png: the images that come out, or masks of the classes of their pixels, in
     predictions/. Of images and rows the file is called like the folder or file they come from: predictions_NAME.csv.
 
-    Args:
-        format: csv for a table, npy or pt for an array, of images too, png for one file per image.
-            None is csv, or npy with layer.
-        images: predict each image file below this folder, or this one file, instead of the test split.
-        rows: predict each row of this file instead of the test split, with a target or without.
-        head_name: which output to write, where the network returns a dict of several.
-        layer: write the output of this layer (features.3) instead, with a picture of its first two principal
-            components; with explain grad_cam, the layer that it looks at.
-        explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for images.
+    format: csv for a table, npy or pt for an array, of images too, png for one file per image. None is csv, or npy with
+        layer.
+    images: predict each image file below this folder, or this one file, instead of the test split.
+    rows: predict each row of this file instead of the test split, with a target or without.
+    head_name: which output to write, where the network returns a dict of several.
+    layer: write the output of this layer (features.3) instead, with a picture of its first two principal components;
+        with explain grad_cam, the layer that it looks at.
+    explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for images.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
@@ -198,9 +197,8 @@ class PredictionWriter(Callback):
             raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
         if self.file.tell() and (before := self.record["values"].shape) != shape:
             raise UsageError(f"outputs of shapes {before} and {shape} make no array: take --format png")
-        self.record = np.dtype(
-            [("number", "i8"), ("readable", "?"), ("true", "f8", true_shape), ("values", "f4", shape)]
-        )
+        fields = [("number", "i8"), ("readable", "?"), ("true", "f8", true_shape), ("values", "f4", shape)]
+        self.record = np.dtype(fields)
 
     def _merge(self, paths: list[Path], dataset: Any) -> None:
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be

@@ -41,7 +41,7 @@ class Explanations(Callback):
         if importlib.util.find_spec("captum") is None:
             raise UsageError('--explain needs captum: pip install -e ".[explain]"')
         self.path, self.method, self.data, self.layer = folder / f"explained_{method}.png", method, data, layer
-        self.kept: list[_Kept] = []
+        self.kept: list[_Explained] = []
         self.seen = 0
 
     def on_predict_start(self, trainer: Trainer, module: Any) -> None:
@@ -69,7 +69,7 @@ class Explanations(Callback):
             chosen = (logits.argmax(1) != true) & (true != module.ignore_index)
         for at in chosen.nonzero().flatten().tolist():
             image, shares = args[0][at].clone(), logits[at].softmax(0).clone()
-            self.kept.append(_Kept(loss[at].item(), self.seen + at, image, shares, int(true[at])))
+            self.kept.append(_Explained(loss[at].item(), self.seen + at, image, shares, int(true[at])))
         self.kept = sorted(self.kept, key=lambda one: (-one.loss, one.number))[:_MAX_IMAGES]
         self.seen += len(logits)
 
@@ -136,7 +136,7 @@ class Explanations(Callback):
         return figure
 
 
-class _Kept(NamedTuple):
+class _Explained(NamedTuple):
     """An image to explain. shares: the probabilities of the classes. true: the right class, or -1."""
 
     loss: float

@@ -41,10 +41,9 @@ class LayerOutput:
         """What it gave for the latest batch. Raises: UsageError: it ran never, or several times."""
         outputs, self._outputs[:] = [*self._outputs], []
         if len(outputs) != 1:
-            raise UsageError(
-                f"--layer {self.name}: it runs {len(outputs)} times a batch: name one that runs once, such as one "
-                f"{'around it' if outputs else 'that the network calls itself'}"
-            )
+            such = "around it" if outputs else "that the network calls itself"
+            runs = f"it runs {len(outputs)} times a batch"
+            raise UsageError(f"--layer {self.name}: {runs}: name one that runs once, such as one {such}")
         return outputs[0]
 
 
@@ -69,14 +68,8 @@ def _scatter(title: str, points: Tensor, shares: list[float], true: np.ndarray, 
         for kind in kinds:
             chosen = points[torch.from_numpy(true[:, 0] == kind)]
             label = str(names[int(kind)] if names and kind >= 0 else int(kind))
-            axes.scatter(
-                chosen[:, 0],
-                chosen[:, 1],
-                s=8,
-                label=label,
-                color=f"C{int(kind) % 10}",
-                marker="o" if kind < 10 else "^",
-            )
+            look = {"color": f"C{int(kind) % 10}", "marker": "o" if kind < 10 else "^"}
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=8, label=label, **look)
         figure.legend(loc="outside right upper")
     elif true.shape[1] == 1:
         figure.colorbar(axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=8, c=true[:, 0]), label="true")

@@ -108,15 +108,13 @@ class ImageWriter:
     def write(self, numbers: Sequence[int], outputs: Tensor, classifies: bool) -> None:
         """Writes outputs (N, C, H, W) of the items of those numbers: class probabilities, or images.
 
-        Raises:
-            UsageError: they are neither.
+        Raises: UsageError: they are neither.
         """
         from PIL import Image
 
         if outputs.dim() != 4 or not (classifies or outputs.shape[1] in (1, 3)):
-            raise UsageError(
-                f"--format png: an output of shape {tuple(outputs.shape[1:])} is no picture: take npy or pt"
-            )
+            shape = tuple(outputs.shape[1:])
+            raise UsageError(f"--format png: an output of shape {shape} is no picture: take npy or pt")
         images = self._masks(outputs) if classifies else self._images(outputs)  # (N, H, W) or (N, H, W, 3), bytes
         for number, pixels in zip(numbers, images, strict=True):
             path = self.folder / f"{self.names[number] if self.names else f'{number:06}'}.png"

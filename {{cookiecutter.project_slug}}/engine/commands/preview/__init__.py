@@ -17,12 +17,11 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 
 from engine.checkpointing.atomic_write import replacing, write_atomically
-from engine.cli import features_and_commands
 from engine.cli.settings import Settings
-from engine.commands.preview import items, pictures
+from engine.commands.preview import pictures, split_statistics
 from engine.commands.preview.findings import Finding, problems, table
-from engine.commands.preview.items import SplitItems
-from engine.commands.preview.pictures import Draws
+from engine.commands.preview.pictures import FirstBatch
+from engine.commands.preview.split_statistics import SplitStatistics
 from engine.datamodule.item_fields import ItemFields, num_items
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
@@ -33,10 +32,8 @@ _SHOWN = 10  # lines of a finding that are printed; the page has all
 _POINTS = 1000  # of the learning rate, about
 _NUM_STEPS, _LOADING_SECONDS = 12, 1.0  # for which network and loading are timed
 _WORKERS = (0, 1, 2, 4)
-_TRAINER = (
-    "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic "
-    "accumulate_grad_batches max_steps max_time limit_train_batches overfit_batches"
-).split()
+# Flags of the Trainer by which the number of steps is planned.
+_LENGTH = "accumulate_grad_batches max_steps max_time limit_train_batches overfit_batches".split()
 
 
 class NoNetwork(nn.Module):
@@ -67,15 +64,13 @@ def run(
     has everything, and needs no other file. Without --model_name no step is timed; learning rates and speeds are those
     of one device.
 
-    Args:
-        preview_dir: folder for the page and its pictures.
-        check_all: read every item, also of a stream, however long that takes. The same item is found by its bytes; a
-            picture that was saved once more in another size is not.
-        check_seconds: seconds to spend on reading items of each split in random order, of a stream the first 1,000 at
-            most; the table says how many were read.
+    preview_dir: folder for the page and its pictures.
+    check_all: read every item, also of a stream, however long that takes. The same item is found by its bytes; a
+        picture that was saved once more in another size is not.
+    check_seconds: seconds to spend on reading items of each split in random order, of a stream the first 1,000 at most;
+        the table says how many were read.
 
-    Raises:
-        UsageError: preview_dir cannot be written.
+    Raises: UsageError: preview_dir cannot be written.
     """
     if settings.arguments["trainer"].get("fast_dev_run"):
         raise UsageError("preview takes no --fast_dev_run: it trains nothing")
@@ -87,16 +82,16 @@ def run(
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
     more = [name for stage in ("val", "test") for name in data.set_names(stage) if name != stage]
-    found = (items.read(data, name, check_seconds, check_all) for name in ("train", "val", "test", *more))
+    found = (split_statistics.read(data, name, check_seconds, check_all) for name in ("train", "val", "test", *more))
     splits = [split for split in found if split is not None]
     findings, lines = problems(data, splits), table(data, splits)
     print(*lines, sep="\n", flush=True)
     damaged = any(one.no_batch for one in findings)
-    draws, tried, steps = dict[str, Draws](), list[str](), None
+    draws, tried, steps = dict[str, FirstBatch](), list[str](), None
     try:
         for split in splits:
             if split.name in ("train", "val"):
-                draws[split.name] = pictures.batch_draws(data, split.name, split.drawn)
+                draws[split.name] = pictures.first_batch(data, split.name, split.drawn)
         with warnings.catch_warnings():
             # More workers than cores, as is asked here.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -125,7 +120,7 @@ def _texts(findings: list[Finding], most: int | None) -> list[str]:
     return lines
 
 
-class _Steps(Callback):
+class _StepProbe(Callback):
     """Takes the learning rates of the whole run, and the seconds of some steps without the loading of their batches.
 
     steps, rates: some of the planned steps, and the rates there by name; empty where the run has no end, or schedules
@@ -179,7 +174,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any]) -> tuple[_Steps, list[str]]:
+def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any]) -> tuple[_StepProbe, list[str]]:
     """The planned learning rates; with a network, the time of its steps and of loading too; and what to say of them."""
     is_named = settings.network.load() is not NoNetwork
     speeds, chosen = dict[int, float](), data.num_workers
@@ -193,15 +188,10 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
             break
     data.num_workers = chosen
     model = build_model(settings, data)
-    trainer_setup.configure(model, data, **settings.arguments["hardware"])
-    steps = _Steps(_NUM_STEPS if is_named else 0)
-    features = features_and_commands.load_features(Path(), model, data, settings.arguments)
-    options = {key: value for key, value in settings.arguments["trainer"].items() if key in _TRAINER}
-    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    options |= {"devices": 1, "plugins": [], "max_epochs": settings.arguments["run"]["max_epochs"]}
-    options["callbacks"] = [steps, *(one for one in features if getattr(one, "changes_step", False))]
-    trainer = trainer_setup.make_trainer(model, data, Path(), **options)
-    trainer.limit_val_batches = 0
+    steps = _StepProbe(_NUM_STEPS if is_named else 0)
+    length = {key: value for key, value in settings.arguments["trainer"].items() if key in _LENGTH}
+    length["max_epochs"] = settings.arguments["run"]["max_epochs"]
+    trainer = trainer_setup.make_trial_trainer(settings, model, data, steps, **length)
     trainer.fit(model, data)
     lines = [""]
     for name, rates in steps.rates.items():
@@ -240,7 +230,12 @@ def _limit(loading: dict[int, float], network: float) -> str:
 
 
 def _write(
-    folder: Path, data: Any, splits: list[SplitItems], lines: list[str], draws: dict[str, Draws], steps: _Steps | None
+    folder: Path,
+    data: Any,
+    splits: list[SplitStatistics],
+    lines: list[str],
+    draws: dict[str, FirstBatch],
+    steps: _StepProbe | None,
 ) -> None:
     """Writes the pictures, learning_rate.csv and the page; without matplotlib, a page of texts and tables."""
     parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]

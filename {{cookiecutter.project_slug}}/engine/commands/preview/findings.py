@@ -3,8 +3,8 @@
 import statistics
 from typing import Any, NamedTuple
 
-from engine.commands.preview.items import SplitItems, Values, doubles
 from engine.commands.preview.pictures import class_names, feature_names, file_sizes
+from engine.commands.preview.split_statistics import FieldStatistics, SplitStatistics, doubles
 from engine.datamodule.seeding import unwrap_subset
 
 _MOST_CLASSES = 10  # that have a line each
@@ -19,7 +19,7 @@ class Finding(NamedTuple):
     no_batch: bool = False
 
 
-def table(data: Any, splits: list[SplitItems]) -> list[str]:
+def table(data: Any, splits: list[SplitStatistics]) -> list[str]:
     """Lines of a table: a column for each split."""
     rows = [["", *(split.name for split in splits)]]
     rows.append(["items", *("?" if split.length is None else f"{split.length:,}" for split in splits)])
@@ -46,19 +46,18 @@ def table(data: Any, splits: list[SplitItems]) -> list[str]:
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
-def _are_classes(splits: list[SplitItems]) -> bool:
+def _are_classes(splits: list[SplitStatistics]) -> bool:
     """Whether the targets are single numbers, and not masks, for example."""
-    return all(
-        kind.endswith("()") for split in splits if "target" in split.values for kind in split.values["target"].kinds
-    )
+    targets = (split.values["target"] for split in splits if "target" in split.values)
+    return all(kind.endswith("()") for target in targets for kind in target.kinds)
 
 
-def _class_names(data: Any, splits: list[SplitItems]) -> list[str]:
+def _class_names(data: Any, splits: list[SplitStatistics]) -> list[str]:
     last = max((number for split in splits for number in split.classes), default=None)
     return [] if last is None else class_names(data, last + 1)
 
 
-def _value_rows(key: str, values: list[Values | None]) -> list[list[str]]:
+def _value_rows(key: str, values: list[FieldStatistics | None]) -> list[list[str]]:
     """What an entry is, and its numbers."""
     kinds = list(dict.fromkeys(kind for one in values if one for kind in one.kinds))
     label = f"{key}: {kinds[0]}" if len(kinds) == 1 else f"{key}: {len(kinds)} kinds, such as {kinds[0]}"
@@ -68,7 +67,8 @@ def _value_rows(key: str, values: list[Values | None]) -> list[list[str]]:
         if one and one.lengths:
             cells["  length, median"] = f"{min(one.lengths)} to {max(one.lengths)}, {statistics.median(one.lengths):g}"
         elif one and one.count:
-            cells |= {"  mean, std": f"{one.mean:.3g}, {one.std:.3g}", "  from, to": f"{one.low:.4g}, {one.high:.4g}"}
+            cells["  mean, std"] = ", ".join(f"{number:.3g}" for number in one.mean_std())
+            cells["  from, to"] = f"{one.low:.4g}, {one.high:.4g}"
         if one and one.nan + one.inf:
             cells["  NaN, infinite"] = f"{one.nan:,}, {one.inf:,}"
         for name, cell in cells.items():
@@ -76,7 +76,7 @@ def _value_rows(key: str, values: list[Values | None]) -> list[list[str]]:
     return [[name, *cells] for name, cells in rows.items()]
 
 
-def problems(data: Any, splits: list[SplitItems]) -> list[Finding]:
+def problems(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     """What may be wrong, the worst first."""
     found = []
     if broken := [line for split in splits for _, line in sorted(split.broken)]:
@@ -84,7 +84,7 @@ def problems(data: Any, splits: list[SplitItems]) -> list[Finding]:
     return [*found, *_doubles(data, splits), *_values(data, splits), *_classes(data, splits)]
 
 
-def _doubles(data: Any, splits: list[SplitItems]) -> list[Finding]:
+def _doubles(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     groups, found = doubles(splits), []
     targets = {(split.name, name): target for split in splits for name, target in split.targets.items()}
     names = _class_names(data, splits)
@@ -102,13 +102,12 @@ def _doubles(data: Any, splits: list[SplitItems]) -> list[Finding]:
             are = "are" if len(different) > 1 else "is"
             found.append(Finding(f"{_count(len(different), 'item')} {are} {said}", details))
     if drawn := [split.name for split in splits if split.drawn and not split.contents]:
-        found.append(
-            Finding(f"of the {' and '.join(drawn)} split no doubles can be found: its items are drawn at random")
-        )
+        said = f"of the {' and '.join(drawn)} split no doubles can be found: its items are drawn at random"
+        found.append(Finding(said))
     return found
 
 
-def _values(data: Any, splits: list[SplitItems]) -> list[Finding]:
+def _values(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     found = []
     for split in splits:
         for key, values in split.values.items():
@@ -127,17 +126,15 @@ def _values(data: Any, splits: list[SplitItems]) -> list[Finding]:
     return found
 
 
-def _columns(data: Any, where: str, values: Values, is_train: bool) -> list[Finding]:
+def _columns(data: Any, where: str, values: FieldStatistics, is_train: bool) -> list[Finding]:
     """Columns that are missing in all items or in some, and in the train split those that are always the same."""
     assert values.columns is not None
     low, high, missing = values.columns
     names = feature_names(data, len(low)) or [f"column {at}" for at in range(len(low))]
     number = values.items
     empty = [names[at] for at in (missing == number).nonzero().flatten().tolist()]
-    gaps = [
-        f"{names[at]}: {_count(int(missing[at]), 'item')}"
-        for at in ((missing > 0) & (missing < number)).nonzero().flatten().tolist()
-    ]
+    partly = ((missing > 0) & (missing < number)).nonzero().flatten().tolist()
+    gaps = [f"{names[at]}: {_count(int(missing[at]), 'item')}" for at in partly]
     same = [f"{names[at]}: {low[at]:.4g}" for at in ((low == high) & (missing < number)).nonzero().flatten().tolist()]
     found = [Finding(f"{where} is NaN in every item, in {_count(len(empty), 'column')}", empty)] if empty else []
     found += [Finding(f"{where} is NaN in some items, in {_count(len(gaps), 'column')}", gaps)] if gaps else []
@@ -146,7 +143,7 @@ def _columns(data: Any, where: str, values: Values, is_train: bool) -> list[Find
     return found
 
 
-def _classes(data: Any, splits: list[SplitItems]) -> list[Finding]:
+def _classes(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     names, found = _class_names(data, splits), []
     for split in splits:
         if absent := [name for number, name in enumerate(names) if not split.classes[number]] if split.classes else []:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.commands.preview.items import SplitItems, named, named_targets
+from engine.commands.preview.split_statistics import SplitStatistics, named, named_targets
 from engine.datamodule.item_fields import Fields
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import SeededBatch, SeededDataset, resolve_subset
@@ -20,7 +20,7 @@ from engine.logging import plots
 _ITEMS, _FRAMES, _FEATURES, _DRAWS = 8, 8, 20, 3  # that are shown
 
 
-class Draws(NamedTuple):
+class FirstBatch(NamedTuple):
     """The first batch of a split, and further draws of the same items.
 
     names: of the items. raw: what they were before the dataset prepared them, by its `raw_items`. Both may be [].
@@ -31,7 +31,7 @@ class Draws(NamedTuple):
     raw: list[dict[str, Any]] = []
 
 
-def batch_draws(data: Any, name: str, drawn: bool) -> Draws:
+def first_batch(data: Any, name: str, drawn: bool) -> FirstBatch:
     """The first batch as training or validation gets it, and two further draws, without the items that cannot be read.
 
     Of a stream, and of what is not drawn at random, there is one draw.
@@ -40,7 +40,7 @@ def batch_draws(data: Any, name: str, drawn: bool) -> Draws:
     while isinstance(loader, (list, tuple)):  # of a LightningDataModule
         loader = loader[0]
     if not isinstance(loader, ResumableLoader) or loader.iterable:
-        return Draws([next(iter(loader))])
+        return FirstBatch([next(iter(loader))])
     indices = list(next(iter(loader.epoch_sampler)))
     dataset, collate, names = SeededDataset(loader.data), loader.loader.collate_fn, item_ids(loader.data)
     readable = [index for index in indices if _is_readable(dataset, index)]
@@ -48,7 +48,7 @@ def batch_draws(data: Any, name: str, drawn: bool) -> Draws:
     batches = [collate(dataset.__getitems__(SeededBatch(readable, key))) for key in keys] if readable else []
     whole, places = resolve_subset(loader.data, readable)
     raw = whole.raw_items(places[:_ITEMS]) if hasattr(whole, "raw_items") else []
-    return Draws(batches, [names[index] for index in readable] if names else [], raw)
+    return FirstBatch(batches, [names[index] for index in readable] if names else [], raw)
 
 
 def _is_readable(dataset: SeededDataset, index: int) -> bool:
@@ -59,7 +59,7 @@ def _is_readable(dataset: SeededDataset, index: int) -> bool:
         return False
 
 
-def draw_batch(data: Any, split: SplitItems, found: Draws) -> dict[str, Callable[[], Any]]:
+def draw_batch(data: Any, split: SplitStatistics, found: FirstBatch) -> dict[str, Callable[[], Any]]:
     """How to draw the first items of a batch, by the name of the picture; nothing of what is not made of pixels."""
     draws = [data.item_fields.split(batch) for batch in found.batches]
     clips = [one for one in map(_clips, draws) if one is not None]
@@ -67,11 +67,8 @@ def draw_batch(data: Any, split: SplitItems, found: Draws) -> dict[str, Callable
     label = f"first items of the {split.name} split"
     drawn = [f"draw {at}" for at in range(1, len(draws) + 1)] if len(draws) > 1 else ["input"]
     if clips:
-        frames = {
-            f"item {at + 1}, {draw}": clip[at]
-            for at in range(min(3, len(clips[0])))
-            for draw, clip in zip(drawn, clips, strict=True)
-        }
+        pairs = [*zip(drawn, clips, strict=True)]
+        frames = {f"item {at + 1}, {draw}": clip[at] for at in range(min(3, len(clips[0]))) for draw, clip in pairs}
         return {f"{split.name}_clips": partial(plots.images, [*frames.values()], [], label, [*frames])}
     if not images:
         return {}
@@ -96,7 +93,7 @@ def draw_batch(data: Any, split: SplitItems, found: Draws) -> dict[str, Callable
     return {f"{split.name}_batch": partial(plots.images, [*rows.values()], labels, label, [*rows])}
 
 
-def table(data: Any, found: Draws) -> list[list[str]]:
+def table(data: Any, found: FirstBatch) -> list[list[str]]:
     """The first items of a batch of texts or rows as a person reads them, below a row of names; [] of anything else."""
     fields = data.item_fields.split(found.batches[0])
     columns: dict[str, list[str]] = {"": found.names[:_ITEMS]} if found.names else {}

@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from engine.checkpointing.checkpoint_callbacks import LastCheckpoint
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
 from engine.checkpointing.run_folder import resume_command
 from engine.checkpointing.safe_file_names import unsafe
@@ -22,7 +23,7 @@ NOT_KEPT = ("mirror",)  # a stranger's run could send the files of this machine 
 _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
-def callbacks(run_dir: Path, model: Any, data: Any, *, mirror: str | None = None) -> list[Callback]:
+def callbacks(run_dir: Path, *, mirror: str | None = None) -> list[Callback]:
     """mirror: copy the run to this address after each checkpoint, such as s3://bucket/runs; --ckpt_path takes it."""
     if mirror == "":  # such as `--mirror=$BUCKET` of a shell that has no BUCKET
         raise UsageError("--mirror: expected an address or a folder, or none")
@@ -39,8 +40,7 @@ def fetch(url: str, root: Path, flag: str) -> Path:
 def finish() -> None:
     """Uploads what was written after the last checkpoint.
 
-    Raises:
-        SystemExit: an upload failed; the exit status is 1, so that no script deletes the machine.
+    Raises: SystemExit: an upload failed; the exit status is 1, so that no script deletes the machine.
     """
     failed = [mirror for mirror in _active if not mirror.finish()]
     _active.clear()
@@ -84,8 +84,11 @@ class Mirror(Callback):
             _active.append(self)
 
     def _connect(self) -> None:
+        from fsspec.implementations.local import LocalFileSystem
+
         self.fs, base = storage.connect(self.url, "mirror")
-        if storage.is_local_dir(self.fs, f"{base}/{self.run_dir.name}", self.run_dir):
+        there = Path(base, self.run_dir.name)
+        if isinstance(self.fs, LocalFileSystem) and there.resolve() == self.run_dir.resolve():
             print(f"--mirror {self.shown}: {self.run_dir} is in that folder itself and is not copied", file=sys.stderr)
             return
         with storage.one_line_errors(f"--mirror {self.url}"):
@@ -98,7 +101,7 @@ class Mirror(Callback):
             _active.remove(self)
             if not self.finish():
                 print(self.failure_message(), file=sys.stderr, flush=True)
-        stopped = any(getattr(callback, "received", 0) for callback in trainer.checkpoint_callbacks)
+        stopped = any(one.signals.received for one in trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint))
         if self.active and stopped and isinstance(exception, SystemExit):
             trainer.strategy.barrier()  # when one process ends, the launcher ends the first one too, amid its upload
 
@@ -126,10 +129,8 @@ class Mirror(Callback):
 
     def failure_message(self) -> str:
         """What to print at the end of a run whose upload failed."""
-        return (
-            f"--mirror: {self.shown} lacks the newest of {self.run_dir} ({self.error}), which is whole here; "
-            f"to upload it:\n{resume_command(self.run_dir)}"
-        )
+        lacks = f"{self.shown} lacks the newest of {self.run_dir} ({self.error}), which is whole here"
+        return f"--mirror: {lacks}; to upload it:\n{resume_command(self.run_dir)}"
 
     def _upload(self, links: dict[str, Path], final: bool = False) -> None:
         try:

@@ -33,11 +33,8 @@ def fetch(url: str, root: Path, flag: str) -> Path:
 
     An unchanged run or file is downloaded once; of a machine, local rank 0 does it. flag: for errors.
 
-    Returns:
-        The run folder, or the file.
-
-    Raises:
-        UsageError: it does not exist, or the download fails.
+    Returns: The run folder, or the file.
+    Raises: UsageError: it does not exist, or the download fails.
     """
     fs, path = connect(url, flag)
     run, checkpoint = path, ""

@@ -18,8 +18,7 @@ _OWNER_FILE = "mirror.txt"  # here and there: the address, and a token that only
 def connect(url: str, flag: str) -> tuple[Any, str]:
     """The fsspec file system of an address, without a listing cache, and the path in it. flag: for errors.
 
-    Raises:
-        UsageError: fsspec does not know the protocol, its package is not installed, or there are no credentials.
+    Raises: UsageError: fsspec does not know the protocol, its package is not installed, or there are no credentials.
     """
     import fsspec  # slow to import
 
@@ -37,13 +36,6 @@ def is_object_store(fs: Any) -> bool:
     from fsspec.asyn import AsyncFileSystem
 
     return isinstance(fs, AsyncFileSystem)
-
-
-def is_local_dir(fs: Any, path: str, run_dir: Path) -> bool:
-    """Whether a path of the file system is `run_dir` itself."""
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(fs, LocalFileSystem) and Path(path).resolve() == run_dir.resolve()
 
 
 def one_line(error: BaseException) -> str:

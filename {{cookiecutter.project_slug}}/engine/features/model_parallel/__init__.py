@@ -27,18 +27,11 @@ from engine.features.model_parallel import sharded_checkpoint
 from engine.lightning_compat import set_data_parallel_size
 
 
-def callbacks(
-    run_dir: Any, model: Any, data: Any, *, tensor_parallel_size: Annotated[int, ">= 1"] = 1
-) -> list[Callback]:
+def callbacks(*, tensor_parallel_size: Annotated[int, ">= 1"] = 1) -> list[Callback]:
     """tensor_parallel_size: number of devices that split each layer, by the network's parallelize(mesh), and see the
     same batch (--strategy model_parallel)."""
-    StrategyRegistry.register(
-        "model_parallel",
-        ShardedModelParallel,
-        ShardedModelParallel.__doc__,
-        override=True,
-        tensor_parallel_size=tensor_parallel_size,
-    )
+    options: dict[str, Any] = {"override": True, "tensor_parallel_size": tensor_parallel_size}
+    StrategyRegistry.register("model_parallel", ShardedModelParallel, ShardedModelParallel.__doc__, **options)
     return [CheckStrategy()] if tensor_parallel_size != 1 else []
 
 

@@ -89,12 +89,10 @@ def _check_weights_only(data: bytes) -> None:
 
 def empty_weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights of a sharded checkpoint by name, as tensors on the meta device."""
-    prefix = "state_dict."
-    return {
-        name.removeprefix(prefix): torch.empty(entry.size, device="meta")
-        for name, entry in read_metadata(path).state_dict_metadata.items()
-        if name.startswith(prefix) and not isinstance(entry, BytesStorageMetadata)
-    }
+    entries, prefix = read_metadata(path).state_dict_metadata, "state_dict."
+    sizes = {name: one.size for name, one in entries.items() if not isinstance(one, BytesStorageMetadata)}
+    sizes = {name.removeprefix(prefix): size for name, size in sizes.items() if name.startswith(prefix)}
+    return {name: torch.empty(size, device="meta") for name, size in sizes.items()}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _FIRST_BATCH_IMAGES = 32
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def callbacks(run_dir: Path, model: Any, data: Any, *, pictures: bool = True) -> list[Callback]:
+def callbacks(run_dir: Path, data: Any, *, pictures: bool = True) -> list[Callback]:
     """pictures: draw curves, first batch, confusion matrix and worst mistakes, as PNG and in TensorBoard."""
     return [Pictures(run_dir, data)] if pictures else []
 
@@ -39,7 +39,8 @@ class Pictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         path = self.run_dir / "first_batch.png"
         self.on_train_batch_start = None  # type: ignore[method-assign, assignment]  # Lightning skips it from now on
-        if trainer.fit_loop.total_batch_idx or not trainer.is_global_zero or path.exists() or not _has_targets(module):
+        done = trainer.fit_loop.total_batch_idx or path.exists()
+        if done or not trainer.is_global_zero or not hasattr(module, "unpack_batch"):  # of a LightningModule
             return
         inputs, target = unpack_batch(module, batch)
         if (images := find_images(inputs)) is not None:
@@ -63,7 +64,7 @@ class Pictures(Callback):
             return
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             self._draw_module_pictures(trainer, module, batch)
-        if not _has_targets(module):
+        if not hasattr(module, "unpack_batch"):
             return
         output, module.last_output = getattr(module, "last_output", None), None
         inputs, target = unpack_batch(module, batch)
@@ -164,11 +165,6 @@ class Pictures(Callback):
         classes = self.data.attribute("classes")
         names = self._class_names(len(classes)) if isinstance(classes, list | tuple) else []
         return [names[index] if 0 <= index < len(names) else str(index) for index in target.tolist()]
-
-
-def _has_targets(module: Any) -> bool:
-    """Whether it says what is input and what is target of a batch; a LightningModule of one's own does not."""
-    return hasattr(module, "unpack_batch")
 
 
 def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:

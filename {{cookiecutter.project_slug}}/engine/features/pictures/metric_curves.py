@@ -4,6 +4,7 @@ import csv
 import math
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,9 @@ def _draw_panel(
     axes.set_xlabel("epoch" if by_epoch else "step")
     axes.grid(alpha=0.25)
     if by_epoch:
-        functions = (
-            lambda epochs: _extended(epochs, epochs_of, steps_of),
-            lambda steps: _extended(steps, steps_of, epochs_of),
-        )
-        above = axes.secondary_xaxis("top", functions=functions)
+        to_steps = partial(_extended, known=epochs_of, values=steps_of)
+        to_epochs = partial(_extended, known=steps_of, values=epochs_of)
+        above = axes.secondary_xaxis("top", functions=(to_steps, to_epochs))
         above.tick_params(labelsize=7, colors="#777777")
         above.set_xlabel("step", fontsize=7, color="#777777")
     if axes.get_legend_handles_labels()[0]:

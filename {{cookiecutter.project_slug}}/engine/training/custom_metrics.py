@@ -1,10 +1,8 @@
-"""A metric or a learning-rate schedule of one's own, by a dotted path such as `my_metrics.DefectRecall`."""
+"""Metrics as --metrics names them, with arguments, and those of one's own: `my_metrics.DefectRecall`."""
 
 import ast
 import inspect
 import re
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torchmetrics import Metric
@@ -36,8 +34,7 @@ def metric_name(text: str) -> str:
 def metric(path: str, known: dict[str, Any], given: dict[str, Any]) -> Metric:
     """The metric of that path, with given arguments. Others that have no default are filled in from `known`.
 
-    Raises:
-        UsageError: it is no class of torchmetrics' kind, has no such argument, or needs what is not known.
+    Raises: UsageError: it is no class of torchmetrics' kind, has no such argument, or needs what is not known.
     """
     metric_class = discovery.find("model", path).load()
     if not (isinstance(metric_class, type) and issubclass(metric_class, Metric)):
@@ -56,10 +53,3 @@ def refuse_unknown(name: str, given: dict[str, Any], known: list[str]) -> None:
     if unknown := [key for key in given if key not in known]:
         near = nearest(unknown[0], known)
         raise UsageError(f"--metrics {name} has no argument {unknown[0]!r}, but {', '.join(known)}{near}")
-
-
-@cache
-def schedule(path: str) -> Callable[[float], float]:
-    """The function of that path: the share of training done, in 0..1 -> a factor of the learning rate."""
-    function: Callable[[float], float] = discovery.find("model", path).load()
-    return function

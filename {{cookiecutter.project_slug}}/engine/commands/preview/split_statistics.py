@@ -25,10 +25,10 @@ _TWICE = 8  # items that are read twice, to see whether they are drawn at random
 _NUMBERS = 4_000_000  # that are held at a time
 
 
-class Values:
+class FieldStatistics:
     """Statistics of one entry of the items: an input or a target.
 
-    kinds: how many items are of each dtype and shape. low, high, mean, std: of the finite numbers. nan, inf: how many
+    kinds: how many items are of each dtype and shape. low, high: of the finite numbers. nan, inf: how many
     numbers are none. lengths: of texts. columns: of vectors (F,), the least and the greatest value and the number of
     NaN in each, (F,) each; None of anything else.
     """
@@ -80,18 +80,13 @@ class Values:
                 (low, high, missing), before = found, self.columns
                 self.columns = low.minimum(before[0]), high.maximum(before[1]), missing + before[2]
 
-    @property
-    def mean(self) -> float:
-        """Of the finite numbers."""
-        return self._total / self.count if self.count else math.nan
-
-    @property
-    def std(self) -> float:
-        """Of the finite numbers."""
-        return math.sqrt(max(0.0, self._squares / self.count - self.mean**2)) if self.count else math.nan
+    def mean_std(self) -> tuple[float, float]:
+        """Of the finite numbers, if there are any."""
+        mean = self._total / self.count
+        return mean, math.sqrt(max(0.0, self._squares / self.count - mean**2))
 
 
-class SplitItems:
+class SplitStatistics:
     """What was found in a split.
 
     length: items, None of a stream that does not say. looked: how many of them were read. broken: the name of each that
@@ -105,14 +100,14 @@ class SplitItems:
         self.name, self.looked, self.drawn = name, 0, False
         self.length: int | None = None
         self.broken: list[tuple[str, str]] = []
-        self.values: dict[str, Values] = {}
+        self.values: dict[str, FieldStatistics] = {}
         self.classes: Counter[int] = Counter()
         self.numbers: list[float] = []
         self.contents: dict[str, bytes] = {}
         self.targets: dict[str, Any] = {}
 
 
-def read(data: Any, name: str, seconds: float, check_all: bool) -> SplitItems | None:
+def read(data: Any, name: str, seconds: float, check_all: bool) -> SplitStatistics | None:
     """Reads a split for some seconds, or all of it; of a stream, STREAM_ITEMS at most. None where there is no split.
 
     An exception of the dataset's own passes through where no item can be read.
@@ -120,7 +115,7 @@ def read(data: Any, name: str, seconds: float, check_all: bool) -> SplitItems | 
     split = data.split(name)
     if split is None:
         return None
-    found, is_stream = SplitItems(name), isinstance(split, IterableDataset)
+    found, is_stream = SplitStatistics(name), isinstance(split, IterableDataset)
     found.length = len(split) if hasattr(split, "__len__") else None
     known = None if is_stream else known_classes(split)
     if known is not None:
@@ -138,7 +133,7 @@ def read(data: Any, name: str, seconds: float, check_all: bool) -> SplitItems | 
             inputs = named(fields)
             found.looked += 1
             for key, value in (inputs | named_targets(fields)).items():
-                found.values.setdefault(key, Values(is_text)).add(value)
+                found.values.setdefault(key, FieldStatistics(is_text)).add(value)
             found.drawn |= again is not None and _content(inputs) != _content(named(data.item_fields.split(again)))
             if not found.drawn and (content := _content(inputs)) is not None:
                 found.contents[label] = content
@@ -213,7 +208,7 @@ def _stream(split: Any, name: str) -> Iterator[tuple[int, str, Any, Any]]:
         yield place, f"{name} item {place}", item, None
 
 
-def _count_target(found: SplitItems, target: Any, num_classes: Any) -> None:
+def _count_target(found: SplitStatistics, target: Any, num_classes: Any) -> None:
     """Counts the class of an item, or of each pixel of a mask, or keeps its number."""
     if not isinstance(target, (Tensor, np.ndarray, np.generic, int, float)):
         return
@@ -244,7 +239,7 @@ def _content(value: Any) -> bytes | None:
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest() if parts else None
 
 
-def doubles(splits: list[SplitItems]) -> list[list[tuple[str, str]]]:
+def doubles(splits: list[SplitStatistics]) -> list[list[tuple[str, str]]]:
     """The groups of items with the same content: (split, name) of each. Files of different sizes are not read."""
     groups = defaultdict[Any, list[tuple[str, str]]](list)
     sizes = defaultdict[int, list[tuple[str, str]]](list)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.commands.plan.memory import StepCosts
+from engine.commands.plan.step_costs import StepCosts
 from engine.errors import UsageError
 
 FREE = 0.1  # share of the memory that is left to the allocator, kernels and driver
@@ -15,7 +15,7 @@ _UNITS = {"": 1e9, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2**20, "GIB": 2**30,
 _BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
 
 
-class Setup(NamedTuple):
+class ParallelSetup(NamedTuple):
     """A network trained in a precision, with a strategy ("ddp" or "fsdp"), on a number of devices."""
 
     step: StepCosts
@@ -88,8 +88,7 @@ def device_type(accelerator: str) -> str:
 def num_devices(flag: Any, device: str) -> int:
     """The number of devices of a machine that --devices means: a number, a list of their numbers, or auto.
 
-    Raises:
-        UsageError: it is none of these.
+    Raises: UsageError: it is none of these.
     """
     if flag in ("auto", -1):
         return max(torch.cuda.device_count(), 1) if device == "cuda" else 1
@@ -101,8 +100,7 @@ def num_devices(flag: Any, device: str) -> int:
 def strategy_of(flag: str) -> str:
     """The strategy that is counted for --strategy: ddp or fsdp.
 
-    Raises:
-        UsageError: it is another one.
+    Raises: UsageError: it is another one.
     """
     if flag != "fsdp" and flag != "auto" and not flag.startswith("ddp"):
         raise UsageError(f"--strategy {flag}: plan knows ddp and fsdp")
@@ -112,8 +110,7 @@ def strategy_of(flag: str) -> str:
 def precision_of(flag: str) -> str:
     """Lightning's full name of a precision: 32 is 32-true, bf16 is bf16-mixed.
 
-    Raises:
-        UsageError: it is another one.
+    Raises: UsageError: it is another one.
     """
     bits, _, how = flag.partition("-")
     if bits not in _BYTES:
@@ -132,8 +129,7 @@ def local_memory(device: str) -> float:
 def memory_of(flag: str | None, device: str) -> float:
     """--device_memory in bytes, by default that of the device here.
 
-    Raises:
-        UsageError: it is no amount of memory, or is not given and unknown.
+    Raises: UsageError: it is no amount of memory, or is not given and unknown.
     """
     if flag is None:
         if (local := local_memory(device)) == math.inf:

@@ -17,6 +17,7 @@ from engine import lightning_compat
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.errors import UsageError
+from engine.training import lr_schedulers
 
 FakeTensorMode, _fake_errors = lightning_compat.fake_tensors()
 # What a network raises that reads values, or whose operations are not implemented for fake tensors.
@@ -54,8 +55,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
 
     batch: of a few items, on the CPU. precision: "32-true", "bf16-mixed" ... device: "cpu" or "cuda".
 
-    Raises:
-        UsageError: the network reads values of tensors in its constructor, and these have none.
+    Raises: UsageError: the network reads values of tensors in its constructor, and these have none.
     """
     plugin = _precision_plugin(precision, device)
     with torch.device("meta"):
@@ -94,8 +94,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
 def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -> Any:
     """The network in its interface, ready to be trained; the default device has to be "meta".
 
-    Raises:
-        UsageError: the network reads values.
+    Raises: UsageError: the network reads values.
     """
     try:  # as with a checkpoint, no pretrained weights are downloaded
         model = build_model(settings._replace(ckpt_path=Path()), data)
@@ -107,7 +106,7 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
             f"plan builds {name} on the meta device, where tensors have no values, and {name} reads some ({reason}): "
             "compute with Python's numbers or NumPy there"
         ) from error
-    keep_lr_constant(model)
+    lr_schedulers.keep_constant(model, "plan")
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     model.channels_last = convolves and settings.arguments["hardware"]["channels_last"]
     off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
@@ -121,15 +120,6 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
         metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
     model._mean_weight = len  # on a CPU it reads the values of the targets
     return model.train()
-
-
-def keep_lr_constant(model: Any) -> None:
-    """Removes the learning-rate schedule, which may need the length of training."""
-    if not hasattr(model, "schedule"):
-        raise UsageError(
-            f"plan works on MInterface and its subclasses, and {type(model).__name__} is a LightningModule"
-        )
-    model.schedule |= {"lr_scheduler": "constant", "warmup_steps": 0, "warmup_epochs": 0.0}
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
