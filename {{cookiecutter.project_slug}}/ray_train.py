@@ -48,14 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command line. It raises what the user's own code raised, and SystemExit(2) on a mistake."""
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(
-        "ray_train.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser("ray_train.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--num_ray_workers", type=int, default=1, help="processes that train together (default: 1)")
     parser.add_argument("--num_cpus", type=int, default=1, help="cores and torch threads of each worker (default: 1)")
-    parser.add_argument(
-        "--num_gpus", type=int, choices=(0, 1), help="of each worker (default: 1 if the cluster has any)"
-    )
+    text = "of each worker (default: 1 if the cluster has any)"
+    parser.add_argument("--num_gpus", type=int, choices=(0, 1), help=text)
     parser.add_argument("--max_failures", type=int, default=3, help="restarts after a worker has died (default: 3)")
     parser.add_argument(
         "--address",

@@ -39,9 +39,8 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
     parser.add_argument("--study", help="name of the study (default: that of the space file)")
     parser.add_argument("--seed", type=int, help="of the sampler; a single process then repeats a search")
     parser.add_argument("--heartbeat", type=int, default=60, help="seconds; a trial that misses two is repeated")
-    parser.add_argument(
-        "--prune", action=argparse.BooleanOptionalAction, default=True, help="end hopeless trials early"
-    )
+    on_off = argparse.BooleanOptionalAction
+    parser.add_argument("--prune", action=on_off, default=True, help="end hopeless trials early")
     options, fixed = parser.parse_args(argv[:end]), argv[end + 1 :]
     try:
         space = read_space(options.space)

@@ -16,10 +16,8 @@ from engine.errors import UsageError
 if TYPE_CHECKING:
     from datetime import timedelta
 
-_STEP_HOOKS = (
-    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    *("on_before_optimizer_step", "on_train_batch_end"),
-)
+_STEP_HOOKS = "on_train_batch_start on_before_zero_grad on_before_backward on_after_backward".split()
+_STEP_HOOKS += ["on_before_optimizer_step", "on_train_batch_end"]
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
 
 
@@ -276,9 +274,8 @@ def call_after_logging(trainer: Any, after_batch: Any, after_epoch: Any) -> None
             progress.completed += 1
 
     def epoch() -> None:
-        if (
-            trainer.fit_loop.restarting and loop._num_ready_batches_reached()
-        ):  # Lightning leaves it out, having no metrics
+        # Lightning leaves it out, having no metrics.
+        if trainer.fit_loop.restarting and loop._num_ready_batches_reached():
             loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         log_epoch()
         loop._batches_that_stepped += 1

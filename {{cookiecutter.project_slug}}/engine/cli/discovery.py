@@ -47,10 +47,8 @@ def find(folder: str, name: str) -> ClassReference:
             raise UsageError(f"{folder}/ has no {name!r}; did you mean {same[0]!r}?")
         if "." in name and all(part.isidentifier() for part in name.split(".")):
             return _find_dotted(name)
-        raise UsageError(
-            f"{folder}/ has no {name!r}{nearest(name, known) or '.'} It has: {', '.join(known) or 'nothing yet'}. "
-            f"To add it, write class {camel} in {folder}/{name}.py"
-        )
+        there = f"{nearest(name, known) or '.'} It has: {', '.join(known) or 'nothing yet'}"
+        raise UsageError(f"{folder}/ has no {name!r}{there}. To add it, write class {camel} in {folder}/{name}.py")
     path = ROOT / folder / f"{name}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -49,9 +49,8 @@ def run(
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
     network, examples = _network_and_inputs(model, next(iter(data.predict_dataloader())) if batch is None else batch)
-    if others := [
-        type(one).__name__ for one in examples.values() if not isinstance(one, torch.Tensor) or not one.dim()
-    ]:
+    others = [type(one).__name__ for one in examples.values() if not (isinstance(one, torch.Tensor) and one.dim())]
+    if others:
         raise UsageError(f"export takes networks whose inputs are tensors; {type(network).__name__} gets {others[0]}")
     args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
     try:

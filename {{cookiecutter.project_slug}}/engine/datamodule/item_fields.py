@@ -82,9 +82,8 @@ class ItemFields:
     def _split_mapping(self, item: Mapping[str, Any]) -> Fields:
         target = next((name for name in TARGET_NAMES if name in item), None)
         inputs = {name: value for name, value in item.items() if name != target}
-        kwargs = {
-            name: one for name, one in inputs.items() if name in self.names or (self.any_name and not _is_text(one))
-        }
+        taken = [name for name in inputs if name in self.names or (self.any_name and not _is_text(inputs[name]))]
+        kwargs = {name: inputs[name] for name in taken}
         missing = [name for name in self.required if name not in kwargs and name != target]
         others = [name for name, value in inputs.items() if name not in kwargs and not _is_text(value)]
         notes = [] if target else ["no target"]

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import socket
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -145,9 +146,8 @@ class TensorBoard(TensorBoardLogger):
             plain = {name: value if isinstance(value, int | float) else str(value) for name, value in params.items()}
             _, start, _ = hparams(plain, {})
             self.experiment.file_writer.add_summary(start)
-            self.experiment.add_text(
-                "config", "".join(f"    {line}\n" for line in config_file.dump(params).splitlines())
-            )
+            text = textwrap.indent(config_file.dump(params), "    ")  # as code
+            self.experiment.add_text("config", text)
         self._new = False
 
 

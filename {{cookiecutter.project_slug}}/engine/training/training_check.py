@@ -53,14 +53,12 @@ def explain_missing_gradient(error: RuntimeError, model: Any, data: Any) -> None
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     steps = [code.co_name for code in frames if code.co_name in ("validation_step", "test_step", "predict_step")]
     if steps:
-        error.add_note(
-            f"{steps[0]} runs under torch.no_grad(): what takes gradients belongs in `with torch.enable_grad():`"
-        )
+        hint = "what takes gradients belongs in `with torch.enable_grad():`"
+        error.add_note(f"{steps[0]} runs under torch.no_grad(): {hint}")
         return
     if any(parameter.requires_grad for parameter in model.parameters()):
-        reason = (
-            f"{_without_gradient(model, data)}: it may be computed under torch.no_grad(), or by .detach() or argmax"
-        )
+        hint = "it may be computed under torch.no_grad(), or by .detach() or argmax"
+        reason = f"{_without_gradient(model, data)}: {hint}"
     else:
         reason = f"{type(model).__name__} has no parameter that requires a gradient"
     if not any(is_own_file(code.co_filename) for code in frames):
@@ -80,6 +78,5 @@ def _without_gradient(model: Any, data: Any) -> str:
     network = type(model.network or model).__name__
     if not any(tracked):
         return f"the output of {network}.forward has no gradient"
-    return (
-        f"the loss of {network} has no gradient" if fields.to_forward else f"--loss {model.loss_name} has no gradient"
-    )
+    loss = f"the loss of {network}" if fields.to_forward else f"--loss {model.loss_name}"
+    return f"{loss} has no gradient"

@@ -102,10 +102,8 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
         if "meta tensor" not in str(error):
             raise
         name, reason = settings.network.name, str(error).partition("\n")[0]
-        raise UsageError(
-            f"plan builds {name} on the meta device, where tensors have no values, and {name} reads some ({reason}): "
-            "compute with Python's numbers or NumPy there"
-        ) from error
+        what = f"plan builds {name} on the meta device, where tensors have no values, and {name} reads some ({reason})"
+        raise UsageError(f"{what}: compute with Python's numbers or NumPy there") from error
     lr_schedulers.keep_constant(model, "plan")
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     model.channels_last = convolves and settings.arguments["hardware"]["channels_last"]

@@ -128,11 +128,9 @@ class Pictures(Callback):
             save("confusion_matrix", plots.confusion_matrix, counts, names, title)
         if mistakes := samples.mistakes:
             columns = (mistakes[name].tolist() for name in ("true", "predicted", "probability"))
-            space = "\n" if max(map(len, names)) > 6 else " "
-            labels = [
-                f"{names[true]}{space}{_ARROW} {names[predicted]}\n{100 * probability:.0f}%"
-                for true, predicted, probability in zip(*columns, strict=True)
-            ]
+            gap = "\n" if max(map(len, names)) > 6 else " "
+            triples = zip(*columns, strict=True)
+            labels = [f"{names[true]}{gap}{_ARROW} {names[said]}\n{100 * share:.0f}%" for true, said, share in triples]
             title = f"worst mistakes of the {split}: true {_ARROW} predicted"
             save("mistakes", plots.images, mistakes["image"].split(8), labels, title)
         if len(samples.pairs):
