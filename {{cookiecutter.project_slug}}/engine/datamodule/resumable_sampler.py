@@ -1,6 +1,7 @@
 """ResumableBatchSampler: the indices of each batch of an epoch, a function of the seed, the epoch and the rank."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine.datamodule.seeding import SeededBatch, dataset_order, unwrap_subset
 from engine.errors import UsageError
 
 
+@dataclass(eq=False)
 class ResumableBatchSampler(Sampler[list[int]]):
     """Yields this rank's batches of epoch `epoch` from batch `start` on; both are set before each iteration.
 
@@ -19,26 +21,23 @@ class ResumableBatchSampler(Sampler[list[int]]):
     ResumableLoader.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool,
-        weights: torch.Tensor | None,
-        rank: int,
-        world_size: int,
-        pad: bool = True,
-        drop_last: bool = False,
-    ) -> None:
-        self.chunked = hasattr(unwrap_subset(dataset), "order")
-        if weights is not None and self.chunked:
-            raise UsageError(f"--balanced: {type(unwrap_subset(dataset)).__name__} is read in chunks, not item by item")
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.shuffle, self.weights, self.rank, self.world_size = shuffle, weights, rank, world_size
-        self.pad, self.drop_last = pad, drop_last
-        self.epoch = self.start = 0
+    dataset: Dataset[Any]
+    batch_size: int
+    seed: int
+    shuffle: bool
+    weights: torch.Tensor | None
+    rank: int
+    world_size: int
+    pad: bool = True
+    drop_last: bool = False
+    epoch: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self.chunked = hasattr(unwrap_subset(self.dataset), "order")
+        if self.weights is not None and self.chunked:
+            name = type(unwrap_subset(self.dataset)).__name__
+            raise UsageError(f"--balanced: {name} is read in chunks, not item by item")
 
     def __len__(self) -> int:
         return len(self.batch_bounds) - 1

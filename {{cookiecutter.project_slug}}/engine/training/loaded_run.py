@@ -82,11 +82,7 @@ class LoadedRun:
 
 
 def load(
-    ckpt_path: str,
-    argv: tuple[str, ...],
-    parse: Callable[[list[str]], Settings],
-    build_data: Callable[..., Any],
-    build_model: Callable[..., Any],
+    ckpt_path: str, argv: tuple[str, ...], parse: Callable[..., Settings], build_data: Any, build_model: Any
 ) -> LoadedRun:
     """The run of a checkpoint: see `load` of main.py."""
     settings = _settings_from_anywhere(parse, ["test", "--ckpt_path", ckpt_path, *argv])
@@ -99,7 +95,7 @@ def load(
     return LoadedRun(model, data, settings.flags, settings.ckpt_path)
 
 
-def _settings_from_anywhere(parse: Callable[[list[str]], Settings], argv: list[str]) -> Settings:
+def _settings_from_anywhere(parse: Callable[..., Settings], argv: list[str]) -> Settings:
     """The settings of a command line, with runs and data of the project or of the run where there are none here."""
     if not (Path(run_folder.FOLDER).exists() or any(word.startswith("--default_root_dir") for word in argv)):
         argv = [*argv, "--default_root_dir", str(ROOT)]
