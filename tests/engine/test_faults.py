@@ -229,7 +229,10 @@ REFUSED = [
         "--dataset toys.Stream: the checkpoint was made with toys.Bl",
     ),
     (["test", "--seed", "3"], "--seed 3: the checkpoint was made with 0, and the splits of its data cannot"),
-    (["fit", "--lr", "0.5"], "--lr 0.5: the checkpoint was made with 0.002, and its optimiser's state cannot change"),
+    (
+        ["fit", "--lr", "0.5"],
+        "made with 0.002, and its optimiser's state cannot change; --init_from in place of --ckpt",
+    ),
 ]
 
 

@@ -28,6 +28,7 @@ def test_every_metric_of_torchmetrics_has_its_direction() -> None:
     }
     assert known_mode("val_cohenkappa") == known_mode("val/f1") == known_mode("test_averageprecision") == "max"
     assert known_mode("val_loss") == known_mode("val_hingeloss") == known_mode("val_hammingdistance") == "min"
+    assert {known_mode(f"val/{name}") for name in ("recall@10", "ndcg@5", "hit_rate@1", "mrr")} == {"max"}
     assert known_mode("val_top2") is known_mode("lr") is None
 
 

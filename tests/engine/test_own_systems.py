@@ -517,6 +517,150 @@ def test_its_data_go_with_a_plain_network_too(capsys: pytest.CaptureFixture[str]
         assert f"{flag} would have no effect: OneSet loads its data itself" in capsys.readouterr().err
 
 
+class Histories(Dataset):
+    """Users with what they have clicked on so far, of any length, and the next item; ids are large numbers."""
+
+    FIRST_ID = 20_000_001  # a float32 holds no odd number of this size
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clicks = torch.arange(index, index + 1 + index % 5) % 7
+        return {"history": clicks, "user": index % 10, "item": int(clicks.sum()) % 7}
+
+
+def pad(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    lengths = torch.tensor([len(one["history"]) for one in items])
+    history = nn.utils.rnn.pad_sequence([one["history"] for one in items], batch_first=True, padding_value=7)
+    numbers = {name: torch.tensor([one[name] for one in items]) for name in ("user", "item")}
+    return {"history": history, "length": lengths, **numbers}
+
+
+class Clicks(LightningDataModule):
+    """Loaders whose collate_fn pads: no two items make a batch without it."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Histories(), 8, shuffle=True, collate_fn=pad)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(Histories(), 8, collate_fn=pad)
+
+    test_dataloader = val_dataloader
+
+
+class Recommender(LightningModule):
+    """Two embeddings; the whole catalogue is encoded once an epoch, before validation, test and prediction."""
+
+    def __init__(self, dim: int = 4, lr: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.users, self.items = nn.Embedding(10, dim), nn.Embedding(8, dim, padding_idx=7)
+
+    def forward(self, user: Tensor, history: Tensor, length: Tensor) -> Tensor:
+        return self.users(user) + self.items(history).sum(1) / length[:, None]
+
+    def encode(self) -> None:
+        self.catalogue = nn.functional.normalize(self.items.weight[:7])
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = encode
+
+    def scores(self, batch: dict[str, Tensor], catalogue: Tensor) -> Tensor:
+        return self(batch["user"], batch["history"], batch["length"]) @ catalogue.T
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return cross_entropy(self.scores(batch, self.items.weight[:7]), batch["item"])
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        first = self.scores(batch, self.catalogue).topk(3).indices == batch["item"][:, None]
+        self.log("val/recall@3", first.any(1).float().mean(), batch_size=len(first))
+
+    test_step = validation_step
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        best = self.scores(batch, self.catalogue).topk(3)
+        return {"ids": best.indices + Histories.FIRST_ID, "scores": best.values}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adagrad(self.parameters(), self.hparams.lr)
+
+
+def test_a_recommender_trains_predicts_and_exports(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_name", f"{__name__}.Recommender", "--dataset", f"{__name__}.Clicks", "--monitor", "val/recall@3"]
+    told = main.main([*WITHOUT_WORKERS, *flags, "--max_epochs", "2"])
+    (path,) = RUN.glob("checkpoints/best-*")
+    module = Recommender.load_from_checkpoint(path, weights_only=True)
+    batch = pad([Histories()[index] for index in range(40)])
+    with torch.no_grad():
+        module.encode()
+        best = module.predict_step(batch, 0)
+    hits = (best["ids"] - Histories.FIRST_ID == batch["item"][:, None]).any(1)
+    assert told["best_val/recall@3"] == pytest.approx(hits.double().mean().item())
+    for wrong, line in {
+        "--format=csv": "a dict of ids, scores: --head_name, one of ids, scores",
+        "--head_name=score": "--head_name score; did you mean 'scores'?; there are: ids, scores",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "best", wrong])
+        assert line in capsys.readouterr().err
+    main.main(["predict", "--ckpt_path", "best", "--head_name", "ids"])
+    rows = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    assert [[int(row[f"y{at}"]) for at in range(3)] for row in rows] == best["ids"].tolist()
+    main.main(["predict", "--ckpt_path", "best", "--head_name", "ids", "--format", "npy"])
+    assert np.load(RUN / "predictions.npy").tolist() == best["ids"].tolist()
+    main.main(["export", "--ckpt_path", "best"])
+    inputs = {name: batch[name][:, :2] if name == "history" else batch[name] for name in ("user", "history", "length")}
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(RUN / "network.pt2").module()(**inputs), module(**inputs))
+    run = main.load("best")
+    torch.testing.assert_close(run.predict(batch), best)  # its hooks are called
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["--ckpt_path", "last", "--lr", "0.2"])
+    assert "cannot change; --init_from in place of --ckpt_path begins anew" in capsys.readouterr().err
+
+
+def pad_pairs(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    lists, targets = zip(*items, strict=True)
+    return nn.utils.rnn.pad_sequence([*lists], batch_first=True), torch.tensor(targets)
+
+
+class Lists(LightningDataModule):
+    """Lists of numbers of any length, padded by the loaders, and whether the sum is above 0."""
+
+    num_classes = 2
+
+    def setup(self, stage: str | None = None) -> None:
+        generator = torch.Generator().manual_seed(0)
+        lists = [torch.randn(1 + index % 5, generator=generator) for index in range(40)]
+        self.items = [(numbers, int(numbers.sum() > 0)) for numbers in lists]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.items, 8, shuffle=True, collate_fn=pad_pairs)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.items, 8, collate_fn=pad_pairs)  # type: ignore[arg-type]
+
+    test_dataloader = val_dataloader
+
+
+class SumNet(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, num_classes)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.layer(numbers.sum(1, keepdim=True))
+
+
+def test_its_collate_function_makes_the_batches_of_a_plain_network(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of the first batch, which says what the items are, and those of `preview`."""
+    flags = ["--model_name", f"{__name__}.SumNet", "--dataset", f"{__name__}.Lists", "--max_epochs", "1"]
+    main.main([*WITHOUT_WORKERS, *flags])
+    assert main.load("last").data.sample()[0].shape == (2, 2)
+    main.main(["preview", "--dataset", f"{__name__}.Lists"])
+    assert "without a collate_fn" not in capsys.readouterr().out
+
+
 def test_its_hooks_are_called_once() -> None:
     from data.lightning_data_interface import LightningDataInterface
 

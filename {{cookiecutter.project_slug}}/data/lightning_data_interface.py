@@ -5,7 +5,7 @@ from typing import Any, cast
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import CombinedLoader, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from data.data_interface import DInterface
 from engine.checkpointing import data_fingerprint
@@ -45,6 +45,7 @@ class LightningDataInterface(DInterface):
         self.module = module
         self._stages_set_up: set[str] = set()
         self._set_names: dict[str, list[str]] = {}
+        self._collate_fns: dict[str, Any] = {}
         for hook in _HOOKS:
             if is_overridden(hook, module):
                 setattr(self, hook, getattr(module, hook))
@@ -81,7 +82,13 @@ class LightningDataInterface(DInterface):
                 first = first.flattened if isinstance(first, CombinedLoader) else first
                 first = next(iter(first.values() if isinstance(first, dict) else first), None)
             self._splits[name] = getattr(first, "dataset", first)
+            self._collate_fns[name] = getattr(first, "collate_fn", None)
         return self._splits[name]
+
+    def collate_of(self, dataset: Any) -> Any:
+        """The collate_fn of a split's loader; None where it is torch's."""
+        found = next((self._collate_fns[name] for name, one in self._splits.items() if one is dataset), None)
+        return None if found is default_collate else found
 
     def set_names(self, stage: str) -> list[str]:
         """ "val", and of several loaders "val_1" ... or, of a dict of loaders, "val_KEY" of each."""

@@ -14,9 +14,11 @@ from engine.errors import UsageError
 ALIASES = {
     "acc": "Accuracy",
     "f1": "F1Score",
+    "hit_rate": "HitRate",
     "iou": "JaccardIndex",
     "mae": "MeanAbsoluteError",
     "mse": "MeanSquaredError",
+    "ndcg": "NormalizedDCG",
     "r2": "R2Score",
     "psnr": "PeakSignalNoiseRatio",
     "ssim": "StructuralSimilarityIndexMeasure",
@@ -70,12 +72,12 @@ def known_mode(name: str, metrics: Mapping[str, Any] = {}) -> Mode | None:
     """The direction by `higher_is_better` of the metric object or of torchmetrics' class; "min" of a loss; or None.
 
     metrics: the module's own metric objects, by full name. Any other is known by its name less the stage: val_f1 and
-        val/f1 are F1Score.
+        val/f1 are F1Score, val/recall@10 is Recall.
     """
     better = getattr(metrics[name], "higher_is_better", None) if name in metrics else None
     if isinstance(better, bool):
         return "max" if better else "min"
-    stem = re.sub(r"^(best_)?(train|val|test)[_/]", "", name).lower()
+    stem = re.sub(r"^(best_)?(train|val|test)[_/]|@\d+$", "", name).lower()
     return "min" if stem.endswith("loss") else _torchmetrics().get(ALIASES.get(stem, stem).lower())
 
 
@@ -95,7 +97,8 @@ def given_mode(run: Path) -> Mode | None:
 def _torchmetrics() -> dict[str, Mode]:
     """The direction of each class of torchmetrics that has one, by lower-case name, read from the source.
 
-    Of a classification, the classes for a task say it: MulticlassCohenKappa stands for CohenKappa too.
+    Of a classification, the classes for a task say it: MulticlassCohenKappa stands for CohenKappa too; of a ranking,
+    RetrievalMRR for MRR.
     """
     modes: dict[str, Mode] = {}
     for path in sorted(source_of("torchmetrics", "").rglob("*.py")):
@@ -103,6 +106,6 @@ def _torchmetrics() -> dict[str, Mode]:
         for found in re.finditer(_CLASS, path.read_text(encoding="utf-8")):
             owner = found[1] or owner
             if found[2]:
-                names = {owner, re.sub("^(Binary|Multiclass|Multilabel)", "", owner)}
+                names = {owner, re.sub("^(Binary|Multiclass|Multilabel|Retrieval)", "", owner)}
                 modes |= {one.lower(): "max" if found[2] == "True" else "min" for one in names}
     return modes

@@ -112,7 +112,8 @@ def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any
     for name, what in fixed.items():
         if name in before and name in now and before[name] != now[name]:
             was = f"the checkpoint was made with {before[name]}"
-            raise UsageError(f"--{name} {now[name]}: {was}, and {what} cannot change")
+            hint = "; --init_from in place of --ckpt_path begins anew with its weights" if fit else ""
+            raise UsageError(f"--{name} {now[name]}: {was}, and {what} cannot change{hint}")
 
 
 def _may_have(dataset: Signature, name: str) -> bool:

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from engine import lightning_compat
 from engine.checkpointing.atomic_write import adding, write_json
 from engine.checkpointing.checkpoint_io import load
+from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
 from engine.training.training_check import NO_GRADIENT
@@ -89,7 +90,9 @@ def run(
 def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[Any, Any]]:
     """What is exported, and an example of its inputs, by position or by name.
 
-    Of a LightningModule of one's own, `forward` is, with `example_input_array` or else the first value of a batch.
+    Of a LightningModule of one's own, `forward` is, with `example_input_array` or else what of a batch it takes.
+
+    Raises: UsageError: there is no `network` or `forward`, or a batch lacks what that takes.
     """
     name = type(model).__name__
     if hasattr(model, "arguments"):
@@ -102,7 +105,12 @@ def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[A
         raise UsageError(f"export calls {name}.forward, which it does not have: write it")
     inputs = model.example_input_array
     if inputs is None:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and isinstance(batch[0], Mapping) else batch
+        try:
+            fields = ItemFields(model.forward).split(inputs)
+        except UsageError as error:
+            raise UsageError(f"{error}: give {name} an example_input_array, the inputs of forward") from None
+        return model.eval(), dict(enumerate(fields.args)) | fields.kwargs
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
     return model.eval(), inputs if isinstance(inputs, dict) else dict(enumerate(inputs))

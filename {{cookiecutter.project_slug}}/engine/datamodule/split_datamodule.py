@@ -144,10 +144,14 @@ class SplitDataModule(LightningDataModule):
         """
         dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
-            collate = getattr(unwrap_subset(dataset), "collate_fn", default_collate)
             reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
+            collate = self.collate_of(dataset) or default_collate
             self._sample = collate(fetch_items(dataset, [0, 1][: len(dataset)]))
         return self._sample
+
+    def collate_of(self, dataset: Any) -> Callable[[list[Any]], Any] | None:
+        """What makes a batch of the items of a split; None where torch's default_collate does."""
+        return getattr(unwrap_subset(dataset), "collate_fn", None)
 
     def target_info(self) -> dict[str, Any]:
         """What losses and metrics need to know of the target: "num_classes", "shape" of one, "is_integer".

@@ -1,6 +1,6 @@
 """LoadedRun: the trained network of a run, with its data and its flags, for a notebook or a program of one's own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,20 @@ class LoadedRun:
     def predict(self, inputs: Any) -> Any:
         """What `predict` writes: probabilities of classes (N, C) or of yes (N, ...), or values in their unit (N, ...).
 
-        inputs: a tensor (N, ...) as the items of the data are, or a tuple of several for a network of several inputs;
-            an image file, or a list of such, which the dataset opens; or a file of rows, where it opens such.
+        inputs: a tensor (N, ...) as the items of the data are, or a tuple or dict of several for a network of several
+            inputs; an image file, or a list of such, which the dataset opens; or a file of rows, where it opens such.
 
         Returns: a tensor; of a network of several outputs, a dict of these.
         Raises: UsageError: there is no such file, or the dataset opens none.
         """
-        tensors = self._open(inputs)
-        batches = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
+        names = [*inputs] if isinstance(inputs, Mapping) else None
+        tensors = self._open(tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
+        batches: Any = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
+        if names:
+            batches = (dict(zip(names, batch, strict=True)) for batch in batches)
         with torch.no_grad():
+            self._model.on_predict_start()
+            self._model.on_predict_epoch_start()
             answers = [self._answer(batch) for batch in batches]
         if isinstance(answers[0], dict):
             return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
@@ -68,13 +73,16 @@ class LoadedRun:
             return (torch.cat([torch.as_tensor(open_rows(str(path))[1]) for path in paths]),)
         raise UsageError(f"{self.data.dataset_class.__name__} opens no files: it has neither open_image nor open_rows")
 
-    def _answer(self, batch: tuple[Tensor, ...]) -> Any:
+    def _answer(self, batch: tuple[Tensor, ...] | dict[str, Tensor]) -> Any:
         if hasattr(self._model, "arguments") or is_overridden("predict_step", self._model):
-            outputs = self._model.predict_step((*batch, torch.zeros(len(batch[0]))), 0)  # a 0 for the target
+            whole = batch if isinstance(batch, dict) else (*batch, torch.zeros(len(batch[0])))  # a 0 for the target
+            outputs = self._model.predict_step(whole, 0)
         else:
-            outputs = self._model(*batch)
+            outputs = self._model(**batch) if isinstance(batch, dict) else self._model(*batch)
         if heads := getattr(self._model, "heads", {}):
             return {name: head.spec.probabilities(outputs[name]) for name, head in heads.items()}
+        if isinstance(outputs, Mapping) and main_output(outputs) is None:
+            return {name: one.detach() for name, one in outputs.items() if isinstance(one, Tensor) and one.dim()}
         answer = getattr(self._model, "predicts", OutputSpec("other"))
         values = answer.probabilities(main_output(outputs)).detach()
         invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")

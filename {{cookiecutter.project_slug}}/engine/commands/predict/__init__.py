@@ -24,7 +24,7 @@ from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dat
 from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
-from engine.errors import UsageError, printable
+from engine.errors import UsageError, nearest, printable
 from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.training.outputs import OutputSpec, main_output
 
@@ -47,15 +47,16 @@ def run(
 
     What is no classification gives its output values, as the dataset's `inverse_transform` makes them where it has one,
     or the texts that its `decode` makes of whole numbers.
-    With npy and pt: the probabilities or output values alone, as an array (items, ...) of float32, and beside it the
-    paths or ids, one a line. With png: the images that come out, or masks of the classes of their pixels, in
-    predictions/. Of images and rows the file is called like the folder or file they come from: predictions_NAME.csv.
+    With npy and pt: the probabilities or output values alone, as an array (items, ...) of float32, of whole numbers of
+    int64, and beside it the paths or ids, one a line. With png: the images that come out, or masks of the classes of
+    their pixels, in predictions/. Of images and rows the file is called like the folder or file they come from:
+    predictions_NAME.csv.
 
     format: csv for a table, npy or pt for an array, of images too, png for one file per image. None is csv, or npy with
         layer.
     images: predict each image file below this folder, or this one file, instead of the test split.
     rows: predict each row of this file instead of the test split, with a target or without.
-    head_name: which output to write, where the network returns a dict of several.
+    head_name: which output to write, where the network or a predict_step returns a dict of several.
     layer: write the output of this layer (features.3) instead, with a picture of its first two principal components;
         with explain grad_cam, the layer that it looks at.
     explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for images.
@@ -119,7 +120,8 @@ class PredictionWriter(Callback):
         values = self.output_spec.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
         if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
-        self.integer, values = not values.is_floating_point(), values.detach().float().cpu()
+        self.integer = not values.is_floating_point()
+        values = values.detach().to("cpu", torch.int64 if self.integer else torch.float32)
         numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
         if len(numbers) != len(values):
             what = f"--layer {self.layer.name}" if self.layer else "the network"
@@ -135,7 +137,7 @@ class PredictionWriter(Callback):
             self.images.write(numbers[write].tolist(), chosen, self.classifies)
             values = values.new_empty(len(values), 0)
         true = self._true_values(module, batch, values)  # (B, T)
-        self._check_shape(tuple(values.shape[1:]), true.shape[1:])
+        self._set_record(values.numpy(), true)
         records = np.empty(len(values), self.record)
         records["true"] = true
         records["number"], records["readable"], records["values"] = numbers, readable, values.numpy()
@@ -189,22 +191,24 @@ class PredictionWriter(Callback):
         if target.shape[1] != 1 and (self.classifies or not (self.integer or target.shape == values.shape)):
             return np.empty((len(values), 0))
         invert = None if self.true_is_class else self.data.attribute("inverse_transform")
-        return (target if invert is None else invert(target)).double().cpu().numpy()
+        target = target if invert is None else invert(target)
+        return target.to("cpu", torch.float64 if target.is_floating_point() else torch.int64).numpy()
 
-    def _check_shape(self, shape: tuple[int, ...], true_shape: tuple[int, ...]) -> None:
-        """Raises UsageError: outputs of that shape do not fit into the file."""
+    def _set_record(self, values: np.ndarray, true: np.ndarray) -> None:
+        """Takes their types for those of the file. Raises: UsageError: outputs of that shape do not fit into it."""
+        shape = values.shape[1:]
         if self.format == "csv" and len(shape) > 1:
             raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
         if self.file.tell() and (before := self.record["values"].shape) != shape:
             raise UsageError(f"outputs of shapes {before} and {shape} make no array: take --format png")
-        fields = [("number", "i8"), ("readable", "?"), ("true", "f8", true_shape), ("values", "f4", shape)]
-        self.record = np.dtype(fields)
+        value_type = ("values", values.dtype, shape)
+        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("true", true.dtype, true.shape[1:]), value_type])
 
     def _merge(self, paths: list[Path], dataset: Any) -> None:
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be
         skipped = sorted(int(number) for file in files for number in file["number"][~file["readable"]])
         count = sum(map(len, files)) - len(skipped)
-        ids, shape = item_ids(dataset), self.record["values"].shape
+        ids = item_ids(dataset)
 
         def records() -> Iterator[np.ndarray]:
             return _in_order(files)
@@ -217,7 +221,7 @@ class PredictionWriter(Callback):
             decode = self.data.attribute("decode") if self.integer else None
             write_table(path, records(), ids, self.classifies, names, decode)
         else:
-            write_array(path, records(), (count, *shape))
+            write_array(path, records(), count, self.record["values"])
             if ids is not None:
                 numbers = (number for some in records() for number in some["number"].tolist())
                 lines = (f"{printable(ids[number])}\n" for number in numbers)  # a name may hold a newline
@@ -252,8 +256,14 @@ def _in_order(files: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _main_tensor(outputs: Any, head: str | None) -> Tensor:
     """What answers in the output of a batch, (B, ...)."""
-    answer = outputs[head] if head and isinstance(outputs, dict) else main_output(outputs)
+    several = outputs if isinstance(outputs, dict) else {}
+    if head and head not in several:
+        there = f"there are: {', '.join(several)}" if several else "the network gives one output"
+        raise UsageError(f"--head_name {head}{nearest(head, several)}; {there}")
+    answer = several[head] if head else main_output(outputs)
     if not isinstance(answer, Tensor) or not answer.dim():
-        kind = type(outputs).__name__ + (f" of {', '.join(outputs)}" if isinstance(outputs, dict) else "")
-        raise UsageError(f"predict writes a tensor, and the network gives a {kind}: a predict_step may return one")
+        kind = type(outputs).__name__ + (f" of {', '.join(several)}" if several else "")
+        heads = [name for name, one in several.items() if isinstance(one, Tensor) and one.dim()]
+        hint = f"--head_name, one of {', '.join(heads)}" if heads else "a predict_step may return one"
+        raise UsageError(f"predict writes a tensor, and the network gives a {kind}: {hint}")
     return answer.detach().reshape(len(answer), -1) if answer.dim() < 2 else answer.detach()

@@ -52,7 +52,7 @@ def draw_components(path: Path, values: np.ndarray, true: np.ndarray, is_class: 
 
     is_class: the true values are classes, which may have names. Nothing is drawn of fewer than three items.
     """
-    features = torch.from_numpy(values).flatten(1)  # (N, D)
+    features = torch.from_numpy(values).float().flatten(1)  # (N, D)
     if len(features) < 3 or features.shape[1] < 2 or not features.isfinite().all():
         return
     draw = partial(_scatter, path.stem, *_components(features), true, is_class, names)

@@ -72,14 +72,15 @@ def write_table(
 def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[str, list[str]]:
     """The columns of numbers (N, W), called name0, name1 ..., or `single` where it is given and there is but one."""
     titles = [single] if single and numbers.shape[1] == 1 else [f"{name}{at}" for at in range(numbers.shape[1])]
-    return {title: [f"{one:.6g}" for one in numbers[:, at].tolist()] for at, title in enumerate(titles)}
+    digits = "d" if np.issubdtype(numbers.dtype, np.integer) else ".6g"  # a rounded id is another one
+    return {title: [f"{one:{digits}}" for one in numbers[:, at].tolist()] for at, title in enumerate(titles)}
 
 
-def write_array(path: Path, records: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
-    """Writes the "values" of records, in their order, as an array of that shape: .npy or .pt."""
+def write_array(path: Path, records: Iterator[np.ndarray], count: int, item: np.dtype[Any]) -> None:
+    """Writes the "values" of `count` records, in their order, each of the type and shape of `item`: .npy or .pt."""
     with adding(path.parent) as folder:
         npy = folder / f"{path.stem}.npy"
-        array = np.lib.format.open_memmap(npy, "w+", np.float32, shape)
+        array = np.lib.format.open_memmap(npy, "w+", item.base, (count, *item.shape))
         at = 0
         for some in records:
             array[at : at + len(some)] = some["values"]

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from engine.commands.preview.pictures import class_names, feature_names, file_sizes
 from engine.commands.preview.split_statistics import FieldStatistics, SplitStatistics, doubles
-from engine.datamodule.seeding import unwrap_subset
 
 _MOST_CLASSES = 10  # that have a line each
 _RARE = 5  # times less often than the most frequent class
@@ -112,7 +111,7 @@ def _values(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     for split in splits:
         for key, values in split.values.items():
             where = f"{key} in the {split.name} split"
-            whole = getattr(unwrap_subset(data.split(split.name)), "collate_fn", None) or data.attribute("__getitems__")
+            whole = data.collate_of(data.split(split.name)) or data.attribute("__getitems__")
             if len(values.kinds) > 1 and not whole:
                 kinds = [f"{kind}: {_count(count, 'item')}" for kind, count in values.kinds.most_common()]
                 said = f"{where} is of different kinds, which make no batch without a collate_fn"
