@@ -1,7 +1,6 @@
 """What the pages about clusters say is what the engine's tests try; the files on the page of the engine work."""
 
 import re
-import sys
 
 import pytest
 
@@ -43,7 +42,7 @@ def test_the_commands_for_ray_are_those_that_survive_its_faults() -> None:
 
 @MYPY
 @pytest.mark.slow
-def test_the_feature_and_the_command_on_the_page_of_the_engine_work(bake) -> None:
+def test_the_feature_and_the_command_on_the_page_of_the_engine_work(bake, warm_python: str) -> None:
     page, project = (ROOT / "docs/engine.md").read_text(encoding="utf-8"), bake()
     paths = re.findall(r"is one file, here `(engine/\S+\.py)`", page)
     for path, code in zip(paths, re.findall(r"^```python\n(.*?)^```$", page, re.M | re.DOTALL), strict=True):
@@ -52,7 +51,7 @@ def test_the_feature_and_the_command_on_the_page_of_the_engine_work(bake) -> Non
     names = ["--model_name", "lenet", "--dataset", "digits"]
     few = ["--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "2", "--gradient_noise", "0.01"]
     for argv in ([*names, *few], ["layers", *names, "--min_size", "1000"]):
-        done = run(sys.executable, "main.py", *argv, cwd=project)
+        done = run(warm_python, "main.py", *argv, cwd=project)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "network.head.0.weight (120, 512)" in done.stdout
     assert "bias" not in done.stdout

@@ -28,13 +28,19 @@ CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+closed = []
+for number in (0, 1, 2):
+    try:
+        os.fstat(number)
+    except OSError:
+        closed.append(os.open(os.devnull, os.O_RDWR))  # the lowest free number, this one
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
 server.connect({address!r})
 passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 ignored = [number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
-socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored]).encode()], [0, 1, 2])
+socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored, closed]).encode()], [0, 1, 2])
 child = int(server.recv(100))
 for number in passed_on:  # also those that this process was started to ignore: the script may think otherwise
     signal.signal(number, lambda number, _: os.kill(child, number))
@@ -92,7 +98,7 @@ def serve(folder: Path) -> dict[str, object] | None:
 
 def become(asked: list, files: list[int], program: str, added: dict[str, str]) -> Path:
     """Makes this process one that was started with these words: its script."""
-    (script, *words), folder, environment, ignored = asked
+    (script, *words), folder, environment, ignored, closed = asked
     os.setsid()
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -102,6 +108,9 @@ def become(asked: list, files: list[int], program: str, added: dict[str, str]) -
         lines = name == "stderr" or os.isatty(file)
         stream = io.TextIOWrapper(open(file, "wb", closefd=False), "utf-8", errors, line_buffering=lines)  # noqa: SIM115
         setattr(sys, name, stream)
+    for number in closed:
+        os.close(number)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     os.chdir(folder)
@@ -142,6 +151,6 @@ if __name__ == "__main__":
             status = 1
         threading._shutdown()  # waits for threads, as the end of a process does
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(status)  # without a second in which the modules of torch are taken apart

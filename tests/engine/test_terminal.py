@@ -68,8 +68,9 @@ def test_a_run_needs_no_stream(train, monkeypatch, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("redirect", ["| head -1", "| head -0", ">&- 2>&- <&-", ">/dev/full 2>&1", "2>&- | true"])
-def test_a_run_outlives_what_it_prints_to(redirect: str) -> None:
-    command = " ".join([sys.executable, f"'{PROJECT}/main.py'", *TOYS, "--max_epochs", "3"])
+def test_a_run_outlives_what_it_prints_to(warm_python: str, redirect: str) -> None:
+    python = sys.executable if redirect == "| head -0" else warm_python
+    command = " ".join([python, f"'{PROJECT}/main.py'", *TOYS, "--max_epochs", "3"])
     done = subprocess.run(
         ["bash", "-c", f"({command}; echo $? > status) {redirect}"], capture_output=True, text=True, check=False
     )
@@ -80,9 +81,9 @@ def test_a_run_outlives_what_it_prints_to(redirect: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_outlive_what_they_print_to() -> None:
+def test_two_processes_outlive_what_they_print_to(warm_python: str) -> None:
     flags = [*TOYS, "--max_epochs", "2", "--devices", "2", "--strategy", "ddp"]
-    command = " ".join([sys.executable, f"'{PROJECT}/main.py'", *flags])
+    command = " ".join([warm_python, f"'{PROJECT}/main.py'", *flags])
     subprocess.run(["bash", "-c", f"({command}; echo $? > status) >&- 2>&- <&-"], check=False)
     assert Path("status").read_text() == "0\n"
     assert DONE.exists()
