@@ -40,7 +40,8 @@ server.connect({address!r})
 passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 ignored = [number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
-socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), ignored, closed]).encode()], [0, 1, 2])
+asked = [sys.argv[1:], os.getcwd(), dict(os.environ), ignored, closed]
+socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
 child = int(server.recv(100))
 for number in passed_on:  # also those that this process was started to ignore: the script may think otherwise
     signal.signal(number, lambda number, _: os.kill(child, number))

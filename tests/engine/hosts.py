@@ -167,15 +167,15 @@ def _fork(function: Callable[[], object], environment: dict[str, str], out: IO[s
     os._exit(status)
 
 
-def torchrun(folder: str, *argv: str, program: Path = PROJECT / "main.py") -> subprocess.CompletedProcess[str]:
-    """Two ranks of a program, in a new folder, that are started again when one dies."""
+def torchrun(python: str, folder: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks of a run, each a process of that python, in a new folder; they are started again when one dies."""
     with socket.socket() as free:  # two tests may run at a time
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
-    command += ["--master_port", port, str(program), *argv]
+    command += ["--master_port", port, str(PROJECT / "main.py"), *argv]
     Path(folder).mkdir()
-    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )

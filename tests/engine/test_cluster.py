@@ -21,9 +21,9 @@ LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same(ranks) -> None:
+def test_a_rank_that_dies_under_torchrun_is_replaced_and_the_run_ends_the_same(ranks, warm_python: str) -> None:
     ranks(*ARGV, "--default_root_dir", "whole")
-    done = hosts.torchrun("killed", *ARGV, "--dataset", "toys.Deadly", "--default_root_dir", ".")
+    done = hosts.torchrun(warm_python, "killed", *ARGV, "--dataset", "toys.Deadly", "--default_root_dir", ".")
     assert done.returncode == 0, done.stderr[-3000:]
     assert Path("killed/dead").exists()
     assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]

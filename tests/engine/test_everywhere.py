@@ -50,7 +50,8 @@ def run_in(odd: Path, *argv: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_workers_that_are_spawned_bring_the_same_items(odd: Path, train) -> None:
-    assert run_in(odd, "--num_workers", "1") == train(*ARGV, "--num_workers", "0")
+    few = ["--max_epochs", "1", "--num_sanity_val_steps", "0", "--limit_test_batches", "0"]  # each start takes seconds
+    assert run_in(odd, *few, "--num_workers", "1") == train(*ARGV, *few, "--num_workers", "0")
 
 
 @pytest.mark.slow

@@ -148,8 +148,9 @@ def test_every_item_comes_once_an_epoch_and_the_noise_ignores_the_workers(worker
 
 
 @pytest.mark.slow
-def test_two_processes(shell) -> None:
-    done = shell(*_toys("--max_epochs", "8", "--lr", "0.05", "--devices", "2", "--strategy", "ddp"))
+def test_two_processes(shell, warm_python: str) -> None:
+    argv = _toys("--max_epochs", "8", "--lr", "0.05", "--devices", "2", "--strategy", "ddp")
+    done = shell(*argv, python=warm_python)
     assert done.returncode == 0, done.stderr
     assert json.loads((RUN / "metrics.json").read_text())["test_acc"] > 0.9
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
