@@ -5,7 +5,7 @@ OLDEST := $(CURDIR)/.venv-oldest/bin
 PROJECT := build/my_project
 INNER := {{cookiecutter.project_slug}}
 
-# Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` has 21 kills.
+# Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` has 14 kills.
 N ?= 105
 CHANGES ?= 210
 # TORCH=cpu takes a torch without CUDA's libraries; uv knows where it lies, and others (its --torch-backend).

@@ -9,5 +9,5 @@ from tests.conftest import INNER, ROOT, run
 
 @pytest.mark.slow
 def test_killed_at_random_moments_runs_go_on_to_the_same_end() -> None:
-    done = run(sys.executable, "tests/kills.py", str(INNER), "21", "0", cwd=ROOT)  # three of each kind
+    done = run(sys.executable, "tests/kills.py", str(INNER), "14", "0", cwd=ROOT)  # two of each kind
     assert done.returncode == 0, done.stdout + done.stderr

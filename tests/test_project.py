@@ -173,14 +173,14 @@ def inline(page: Path) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", prose))
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(
-    bake, warm_python: str, readme: str
-) -> None:
-    page, project, warm = ROOT / readme, bake(), search_path(warm_python)
+def test_the_front_page_takes_one_from_nothing_to_an_exported_network_through_a_kill(bake, warm_python: str) -> None:
+    page, chinese, project, warm = ROOT / "README.md", ROOT / "README.zh-CN.md", bake(), search_path(warm_python)
     assert blocks(page, "bash")[0] == "make demo\nmake test\n"
+    assert blocks(page, "bash") == blocks(chinese, "bash")  # so that one of the two need be followed
+    assert blocks(page, "python") == blocks(chinese, "python")
     for path, code in zip(["model/my_net.py", "data/my_data.py"], blocks(page, "python"), strict=True):
         assert f"`{path}`" in page.read_text(encoding="utf-8")
+        assert f"`{path}`" in chinese.read_text(encoding="utf-8")
         (project / path).write_text(code)
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("python main")]
     *before, long, on, test, export = commands
@@ -217,11 +217,10 @@ def test_the_front_page_tells_the_truth(bake, readme: str) -> None:
     assert set(measured) <= set(told)
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_the_gallery_on_the_front_page_has_the_flags_that_it_names(bake, readme: str) -> None:
-    project, page = bake(examples="gallery"), (ROOT / readme).read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ((?:`\w+`(?:, |、)?)+) \| (.*) \|$", page, re.MULTILINE)
-    named = {name: set(re.findall(r"--(\w+)", words)) for names, words in rows for name in re.findall(r"\w+", names)}
+def test_the_gallery_on_the_front_page_has_the_flags_that_it_names(bake) -> None:
+    project = bake(examples="gallery")
+    named, chinese = named_flags(ROOT / "README.md"), named_flags(ROOT / "README.zh-CN.md")
+    assert named == chinese
     there = {"data": {}, "model": {}}
     for folder, flag in (("data", "--dataset"), ("model", "--model_name")):
         for path in (project / folder).glob("*.py"):
@@ -232,3 +231,9 @@ def test_the_gallery_on_the_front_page_has_the_flags_that_it_names(bake, readme:
     files = {Path(file).stem for file in GALLERY if not Path(file).name.startswith("_")}
     assert found.keys() == files  # the whole gallery has a row
     assert {(name, flag) for name in found for flag in named[name] - found[name]} == set()
+
+
+def named_flags(readme: Path) -> dict[str, set[str]]:
+    """The flags that the table of the gallery names beside each file."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, |、)?)+) \| (.*) \|$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: set(re.findall(r"--(\w+)", words)) for names, words in rows for name in re.findall(r"\w+", names)}
