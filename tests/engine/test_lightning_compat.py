@@ -312,6 +312,13 @@ def test_averaged_model() -> None:
     assert compat.averaged_model(callback).n_averaged == 1
 
 
+def test_non_persistent_buffers() -> None:
+    module = nn.Module()
+    module.register_buffer("kept", torch.zeros(1))
+    module.register_buffer("lost", torch.zeros(1), persistent=False)
+    assert compat.non_persistent_buffers(module) == {"lost"}
+
+
 def test_batch_norm_class() -> None:
     for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LazyBatchNorm3d):
         assert issubclass(norm, compat.batch_norm_class())

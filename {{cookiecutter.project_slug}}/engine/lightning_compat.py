@@ -350,6 +350,11 @@ def averaged_model(callback: Any) -> Any:
     return callback._average_model
 
 
+def non_persistent_buffers(module: Any) -> set[str]:
+    """The names of a module's own buffers that its state_dict leaves out, which torch does not tell."""
+    return module._non_persistent_buffers_set  # type: ignore[no-any-return]
+
+
 def batch_norm_class() -> Any:
     """The base class of all batch norms, which has no public name; a list would miss the lazy and synced ones."""
     from torch.nn.modules.batchnorm import _BatchNorm

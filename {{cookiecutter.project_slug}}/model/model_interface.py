@@ -258,7 +258,8 @@ class MInterface(MetricLoggingModule):
                 with training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:
-                is_class = self.is_multiclass and isinstance(answer, Tensor) and answer.dim() == 2
+                comparable = isinstance(answer, Tensor) and isinstance(target, Tensor)
+                is_class = self.is_multiclass and comparable and answer.dim() == 2
                 return parts, answer if is_class and self.output_spec.matches(answer, target, None) else None
             if isinstance(parts, Mapping) and parts.get("loss") is not None:
                 what = f"the `loss` that the network returns is {_describe(parts['loss'])}"
@@ -272,17 +273,31 @@ class MInterface(MetricLoggingModule):
             answer = self.output_spec.align_with_target(answer, target)
             if not self._activation_checked:
                 self._activation_checked = self.training
-                if (problem := losses.activation_problem(self.loss_name, answer)) and self.trainer.is_global_zero:
+                problems = [
+                    losses.activation_problem(self.loss_name, answer),
+                    losses.unused_part(self.loss_name, output),
+                ]
+                for problem in filter(None, problems if self.trainer.is_global_zero else ()):
                     print(problem, flush=True)
-            return self.loss(answer, target), answer
+            if answer.is_complex():
+                self._leave_out_metrics(answer, target)
+            return self.loss(answer, target), None if answer.is_complex() else answer
         comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
         parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
-        if aligned is None or not self.output_spec.matches(aligned, target, self.num_classes):
+        if aligned is None or not self._fits(aligned, target):
             self._leave_out_metrics(answer, target)
             return parts, None
         return parts, aligned
+
+    def _fits(self, output: Tensor, target: Tensor) -> bool:
+        """Whether metrics can measure an aligned output against a target."""
+        if not self.output_spec.matches(output, target, self.num_classes):
+            return False
+        if self.training or not self.is_multiclass or self.num_classes or target.is_floating_point():
+            return True
+        return bool((target < output.shape[1]).all())  # else they are no logits of a class each: ordinal regression
 
     def _compare_heads(self, output: Any, target: Any, stage: str) -> dict[str, Tensor]:
         """The loss of each head, and their weighted sum as `loss`; updates the metrics of the heads."""

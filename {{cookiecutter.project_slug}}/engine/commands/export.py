@@ -130,6 +130,8 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
     values = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(output, (Mapping, list, tuple)):
+        raise UsageError(f"export takes networks that return tensors, and this one returns a {type(output).__name__}")
     return [tensor for value in values if value is not None for tensor in _tensors(value)]
 
 

@@ -130,6 +130,7 @@ def _inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
             found[name] = means = list[float]()
             for some in indices[:: 1 + (len(indices) - 1) // 256].split(8):
                 entries = torch.as_tensor(value[some if isinstance(value, torch.Tensor) else some.numpy()])
+                entries = torch.view_as_real(entries) if entries.is_complex() else entries
                 numbers = entries.flatten()[:: 1 + entries.numel() // 2**16].double().nan_to_num(0, 0, 0)
                 weights = torch.linspace(1, 2, len(numbers), dtype=torch.double, device=numbers.device)
                 means.append(float((numbers * weights).mean()))
@@ -159,7 +160,7 @@ def _scalar_target(item: Any) -> float | None:
     """The target of an item, where it is one number."""
     target = ItemFields().split(item).target
     target = torch.as_tensor([] if target is None or isinstance(target, dict) else target)
-    return float(target) if target.numel() == 1 else None
+    return float(target) if target.numel() == 1 and not target.is_complex() else None
 
 
 def hash_texts(texts: list[str]) -> str:

@@ -71,6 +71,16 @@ def activation_problem(name: str, output: Tensor) -> str:
     return f"the network ends in a {last}, which does not go with --loss {name}: {_WITH_ACTIVATION[short]}"
 
 
+def unused_part(name: str, output: Any) -> str:
+    """What to know of a number with a gradient that a network returns beside its answer; "" where there is none."""
+    entries = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
+    parts = [str(key) for key, one in entries if isinstance(one, Tensor) and not one.dim() and one.requires_grad]
+    own = "a loss of your own (--loss my_losses.mine) gets all outputs"
+    return (
+        f"output {parts[0]} of the network, a part of a loss perhaps, is not in --loss {name}: {own}" if parts else ""
+    )
+
+
 def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[[str], Any]) -> dict[str, Any]:
     """The arguments of a loss class, with those that it needs and no flag gave from attributes of the dataset.
 

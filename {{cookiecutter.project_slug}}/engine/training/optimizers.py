@@ -38,7 +38,7 @@ def build(
     Raises: UsageError: a pattern matches no parameter, or a factor is not a number.
     """
     options = dict(options)
-    if fused and name in _FUSED:
+    if fused and name in _FUSED and all(one.is_floating_point() for one in module.parameters()):  # none is complex
         options["fused"] = True
     if weight_decay is not None:
         options["weight_decay"] = weight_decay

@@ -76,7 +76,7 @@ class OutputSpec:
         if self.task == "multiclass" and not target.is_floating_point():
             shape = output.shape[:1] + output.shape[2:]
             return output.dim() > 1 and shape == target.shape and num_classes in (None, output.shape[1])
-        return output.shape == target.shape
+        return output.shape == target.shape and not output.is_complex()
 
     def probabilities(self, output: Tensor) -> Tensor:
         """What an output (B, ...) means: probabilities of classes or of yes, or itself."""

@@ -1,13 +1,17 @@
 """TrainingCheck: stops a run whose steps train nothing."""
 
+import inspect
 import traceback
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from torchmetrics import Metric
 
 from engine.errors import UsageError, is_own_file
+from engine.lightning_compat import non_persistent_buffers
 
 NO_GRADIENT = "of tensors does not require grad"  # torch's words for a result without a graph
 
@@ -15,11 +19,27 @@ NO_GRADIENT = "of tensors does not require grad"  # torch's words for a result w
 class TrainingCheck(Callback):
     """Looks after an epoch whether there were optimizer steps, with gradients, and a schedule that moves.
 
+    Says what training changes in a network and no checkpoint keeps, such as a counter.
+
     Raises: UsageError: no step was taken, or none had a gradient.
     """
 
     def __init__(self) -> None:
         self._steps, self._trains = 0, False
+        self._unsaved: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._unsaved = _unsaved_values(module)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._unsaved is None:
+            return
+        before, now = self._unsaved, _unsaved_values(module)
+        if changed := [name for name, value in now.items() if not _equal(before.get(name), value)]:
+            self._unsaved = None  # it is said once
+            names = f"{', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}"
+            keeps = "where a step goes on from what the one before left in it, self.register_buffer keeps it"
+            rank_zero_only(print)(f"training changes {names}, which no checkpoint has: {keeps}", flush=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
         self._steps += 1
@@ -42,6 +62,34 @@ class TrainingCheck(Callback):
         idle = [one for one in trainer.lr_scheduler_configs if not getattr(one.scheduler, "last_epoch", 1)]
         if manual and idle and trainer.current_epoch == 1 and trainer.is_global_zero:
             print(f"the learning rate does not change: {step} never calls self.lr_schedulers().step()", flush=True)
+
+
+def _unsaved_values(module: LightningModule) -> dict[str, Any]:
+    """The numbers and tensors of a network that its state_dict leaves out, by name: attributes that are no buffers."""
+    found: dict[str, Any] = {}
+    for path, one in module.named_modules():
+        if is_system := isinstance(one, LightningModule):
+            keeps = is_own_file(inspect.unwrap(type(one).on_save_checkpoint).__code__.co_filename)
+        else:
+            keeps = isinstance(one, Metric) or type(one).get_extra_state is not torch.nn.Module.get_extra_state
+        if keeps:
+            continue
+        values = vars(one) | {name: one.get_buffer(name) for name in non_persistent_buffers(one)}
+        for name, value in values.items():
+            is_tensor = isinstance(value, torch.Tensor) and not value.requires_grad
+            if (is_tensor or type(value) in (int, float)) and not (
+                is_system and (name.startswith("_") or name == "last_output")
+            ):
+                found[f"{path}.{name}".removeprefix(".").removeprefix("network.")] = (
+                    value.clone() if is_tensor else value
+                )
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and one == other
 
 
 def explain_missing_gradient(error: RuntimeError, model: Any, data: Any) -> None:

@@ -118,6 +118,8 @@ class PredictionWriter(Callback):
     ) -> None:
         outputs = self.layer.take() if self.layer else outputs
         values = self.output_spec.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
+        if values.is_complex():
+            raise UsageError("predict writes real numbers, and the network gives complex ones: torch.view_as_real")
         if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
             values = invert(values)
         self.integer = not values.is_floating_point()

@@ -1,0 +1,241 @@
+"""Further kinds of training, each against a plain loop: what goes wrong in silence is said, and what can work does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import main
+import pytest
+import torch
+from data import build_data
+from gallery import QUICK, goes_on, predicts
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+HERE = f"{__name__}."
+FLAGS = ["--batch_size", "8", "--optimizer", "SGD", "--lr", "0.1", "--lr_scheduler", "constant"]
+
+
+class Items(Dataset):
+    """Four numbers; whether their sum is above 0 and the first above 1, a grade, or a complex sum of them is asked."""
+
+    def __init__(self, ask: str = "class") -> None:
+        self.points = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        self.ask = ask
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        point = self.points[index]
+        if self.ask == "pair":
+            return point, point.flip(0)
+        if self.ask == "complex":
+            return torch.complex(point[:2], point[2:]), torch.complex(point[0], point[3])
+        grade = (
+            (point.sum() * 1.2 + 2).round().clamp(0, 4) if self.ask == "grade" else (point.sum() > 0) + (point[0] > 1)
+        )
+        return point, int(grade)
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, points: Tensor) -> Any:
+        return self.layer(points)
+
+
+class Experts(Linear):
+    """Returns how unequal the load of its experts is beside the answer."""
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        shares = self.layer(points).softmax(1)
+        return self.layer(points), 3 * shares.mean(0).square().sum()
+
+
+class Balanced(nn.Module):
+    def forward(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        return functional.cross_entropy(output[0], target) + output[1]
+
+
+class Contrastive(Linear):
+    """Two encoders and a temperature: the loss is of a batch, which has no target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.scale = nn.Linear(4, 3), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        logits = self.scale.exp() * self.layer(images) @ self.other(texts).T
+        return {"loss": functional.cross_entropy(logits, torch.arange(len(logits))), "logits": logits}
+
+
+class Ordinal(Linear):
+    """A logit for each step between two of five grades."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.arange(4.0) - 1.5)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layer(points)[:, :1] - self.steps
+
+
+class Coral(nn.Module):
+    """Cao et al., "Rank consistent ordinal regression", 2020."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(output, (target[:, None] > torch.arange(4)).float())
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(2, 1, dtype=torch.complex64)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.layer(signal).squeeze(1)
+
+
+class Gaussian(Linear):
+    def forward(self, points: Tensor) -> torch.distributions.Normal:
+        mean, scale, _ = self.layer(points).unbind(1)
+        return torch.distributions.Normal(mean, scale.exp())
+
+
+class Likelihood(nn.Module):
+    def forward(self, output: torch.distributions.Normal, target: Tensor) -> Tensor:
+        return -output.log_prob(target.float()).mean()
+
+
+class Kind(NamedTuple):
+    """A network and what it is asked, its loss, what the first run says, and what predict and export do."""
+
+    network: type[nn.Module]
+    ask: str
+    loss: str
+    by_hand: Callable[[Any, Any], Tensor]
+    said: str = ""
+    predict: str | tuple[int, ...] = (6, 3)
+    export: str = ""
+
+
+TENSORS = "predict writes real numbers, and the network gives complex ones"
+KINDS = {
+    "a part of the loss that no loss takes": Kind(
+        Experts,
+        "class",
+        "cross_entropy",
+        lambda net, batch: functional.cross_entropy(net(batch[0])[0], batch[1]),
+        "output 1 of the network, a part of a loss perhaps, is not in --loss cross_entropy",
+    ),
+    "a part of the loss that one takes": Kind(
+        Experts, "class", f"{HERE}Balanced", lambda net, batch: Balanced()(net(batch[0]), batch[1])
+    ),
+    "contrastive": Kind(Contrastive, "pair", "cross_entropy", lambda net, batch: net(*batch)["loss"], predict=(6, 6)),
+    "ordinal": Kind(
+        Ordinal,
+        "grade",
+        f"{HERE}Coral",
+        lambda net, batch: Coral()(net(batch[0]), batch[1]),
+        "no metric but the loss: the network gives of shape (6, 4), and the target is of shape (6,)",
+        (6, 4),
+    ),
+    "complex": Kind(
+        Complex,
+        "complex",
+        "l1_loss",
+        lambda net, batch: functional.l1_loss(net(batch[0]), batch[1]),
+        "no metric but the loss",
+        TENSORS,
+    ),
+    "a distribution": Kind(
+        Gaussian,
+        "class",
+        f"{HERE}Likelihood",
+        lambda net, batch: Likelihood()(net(batch[0]), batch[1]),
+        predict="predict writes a tensor, and the network gives a Normal",
+        export="export takes networks that return tensors, and this one returns a Normal",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_trains_as_a_plain_loop_and_goes_on(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = KINDS[name]
+    argv = ["--model_name", HERE + kind.network.__name__, "--dataset", f"{HERE}Items", "--ask", kind.ask, *FLAGS]
+    argv += ["--loss", kind.loss]
+    told = goes_on(*argv, epochs=1)
+    out = capsys.readouterr().out
+    assert kind.said in out
+    if kind.said.startswith("no metric"):
+        assert not any("acc" in key or "mae" in key for key in told)
+
+    data, network = build_data(main.parse([*QUICK, *argv])), kind.network()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for batch in data.train_dataloader():
+        optimizer.zero_grad()
+        kind.by_hand(network, batch).backward()
+        optimizer.step()
+    for split in ("val", "test"):
+        (batch,) = getattr(data, f"{split}_dataloader")()
+        assert told[f"{split}_loss"] == pytest.approx(kind.by_hand(network.eval(), batch).item(), rel=1e-5)
+    main.main(["test", "--ckpt_path", "version_0", "--pictures", "true"])
+    if isinstance(kind.predict, str):
+        refused(capsys, kind.predict, "predict", "--ckpt_path", "version_0")
+    else:
+        assert predicts().shape == kind.predict
+    if kind.export:
+        refused(capsys, kind.export, "export", "--ckpt_path", "version_0")
+
+
+def refused(capsys: pytest.CaptureFixture[str], why: str, *argv: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*argv])
+    assert why in capsys.readouterr().err
+
+
+class Counts(Linear):
+    """Divides by the number of its steps, and keeps a mean of its answers, which no checkpoint has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.mean = 0, torch.zeros(3)
+        self.register_buffer("lost", torch.zeros(3), persistent=False)
+        self.register_buffer("kept", torch.zeros(3))
+        self.width, self.seen = 3, None
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.seen = output = self.layer(points)
+        if self.training:
+            self.steps += 1
+            self.mean = self.mean.lerp(output.detach().mean(0), 0.1)
+            self.lost += self.mean
+            self.kept += self.mean
+        return output / (1 + self.steps)
+
+
+class Keeps(Counts):
+    def get_extra_state(self) -> Any:
+        return {"steps": self.steps, "mean": self.mean, "lost": self.lost}
+
+    def set_extra_state(self, state: Any) -> None:
+        vars(self).update(steps=state["steps"], mean=state["mean"])
+        self.lost.copy_(state["lost"])
+
+
+def test_what_no_checkpoint_keeps_of_a_network_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dataset", f"{HERE}Items", *FLAGS]
+    main.main([*QUICK, "--model_name", f"{HERE}Counts", *argv, "--max_epochs", "2"])
+    out = capsys.readouterr().out
+    assert out.count("which no checkpoint has: where a step goes on") == 1
+    assert "training changes steps, mean, lost, which no checkpoint has" in out
+    for path in Path().glob("lightning_logs/*"):
+        path.rename(f"{path.name}-before")
+    goes_on("--model_name", f"{HERE}Keeps", *argv)
+    assert "which no checkpoint has" not in capsys.readouterr().out
