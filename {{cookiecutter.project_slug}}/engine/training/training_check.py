@@ -74,15 +74,14 @@ def _unsaved_values(module: LightningModule) -> dict[str, Any]:
             keeps = isinstance(one, Metric) or type(one).get_extra_state is not torch.nn.Module.get_extra_state
         if keeps:
             continue
-        values = vars(one) | {name: one.get_buffer(name) for name in non_persistent_buffers(one)}
-        for name, value in values.items():
-            is_tensor = isinstance(value, torch.Tensor) and not value.requires_grad
-            if (is_tensor or type(value) in (int, float)) and not (
-                is_system and (name.startswith("_") or name == "last_output")
-            ):
-                found[f"{path}.{name}".removeprefix(".").removeprefix("network.")] = (
-                    value.clone() if is_tensor else value
-                )
+        for key, value in (vars(one) | {key: getattr(one, key) for key in non_persistent_buffers(one)}).items():
+            name = f"{path}.{key}".removeprefix(".").removeprefix("network.")
+            if is_system and (key.startswith("_") or key == "last_output"):  # Lightning's and ours
+                continue
+            if type(value) in (int, float):
+                found[name] = value
+            elif isinstance(value, torch.Tensor) and not value.requires_grad:  # one with a graph is of this step alone
+                found[name] = value.clone()
     return found
 
 
