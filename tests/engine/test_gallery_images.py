@@ -276,6 +276,22 @@ def test_files_of_every_kind_are_seen_as_they_are_meant() -> None:
             torch.testing.assert_close(image, expected.expand_as(image), atol=1e-5, rtol=0)
 
 
+def test_files_that_are_left_out_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("digits"), 80)
+    write_shapes(Path("pairs"), 20)
+    for folder in ("digits/digit 4", "pairs/images/more", "pairs/masks/more"):
+        Path(folder).mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(Path(folder, "a.gif"))
+        Path(folder, "b.heic").touch()
+        Path(folder, ".c.gif").touch()
+    for splits, said in ((folder_of, "digits: 2 files"), (pairs_of, "pairs: 4 files")):
+        for split in ("train", "val", "test"):
+            splits(split, **({"target_folder": "masks"} if splits is pairs_of else {}))
+        err = capsys.readouterr().err
+        assert err.count(f"{said} (.gif, .heic) are left out; images are .jpg, .jpeg, .png,") == 1
+        assert err.count("left out") == 1
+
+
 TUNED = ["--freeze", "backbone", "--unfreeze_epoch", "1", "--lr_scale", "backbone=0.1"]
 
 

@@ -1,6 +1,7 @@
 """Reads image files: turned as their EXIF tag says, and 16-bit grey with all of its levels."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from engine.errors import FileError
 def is_image(path: str | Path) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
     return Path(path).suffix.lower() in IMG_EXTENSIONS and not Path(path).name.startswith(".")
+
+
+def say_left_out(folder: Path, paths: Iterable[str | Path]) -> None:
+    """Prints which of the files below a folder are no images by their extension, such as .gif and .heic."""
+    endings = [Path(path).suffix for path in paths if not (is_image(path) or Path(path).name.startswith("."))]
+    if endings := [one for one in endings if one]:
+        said = f"{len(endings)} files ({', '.join(sorted({*endings}))}) are left out"
+        print(f"{folder}: {said}; images are {', '.join(IMG_EXTENSIONS)}", file=sys.stderr)
 
 
 def read(path: str | Path, channels: int) -> Image.Image | Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
-from data._images import is_image, read
+from data._images import is_image, read, say_left_out
 from engine.checkpointing.atomic_write import read_json, write_json
 from engine.datamodule.splits import hash_files, hash_texts, split_indices
 from engine.errors import FileError, UsageError
@@ -69,8 +69,13 @@ class ImageFolder(Dataset):
         pool = root / "train" if (root / "train").is_dir() else root
         self.classes, self.in_channels, self.img_size = _classes(pool), 1 if grey else 3, img_size
         self.num_features = self.in_channels * img_size**2
-        splits = {name: _samples(root / name, self.classes) for name in ("val", "test") if (root / name).is_dir()}
-        left = _samples(pool, self.classes)
+        others = list[str]()
+        splits = {
+            name: _samples(root / name, self.classes, others) for name in ("val", "test") if (root / name).is_dir()
+        }
+        left = _samples(pool, self.classes, others)
+        if split == "train":  # once, though each split lists them
+            say_left_out(root, others)
         seen = {number for _, number in left}
         if empty := [name for number, name in enumerate(self.classes) if number not in seen]:
             raise UsageError(f"{pool / empty[0]} has no image: each folder in {pool} is a class. Take it away")
@@ -160,12 +165,14 @@ def _classes(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _samples(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """The image files below a folder, with their class index."""
+def _samples(folder: Path, classes: list[str], others: list[str]) -> list[tuple[str, int]]:
+    """The image files below a folder, with their class index. Further files are added to `others`."""
     if new := [name for name in _classes(folder) if name not in classes]:
         raise UsageError(f"{folder / new[0]}: the training images have no class {new[0]!r}, but {', '.join(classes)}")
     numbers = {name: number for number, name in enumerate(classes) if (folder / name).is_dir()}
-    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+    found = make_dataset(str(folder), numbers, is_valid_file=lambda path: True, allow_empty=True)
+    samples = [sample for sample in found if is_image(sample[0])]
+    others += [path for path, _ in found if not is_image(path)] if len(samples) < len(found) else []
     if not samples:
         raise UsageError(f"{folder} has no image in the folders of its classes, {', '.join(numbers)}")
     return samples

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from data._images import is_image, numbers, read
+from data._images import is_image, numbers, read, say_left_out
 from engine.datamodule.splits import hash_files, split_indices
 from engine.errors import FileError, UsageError
 
@@ -89,6 +89,8 @@ class PairedImages(Dataset):
         val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
         found = split_indices(len(pool), seed, val, test)
         splits = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | splits
+        if split == "train":  # once, though each split lists them
+            say_left_out(root, (path for name in {*names} for path in root.rglob(f"{name}/**/*")))
         self.pairs = splits[split]
         self.paths = [str(path) for path, _ in self.pairs]
         self.fingerprint = hash_files([beside for _, beside in self.pairs])
