@@ -353,15 +353,15 @@ def test_a_feature_or_command_that_lacks_its_function(
 
 
 @pytest.mark.slow
-def test_a_feature_asks_by_name_for_what_it_needs(shell, project: Path, tmp_path: Path) -> None:
+def test_a_feature_asks_by_name_for_what_it_needs(shell, warm_python: str, project: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
     feature, head = copy / "engine/features/tells.py", '"""Tells."""\n\n\n'
     body = "    print(tells, type(data).__name__)\n    return []\n"
     feature.write_text(f"{head}def callbacks(data, *, tells: str = ''):\n{body}")
-    done = shell(*TOYS, "--fast_dev_run", "--tells", "it is a", project=copy)
+    done = shell(*TOYS, "--fast_dev_run", "--tells", "it is a", project=copy, python=warm_python)
     assert "it is a DInterface" in done.stdout
     for names, line in (("dat", "asks for dat; there are run_dir, model, data"), ("folder, net, data", "")):
         feature.write_text(f"{head}def callbacks({names}, *, tells: str = ''):\n    return []\n")
-        done = shell(*TOYS, "--fast_dev_run", project=copy)
+        done = shell(*TOYS, "--fast_dev_run", project=copy, python=warm_python)
         assert line in done.stderr
         assert done.returncode == (2 if line else 0)

@@ -99,14 +99,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-def test_the_standard_files_move(project: Path, shell, tmp_path: Path) -> None:
+def test_the_standard_files_move(project: Path, shell, warm_python: str, tmp_path: Path) -> None:
     flags = "--model_name=standard_net --dataset=standard_data --loss=binary_cross_entropy --task=multiclass".split()
     cheap = ["--no-pictures", "--accelerator=cpu", "--num_workers=0", "--max_epochs=2", "--lr=0.01", "--aug_prob=0.1"]
     refused = shell(*flags, project=project)
     assert "--freeze: the argument freeze of StandardNet has the name of a flag" in refused.stderr
     network_file = project / "model/standard_net.py"
     network_file.write_text(NETWORK.replace("freeze", "frozen"))  # the only edit
-    ran = shell(*flags, *cheap, "--data_dir", str(project / "data/ref"), project=project)
+    ran = shell(*flags, *cheap, "--data_dir", str(project / "data/ref"), project=project, python=warm_python)
     assert ran.returncode == 0, ran.stderr
     space: dict = {}
     exec(NETWORK, space)
