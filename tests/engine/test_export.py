@@ -93,7 +93,8 @@ def test_the_script_of_the_readme_answers_as_predict_does(dataset: str, monkeypa
             folder.mkdir(parents=True, exist_ok=True)
             picture(f"{folder}/{number}.png", (20 + number, 24), "RGB")
         flags = ["--img_size", "16"]
-    main.main(["--model_name", "lenet", "--dataset", dataset, "--max_epochs", "1", "--accelerator", "cpu", *flags])
+    quick = ["--max_epochs", "1", "--accelerator", "cpu", "--num_workers", "0", "--pictures", "false"]
+    main.main(["--model_name", "lenet", "--dataset", dataset, *quick, *flags])
     main.main(["export", "--ckpt_path", "version_0", "--format", "onnx"])
     scripts = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (script,) = [one for one in scripts if "onnxruntime" in one]

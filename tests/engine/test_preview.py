@@ -225,9 +225,9 @@ def test_the_grid_shows_what_a_run_gets() -> None:
 
 def test_the_grid_shows_what_mixup_makes_of_a_batch() -> None:
     shown = []
-    for mixup in ([], ["--mixup", "1"]):
-        names = ["--model_name", "test_preview.Brush", "--dataset", "test_preview.Painted"]
-        main.main(["preview", *names, "--accelerator", "cpu", "--batch_size", "16", *mixup])
+    for mixup in ([], ["--model_name", "test_preview.Brush", "--mixup", "1"]):
+        names = ["--dataset", "test_preview.Painted", "--num_workers", "0", "--batch_size", "16"]
+        main.main(["preview", *names, "--accelerator", "cpu", *mixup])
         shown.append({tuple(colour) for colour in np.asarray(Image.open("preview/train_batch.png")).reshape(-1, 3)})
     assert {len({*colour}) > 1 for colour in shown[1] - shown[0]} >= {True}  # blends of the six colours, and no grey
 
