@@ -24,7 +24,7 @@ GOAL = {"mnist": 0.99, "digits": 0.97}
 EPOCHS = 40  # for the others; nobody got there later
 FLAGS = {
     "mnist": "--lr_scheduler one_cycle --lr 5e-3 --max_epochs 2 --optimizer AdamW --weight_decay 0.05",
-    "digits": "--lr_scheduler one_cycle --lr 5e-3 --max_epochs 10",
+    "digits": "--lr_scheduler one_cycle --lr 1e-2 --max_epochs 4",
 }
 NAMES = {
     "tutorial": "a plain PyTorch tutorial's script",

@@ -524,3 +524,24 @@ def test_weights_of_classes_are_of_pixels() -> None:
     assert counts.class_counts().sum() == pixels.sum()
     assert counts.class_counts() / pixels.sum() == pytest.approx(pixels / pixels.sum(), abs=0.02)
     assert "test_acc" in main.main([*QUICK, *TASKS["unet"], "--max_epochs", "1", "--class_weights", "balanced"])
+
+
+def test_decoded_images_are_kept_and_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("digits"), 60)
+    argv = [*QUICK, *DIGITS, *network("mlp"), "--max_epochs", "2"]
+    plain = main.main(argv)
+    assert main.main([*argv, "--cache_dir", "kept"]) == plain
+    kept = sorted(Path("kept").rglob("*.pixels"))
+    assert len(kept) == 60
+    assert main.main([*argv, "--cache_dir", "kept"]) == plain
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # a write that was cut off
+    assert (
+        main.main(["--ckpt_path", "last", "--cache_dir", "none", "--max_epochs", "3"])["train_loss"]
+        < plain["train_loss"]
+    )
+    changed = sorted(Path("digits").rglob("*.png"))[0]
+    write(changed, np.full((16, 16), 99))
+    assert main.main([*argv, "--cache_dir", "kept"]) == main.main(argv) != plain
+    Path("file").write_text("no folder")
+    assert main.main([*argv, "--cache_dir", "file"]) == main.main(argv)
+    assert capsys.readouterr().err.count("--cache_dir file: Not a directory: images are decoded anew each time") == 1

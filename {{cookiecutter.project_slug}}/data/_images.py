@@ -1,8 +1,12 @@
 """Reads image files: turned as their EXIF tag says, and 16-bit grey with all of its levels."""
 
+import functools
+import hashlib
+import os
+import struct
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,38 @@ def read(path: str | Path, channels: int) -> Image.Image | Tensor:
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("L" if channels == 1 else "RGB")
+
+
+def read_cached(path: str | Path, channels: int, cache_dir: str | None) -> Image.Image | Tensor:
+    """As `read`, from a file of its pixels in cache_dir once there is one; a changed image has another.
+
+    Such a file is height and width, four bytes each, and the rows of bytes.
+    """
+    if cache_dir is None:
+        return read(path, channels)
+    about = os.stat(path)
+    key = repr((os.path.abspath(path), about.st_size, about.st_mtime_ns, channels))
+    name = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    kept, mode = Path(cache_dir, name[:2], f"{name[2:]}.pixels"), "L" if channels == 1 else "RGB"
+    with suppress(OSError, ValueError, struct.error):  # it is not there, or was cut off
+        content = kept.read_bytes()
+        height, width = struct.unpack_from("<II", content)
+        return Image.frombytes(mode, (width, height), memoryview(content)[8:])
+    image = read(path, channels)
+    if isinstance(image, Image.Image):
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(struct.pack("<II", image.height, image.width) + image.tobytes())
+            part.replace(kept)
+        except OSError as error:
+            _say_once(f"--cache_dir {cache_dir}: {error.strerror}: images are decoded anew each time")
+    return image
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def numbers(path: str | Path) -> Tensor:

@@ -108,7 +108,9 @@ def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any
     if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):
         fixed |= dict.fromkeys(SPLIT_FLAGS | features_and_commands.listed("SPLIT_FLAGS"), "the splits of its data")
         if (SPLIT_FLAGS - {"seed"}) & groups["data"].parameters.keys():  # not the dataset's own splits
-            fixed |= dict.fromkeys(groups["dataset"].parameters.keys() - {"data_dir"}, "the splits of its data")
+            fixed |= dict.fromkeys(
+                groups["dataset"].parameters.keys() - {"data_dir", "cache_dir"}, "the splits of its data"
+            )
     for name, what in fixed.items():
         if name in before and name in now and before[name] != now[name]:
             was = f"the checkpoint was made with {before[name]}"
