@@ -556,12 +556,13 @@ class Recommender(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.users, self.items = nn.Embedding(10, dim), nn.Embedding(8, dim, padding_idx=7)
+        self.tower = nn.Linear(dim, dim)
 
     def forward(self, user: Tensor, history: Tensor, length: Tensor) -> Tensor:
-        return self.users(user) + self.items(history).sum(1) / length[:, None]
+        return self.tower(self.users(user) + self.items(history).sum(1) / length[:, None])
 
     def encode(self) -> None:
-        self.catalogue = nn.functional.normalize(self.items.weight[:7])
+        self.catalogue = nn.functional.normalize(self.tower(self.items.weight[:7]))
 
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = encode
 
@@ -569,7 +570,7 @@ class Recommender(LightningModule):
         return self(batch["user"], batch["history"], batch["length"]) @ catalogue.T
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return cross_entropy(self.scores(batch, self.items.weight[:7]), batch["item"])
+        return cross_entropy(self.scores(batch, self.tower(self.items.weight[:7])), batch["item"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         first = self.scores(batch, self.catalogue).topk(3).indices == batch["item"][:, None]
@@ -608,6 +609,10 @@ def test_a_recommender_trains_predicts_and_exports(capsys: pytest.CaptureFixture
     assert [[int(row[f"y{at}"]) for at in range(3)] for row in rows] == best["ids"].tolist()
     main.main(["predict", "--ckpt_path", "best", "--head_name", "ids", "--format", "npy"])
     assert np.load(RUN / "predictions.npy").tolist() == best["ids"].tolist()
+    main.main(["predict", "--ckpt_path", "best", "--layer", "tower"])  # that the hook runs too
+    with torch.no_grad():
+        users = module(batch["user"], batch["history"], batch["length"])
+    torch.testing.assert_close(torch.from_numpy(np.load(RUN / "layer_tower.npy")), users)
     main.main(["export", "--ckpt_path", "best"])
     inputs = {name: batch[name][:, :2] if name == "history" else batch[name] for name in ("user", "history", "length")}
     with torch.no_grad():
@@ -650,6 +655,15 @@ class SumNet(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         return self.layer(numbers.sum(1, keepdim=True))
+
+
+def test_a_name_that_nobody_knows_is_refused_before_the_first_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_name", f"{__name__}.Recommender", "--dataset", f"{__name__}.Clicks", "--monitor", "val/cold"]
+    steps: list[Any] = []
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*WITHOUT_WORKERS, *flags], [LambdaCallback(on_train_batch_start=lambda *_: steps.append(_))])
+    assert "give --monitor val/cold --monitor_mode min, or max" in capsys.readouterr().err
+    assert not steps
 
 
 def test_its_collate_function_makes_the_batches_of_a_plain_network(capsys: pytest.CaptureFixture[str]) -> None:

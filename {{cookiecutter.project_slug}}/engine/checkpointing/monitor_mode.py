@@ -43,9 +43,10 @@ class Monitored(NamedTuple):
 def monitored(model: Any, data: Any, name: str, mode: Mode | None, required: bool) -> Monitored:
     """The metric that --monitor means; without a validation, the training's of that name.
 
-    Raises: UsageError: it is of the training, and nobody knows its mode.
+    Raises: UsageError: nobody knows its mode, nor can a metric object that the validation logs.
     """
     from pytorch_lightning.utilities.model_helpers import is_overridden
+    from torchmetrics import Metric
 
     required = required or name != "val_loss"  # by default, a system may log other names
     has_validation = data.set_names("val") and is_overridden("validation_step", model)
@@ -53,7 +54,8 @@ def monitored(model: Any, data: Any, name: str, mode: Mode | None, required: boo
     of_training = not has_validation or name.startswith("train")
     metrics = model.logged_metrics(data.set_names("val")) if hasattr(model, "logged_metrics") else {}
     mode = mode or known_mode(name, metrics)
-    return Monitored(name, mode_of(name, mode) if of_training else mode, of_training, required)
+    may_tell = not of_training and any(isinstance(one, Metric) for one in model.modules())
+    return Monitored(name, mode if may_tell else mode_of(name, mode), of_training, required)
 
 
 def mode_of(name: str, given: Mode | None = None) -> Mode:

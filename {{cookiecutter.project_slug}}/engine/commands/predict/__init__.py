@@ -113,6 +113,10 @@ class PredictionWriter(Callback):
         self.classifies = self.output_spec.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
+    def on_predict_batch_start(self, *_: Any) -> None:
+        if self.layer:
+            self.layer.forget()  # what a hook of the module ran between the batches, such as over a whole catalogue
+
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:

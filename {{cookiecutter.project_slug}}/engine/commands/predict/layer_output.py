@@ -37,6 +37,10 @@ class LayerOutput:
         layer = find_layer(module, self.name)
         layer.register_forward_hook(lambda layer, inputs, output: self._outputs.append(output))
 
+    def forget(self) -> None:
+        """Drops what it gave before the batch that comes."""
+        self._outputs.clear()
+
     def take(self) -> Any:
         """What it gave for the latest batch. Raises: UsageError: it ran never, or several times."""
         outputs, self._outputs[:] = [*self._outputs], []
