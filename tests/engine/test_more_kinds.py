@@ -22,7 +22,7 @@ class Items(Dataset):
 
     def __init__(self, ask: str = "class") -> None:
         self.points = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-        self.ask = ask
+        self.ask, self.sparse = ask, self.points.to_sparse()
 
     def __len__(self) -> int:
         return len(self.points)
@@ -39,6 +39,17 @@ class Items(Dataset):
         return point, int(grade)
 
 
+class Sparse(Items):
+    """The points as sparse tensors, in memory as well."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self.sparse[index], super().__getitem__(index)[1]
+
+    @staticmethod
+    def collate_fn(items: list[Any]) -> tuple[Tensor, Tensor]:
+        return torch.stack([point for point, _ in items]), torch.tensor([target for _, target in items])
+
+
 class Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +58,11 @@ class Linear(nn.Module):
 
     def forward(self, points: Tensor) -> Any:
         return self.layer(points)
+
+
+class OfSparse(Linear):
+    def forward(self, points: Tensor) -> Tensor:
+        return torch.sparse.mm(points, self.layer.weight.T) + self.layer.bias
 
 
 class Experts(Linear):
@@ -154,6 +170,9 @@ KINDS = {
         "no metric but the loss",
         TENSORS,
     ),
+    "sparse": Kind(
+        OfSparse, "sparse", "cross_entropy", lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1])
+    ),
     "a distribution": Kind(
         Gaussian,
         "class",
@@ -168,8 +187,8 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_it_trains_as_a_plain_loop_and_goes_on(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = KINDS[name]
-    argv = ["--model_name", HERE + kind.network.__name__, "--dataset", f"{HERE}Items", "--ask", kind.ask, *FLAGS]
-    argv += ["--loss", kind.loss]
+    argv = ["--model_name", HERE + kind.network.__name__, *FLAGS, "--loss", kind.loss]
+    argv += ["--dataset", f"{HERE}{'Sparse' if kind.ask == 'sparse' else 'Items'}", "--ask", kind.ask]
     told = goes_on(*argv, epochs=1)
     out = capsys.readouterr().out
     assert kind.said in out

@@ -126,7 +126,7 @@ def _inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
     for name, value in stored.items():
         if not isinstance(value, (torch.Tensor, np.ndarray)) or name == "targets" or value.shape[:1] != (len(data),):
             continue
-        with suppress(TypeError):  # an array of texts
+        with suppress(TypeError, NotImplementedError):  # an array of texts, a sparse tensor
             found[name] = means = list[float]()
             for some in indices[:: 1 + (len(indices) - 1) // 256].split(8):
                 entries = torch.as_tensor(value[some if isinstance(value, torch.Tensor) else some.numpy()])

@@ -101,4 +101,5 @@ def unpack_batch(module: Any, batch: Any) -> tuple[list[Any], Any]:
     except UsageError:  # raised by a step of MInterface where there is none of its own
         return [], None
     values = inputs.values() if isinstance(inputs, dict) else inputs
-    return [value.detach() for value in values if isinstance(value, Tensor)], target
+    dense = [value.detach() for value in values if isinstance(value, Tensor) and value.layout == torch.strided]
+    return dense, target
