@@ -64,7 +64,7 @@ def run(
     dataset: a file of data/, or a dotted path to a class.
     ckpt_path: checkpoint to resume or evaluate: last or best of the newest run, version_N, a --run_name, a run folder,
         a file or an address.
-    init_from: start a new run from the weights of such a checkpoint, or of a file of weights.
+    init_from: start a new run from the weights of such a checkpoint, or of a file of weights; or evaluate those.
     init_partial: load only those weights of init_from whose name and shape fit the network.
     trust: import the network, dataset, loss and optimizer that a checkpoint names, from anywhere; may run any code.
     seed: determines the first weights, the splits, the order of the items and every random draw.

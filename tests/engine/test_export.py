@@ -17,6 +17,7 @@ from engine.checkpointing.checkpoint_io import load
 from paths import PROJECT
 from PIL import Image, ImageOps
 from test_examples import write_mnist
+from torch.utils.data import Dataset
 
 RUN = Path("lightning_logs/version_0")
 
@@ -35,6 +36,69 @@ def test_a_network_that_asks_for_the_length_of_a_batch(train) -> None:
     train("--max_epochs", 1, "--model_name", "toys.ConvNet", "--dataset", "toys.ImageBlobs")
     main.main(["export", "--ckpt_path", "last"])
     assert torch.export.load(RUN / "network.pt2").module()(torch.zeros(7, 2, 4, 4)).shape == (7, 3)
+
+
+class Signals(Dataset[Any]):
+    """Signals of 5 to 12 steps, padded with zeros to the longest of a batch; whether most of a signal is above 0."""
+
+    num_classes = 2
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        signal = torch.randn(5 + index % 8, generator=torch.Generator().manual_seed(index))
+        return signal, int(signal.sum() > 0)
+
+    @staticmethod
+    def collate_fn(items: list[Any]) -> tuple[torch.Tensor, ...]:
+        signals, targets = zip(*items, strict=True)
+        lengths = torch.tensor([len(signal) for signal in signals])
+        return torch.nn.utils.rnn.pad_sequence(signals, batch_first=True), lengths, torch.tensor(targets)
+
+
+class MeanOfSignal(torch.nn.Module):
+    """The mean over the steps that a signal has, and a straight line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = torch.nn.Linear(1, 2)
+
+    def forward(self, signals: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.line(signals.sum(1, keepdim=True) / lengths[:, None])
+
+
+class MeanStepByStep(MeanOfSignal):
+    """Splits a signal, step by step, so that the exporter takes the number of steps for fixed."""
+
+    def forward(self, signals: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.stack(signals.unbind(1), 1), lengths)
+
+
+@pytest.mark.filterwarnings("default")  # the exporter's own
+def test_items_of_different_length_are_exported_for_any_length(train) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    train("--max_epochs", 1, "--model_name", "test_export.MeanOfSignal", "--dataset", "test_export.Signals")
+    main.main(["export", "--ckpt_path", "last", "--format", "pt2", "onnx"])
+    weights = load(next(RUN.glob("checkpoints/best*")))["state_dict"]
+    program = torch.export.load(RUN / "network.pt2").module()
+    session = onnxruntime.InferenceSession(RUN / "network.onnx", providers=["CPUExecutionProvider"])
+    for items, length in ((1, 5), (3, 9), (2, 31)):
+        signals, lengths = torch.randn(items, length), torch.full((items,), length)
+        right = signals.numpy().mean(1, keepdims=True) * weights["network.line.weight"].numpy().T
+        right += weights["network.line.bias"].numpy()
+        assert program(signals, lengths).detach().numpy() == pytest.approx(right, abs=1e-5)
+        (output,) = session.run(["output"], {"signals": signals.numpy(), "lengths": lengths.numpy()})
+        assert output == pytest.approx(right, abs=1e-5)
+
+
+def test_a_network_that_fixes_the_length_says_so(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--max_epochs", 1, "--model_name", "test_export.MeanStepByStep", "--dataset", "test_export.Signals")
+    main.main(["export", "--ckpt_path", "last"])
+    said = "MeanStepByStep is exported for inputs of (7,) alone, and items differ in it: pad what you give it to that"
+    assert said in capsys.readouterr().err
+    assert torch.export.load(RUN / "network.pt2").module()(torch.zeros(3, 7), torch.ones(3)).shape == (3, 2)
 
 
 @pytest.fixture

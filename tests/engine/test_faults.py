@@ -1,6 +1,7 @@
 """What goes wrong in real life: nothing is lost, and one line says what happened."""
 
 import contextlib
+import csv
 import os
 import re
 import resource
@@ -189,6 +190,33 @@ def test_three_ways_on_from_a_checkpoint(train, capsys: pytest.CaptureFixture[st
         train("--init_from", LAST, "--hidden_dim", 16)
     assert "network.layers.0.bias is (16,) here and (8,) there (3 in all" in capsys.readouterr().err
     train("--init_from", LAST, "--hidden_dim", 16, "--init_partial", "--max_epochs", 1)
+
+
+def test_weights_alone_are_measured_exported_and_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    network = toys.Net(num_features=2, num_classes=3).eval()
+    torch.save(network.state_dict(), "plain.pt")
+    argv = [*TOYS, "--noise", "0", "--init_from", "plain.pt"]  # each split has as many items of each class
+    points, classes = zip(*(toys.Blobs(noise=0)[index] for index in range(3)), strict=True)
+    output, classes = network(torch.stack(points)).detach(), torch.tensor(classes)
+    told = main.main(["test", *argv])
+    assert told["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(output, classes).item())
+    assert told["test_acc"] == pytest.approx((output.argmax(1) == classes).float().mean().item())
+    main.main(["predict", *argv])
+    rows = list(csv.DictReader(Path("lightning_logs/version_1/predictions.csv").read_text().splitlines()))
+    assert {int(row["true"]): float(row["p0"]) for row in rows} == pytest.approx(
+        dict(zip(classes.tolist(), output.softmax(1)[:, 0].tolist(), strict=True)), abs=1e-5
+    )
+    main.main(["export", *argv])
+    exported = torch.export.load("lightning_logs/version_2/network.pt2").module()
+    assert torch.allclose(exported(torch.stack(points)), output, atol=1e-5)
+    assert Path("lightning_logs/version_0/config.yaml").exists()
+    for action, flag, said in (
+        ("test", "--ckpt_path", "plain.pt names no network: of weights alone give --init_from"),
+        ("consolidate", "--init_from", "consolidate takes --ckpt_path, a sharded checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([action, *TOYS, flag, "plain.pt"])
+        assert said in capsys.readouterr().err
 
 
 def test_a_moved_checkpoint_goes_on_in_a_new_folder(train, tmp_path: Path) -> None:

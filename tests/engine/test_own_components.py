@@ -7,6 +7,7 @@ import main
 import numpy as np
 import pytest
 import torchmetrics
+import toys
 
 RUN = Path("lightning_logs/version_0")
 HARD = ("--num_items", 900, "--noise", 2, "--lr", 0.01, "--logger", "csv")
@@ -44,6 +45,36 @@ def test_a_metric_takes_arguments(train) -> None:
     assert {name: told[name] for name in told_again} == told_again
 
 
+def test_a_metric_without_an_average_is_logged_for_each_class(train) -> None:
+    asked = ["Recall(average='none')", "acc", "--monitor", "val_recall_b", "--logger", "csv"]
+    flags = ["--dataset", "toys.Named", "--noise", 1.5, "--max_epochs", 2, "--batch_size", 7]
+    told = train(*flags, "--metrics", *asked)
+    main.main(["predict", "--ckpt_path", "best"])
+    answers = rows(RUN / "predictions.csv")
+    true, said = (np.array([row[name] for row in answers]) for name in ("true_name", "name"))
+    recall = {name: (said[true == name] == name).mean() for name in "abc"}
+    assert len({*recall.values()}) > 1
+    assert {name: told[f"test_recall_{name}"] for name in recall} == pytest.approx(recall)
+    assert told["test_recall"] == pytest.approx(np.mean([*recall.values()]))
+    logged = [float(row["val_recall_b"]) for row in rows() if row["val_recall_b"]]
+    assert told["best_val_recall_b"] == pytest.approx(max(logged))
+    told = train("--metrics", "Recall(average='none')", "--max_epochs", 1)  # of classes without names
+    assert {"val_recall_0", "val_recall_1", "val_recall_2"} < told.keys()
+
+
+class CalledFirst(toys.DefectRecall):
+    """The same of the class with the first name."""
+
+    def __init__(self, classes: list[str]) -> None:
+        super().__init__(len(classes), wanted=classes.index("a"))
+
+
+def test_the_names_of_the_classes_are_filled_in(train) -> None:
+    flags = ["--dataset", "toys.Named", "--noise", 1.5, "--max_epochs", 1]
+    told = train(*flags, "--metrics", "Recall(average='none')", f"{__name__}.CalledFirst")
+    assert told["test_called_first"] == pytest.approx(told["test_recall_a"])
+
+
 def test_it_chooses_the_checkpoint_by_its_name(train) -> None:
     train("--metrics", "toys.DefectRecall", "--monitor", "val_defect_recall", "--max_epochs", 4, *HARD)
     values = [float(row["val_defect_recall"]) for row in rows() if row["val_defect_recall"]]
@@ -71,6 +102,7 @@ def test_the_schedule_follows_the_share_of_training_done(train) -> None:
             "--metrics FBetaScore(2)",
             "--metrics 'FBetaScore(2)': write a name, or one with arguments: FBetaScore(beta=2.0)",
         ),
+        ("--metrics Recall(average=none)", "or one with arguments: FBetaScore(beta=2.0), Recall(average='none')"),
         ("--metrics FBetaScore(betta=2.0)", "--metrics FBetaScore has no argument 'betta', but "),
         (
             "--metrics FBetaScore(beta=-2.0)",

@@ -77,7 +77,7 @@ class MInterface(MetricLoggingModule):
         no_decay_norm_bias: no weight decay for biases and normalisation layers.
         lr_scale: factors of lr for parts of the network, such as backbone=0.1.
         component_kwargs: further arguments of the "loss", the "optimizer" and the "schedule", from their flags, and the
-            "target_info" of the data.
+            "target_info" of the data, with the names of its "classes".
         """
         given = component_kwargs or {}
         ignore_index = given.get("loss", {}).get("ignore_index", IGNORE_INDEX)
@@ -153,15 +153,16 @@ class MInterface(MetricLoggingModule):
         data.sample()  # before the first weights are drawn: it seeds
         if "." in (loss := system.get("loss", "")):
             kwargs["loss"] = losses.arguments_from_data(loss, kwargs["loss"], data.attribute)
+        kwargs["target_info"] = data.target_info() | {"classes": data.attribute("classes")}
         if cls in bases:
             parameters = inspect.signature(network_class).parameters.values()
             if any(one.kind is one.VAR_KEYWORD or one.name == "component_kwargs" for one in parameters):
-                arguments["component_kwargs"] = kwargs | {"target_info": data.target_info()}
+                arguments["component_kwargs"] = kwargs
             model = build(**system | arguments)
         else:
             network = build(**arguments)
             data.item_fields = ItemFields(network.forward)
-            model = cls(network, **system, component_kwargs=kwargs | {"target_info": data.target_info()})
+            model = cls(network, **system, component_kwargs=kwargs)
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
             if model.is_multiclass and model.num_classes == 1:

@@ -150,7 +150,7 @@ def flags_of(path: Path) -> dict[str, RawValue]:
     checkpoint = load(path)
     flags, defaults = checkpoint.get("hyper_parameters", {}), checkpoint.get("default_flags", [])
     if "model_name" not in flags:
-        raise UsageError(f"{path} names no network: it was not written by this project")
+        raise UsageError(f"{path} names no network: of weights alone give --init_from, --model_name and --dataset")
     return {name: RawValue(value, f"{path}: ", name in defaults) for name, value in flags.items()}
 
 

@@ -48,7 +48,7 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
         run = run or create(root)
         if settings.job_id:
             (run / settings.job_id).touch()
-        if trains:
+        if trains or settings.ckpt_path is None:
             run_lock.acquire(run, settings.job_id)
             for part in sorted(run.rglob("*.part")):
                 with suppress(FileNotFoundError):  # outside checkpoints/, a new one is that of a command at work

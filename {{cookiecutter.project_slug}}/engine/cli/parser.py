@@ -191,8 +191,9 @@ def _check_names(action: str, arguments: list[Argument], names: dict[str, str], 
             print(f"{folder}/ has no {before!r} any more: {names[key]} is taken for it", file=sys.stderr)
         elif bound and names[key] != before:
             raise UsageError(f"--{key} {names[key]}: the checkpoint was made with {before}, which cannot change")
-    if not (restored.asked or action == "fit" or takes_no_checkpoint(action)):
-        raise UsageError(f"{action} needs a checkpoint: --ckpt_path best, last, version_N, a folder or a file")
+    if not (restored.asked or restored.init_from or action == "fit" or takes_no_checkpoint(action)):
+        which = "--ckpt_path best, last, version_N, a folder or a file; or weights alone: --init_from FILE"
+        raise UsageError(f"{action} needs a checkpoint: {which}")
     if missing := [key for key in FOLDERS if key not in names]:
         known = "; ".join(f"{FOLDERS[key]}/ has: {', '.join(discovery.names(FOLDERS[key]))}" for key in missing)
         near = [f"--{name}{nearest(name, missing)}" for name, _ in arguments if nearest(name, missing)]

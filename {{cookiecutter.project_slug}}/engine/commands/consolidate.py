@@ -9,11 +9,13 @@ from engine.checkpointing.checkpoint_io import DurableCheckpointIO, check_weight
 from engine.errors import UsageError
 
 
-def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str, run_dir: Path) -> None:
+def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None, run_dir: Path) -> None:
     """Writes NAME.whole.ckpt beside the folder NAME.ckpt; weights, optimiser and progress have to fit into memory.
 
     Raises: UsageError: it is one file already, or is not of this network.
     """
+    if ckpt_path is None:
+        raise UsageError("consolidate takes --ckpt_path, a sharded checkpoint")
     path = Path(ckpt_path)
     checkpoint = load(path) if trainer.is_global_zero else {}
     if not path.is_dir():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from engine.datamodule.split_datamodule import plain_value
 from engine.errors import UsageError
 from engine.training.training_check import NO_GRADIENT
 
+Inputs = dict[Any, torch.Tensor]  # of a network, by position or by name
+
 _LABELS = ("classes", "num_classes", "in_channels", "img_size", "preprocessing")
 
 
@@ -26,14 +29,17 @@ def run(
     trainer: Trainer,
     model: Any,
     data: Any,
-    ckpt_path: str,
+    ckpt_path: str | None,
     run_dir: Path,
     *,
     format: tuple[Literal["pt2", "onnx"], ...] = ("pt2",),
 ) -> None:
     """Writes the network for batches of any size, and labels.json: the dataset's classes and preprocessing.
 
-    Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items.
+    Where the items differ in length (their `collate_fn` pads them), it is written for any length; a network that takes
+    one length alone is written for that, which a line says.
+    Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items, and on items
+    of other lengths.
 
     format: pt2 for torch.export.load, onnx for ONNX Runtime and others; both may be given.
 
@@ -46,7 +52,8 @@ def run(
         raise UsageError(f'--format onnx needs {", ".join(missing)}: pip install -e ".[onnx]"')
     if not trainer.is_global_zero:
         return
-    model.load_state_dict(load(Path(ckpt_path))["state_dict"])
+    if ckpt_path:  # else it has the weights of --init_from
+        model.load_state_dict(load(Path(ckpt_path))["state_dict"])
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
     network, examples = _network_and_inputs(model, next(iter(data.predict_dataloader())) if batch is None else batch)
@@ -66,16 +73,14 @@ def run(
         raise UsageError(f"{type(network).__name__} {what}")
     if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(once, twice, strict=True)):
         raise UsageError(f"{type(network).__name__} draws random numbers: call torch.export on its parts")
-    dim = {0: torch.export.Dim("batch")}
-    shapes: Any = dict.fromkeys(named, dim) if named else tuple(dim for _ in args)
-    program = _export(network, tuple(args), named, shapes)
+    singles = [_network_and_inputs(model, one)[1] for one in data.batches_of_one(8)]
+    program, singles = _export(network, examples, singles)
     for name in dict.fromkeys(format):
         path = run_dir / f"network.{name}"
         with adding(run_dir) as folder:
             write = _write_onnx if name == "onnx" else _write_pt2
             exported = write(program, folder / path.name)
-            for items in (1, 2, 5):
-                args, named = _random_inputs(examples, items)
+            for args, named in [*(_random_inputs(examples, items) for items in (1, 2, 5)), *map(_call, singles)]:
                 with torch.no_grad():
                     pairs = zip(_tensors(exported(*args, **named)), _tensors(network(*args, **named)), strict=True)
                     if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in pairs):
@@ -87,7 +92,7 @@ def run(
     print(path)
 
 
-def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[Any, Any]]:
+def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, Inputs]:
     """What is exported, and an example of its inputs, by position or by name.
 
     Of a LightningModule of one's own, `forward` is, with `example_input_array` or else what of a batch it takes.
@@ -116,13 +121,50 @@ def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, dict[A
     return model.eval(), inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
 
 
-def _export(network: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any], shapes: Any) -> Any:
+def _export(network: torch.nn.Module, examples: Inputs, others: list[Inputs]) -> tuple[Any, list[Inputs]]:
+    """The exported program, and which of `others`, inputs of one item, it takes.
+
+    The batch may have any size, and so may each dimension in which other inputs differ, as far as the network allows.
+    """
+    batch = torch.export.Dim("batch")
+    differ = {
+        key: [at for at in range(1, example.dim()) if any(one[key].shape[at] != example.shape[at] for one in others)]
+        for key, example in examples.items()
+    }
+    lengths = {key: {0: batch} | dict.fromkeys(dims, torch.export.Dim.AUTO) for key, dims in differ.items()}
+    args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
+    try:
+        program = _export_for(network, args, named, lengths)
+    except Exception:
+        if not any(differ.values()):
+            raise
+        program = _export_for(network, args, named, {key: {0: batch} for key in examples})
+    taken = [one for one in others if _takes(program.module(), one)]
+    if len(taken) < len(others):
+        sizes = ", ".join(str(tuple(one.shape[1:])) for one in examples.values() if one.dim() > 1)
+        what = f"is exported for inputs of {sizes} alone, and items differ in it"
+        print(f"{type(network).__name__} {what}: pad what you give it to that", file=sys.stderr)
+    return program, taken
+
+
+def _export_for(network: torch.nn.Module, args: list[Any], named: dict[str, Any], dims: dict[Any, Any]) -> Any:
+    shapes: Any = {key: dims[key] for key in named} if named else tuple(dims.values())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
         try:
-            return torch.export.export(network, args, named, dynamic_shapes=shapes)
+            return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes)
         except lightning_compat.export_error():  # `len(x)` fixes the batch, unless torch reads the source
-            return torch.export.export(network, args, named, dynamic_shapes=shapes, strict=True)
+            return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes, strict=True)
+
+
+def _takes(module: Any, inputs: Inputs) -> bool:
+    """Whether an exported module takes inputs of that size."""
+    args, named = _call(inputs)
+    try:
+        module(*args, **named)
+    except (AssertionError, RuntimeError):  # of torch.export, for a size that is fixed
+        return False
+    return True
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
@@ -135,25 +177,31 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     return [tensor for value in values if value is not None for tensor in _tensors(value)]
 
 
-def _random_inputs(examples: dict[Any, torch.Tensor], items: int) -> tuple[list[Any], dict[str, Any]]:
+def _random_inputs(examples: Inputs, items: int) -> tuple[list[Any], dict[str, Any]]:
     """Inputs by position and by name: numbers around 0, or whole numbers among those of the examples."""
-    inputs = {}
+    inputs: Inputs = {}
     for key, example in examples.items():
         shape = (items, *example.shape[1:])
         if example.is_floating_point():
             inputs[key] = torch.randn(shape, dtype=example.dtype)
         else:
             inputs[key] = example.flatten()[torch.randint(example.numel(), shape)]
-    by_name = {key: value for key, value in inputs.items() if isinstance(key, str)}
-    return [value for key, value in inputs.items() if key not in by_name], by_name
+    return _call(inputs)
+
+
+def _call(inputs: Inputs) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs by position, and those by name."""
+    named = {key: value for key, value in inputs.items() if isinstance(key, str)}
+    return [value for key, value in inputs.items() if key not in named], named
 
 
 def _write_pt2(program: Any, path: Path) -> Any:
     archive = io.BytesIO()
-    torch.export.save(program, archive)  # to a full disk it would end the process, by abort()
-    path.write_bytes(archive.getbuffer())
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found")  # of a buffer that is a view, all on the CPU
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.10 reads them from one
+        torch.export.save(program, archive)  # to a full disk it would end the process, by abort()
+        path.write_bytes(archive.getbuffer())
         return torch.export.load(path).module()
 
 

@@ -144,10 +144,19 @@ class SplitDataModule(LightningDataModule):
         """
         dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
-            reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
-            collate = self.collate_of(dataset) or default_collate
-            self._sample = collate(fetch_items(dataset, [0, 1][: len(dataset)]))
+            self._sample = self._batch([0, 1][: len(dataset)])
         return self._sample
+
+    def batches_of_one(self, count: int) -> list[Any]:
+        """The first training items, each as a batch: what differs in size shows; none where `sample` gives None."""
+        dataset: Any = self._any_split()
+        return [] if self.sample() is None else [self._batch([index]) for index in range(min(count, len(dataset)))]
+
+    def _batch(self, indices: list[int]) -> Any:
+        """A batch of items of the train split, or of another one where there is none."""
+        dataset: Any = self._any_split()
+        reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
+        return (self.collate_of(dataset) or default_collate)(fetch_items(dataset, indices))
 
     def collate_of(self, dataset: Any) -> Callable[[list[Any]], Any] | None:
         """What makes a batch of the items of a split; None where torch's default_collate does."""

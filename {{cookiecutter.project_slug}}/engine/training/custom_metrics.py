@@ -20,7 +20,8 @@ def split_call(text: str) -> tuple[str, dict[str, Any]]:
         if "" in given or getattr(call, "args", []) or not re.fullmatch(r"\w+(\.\w+)*", name):
             raise ValueError(text)
     except (SyntaxError, ValueError):
-        raise UsageError(f"--metrics {text!r}: write a name, or one with arguments: FBetaScore(beta=2.0)") from None
+        form = "write a name, or one with arguments: FBetaScore(beta=2.0), Recall(average='none')"
+        raise UsageError(f"--metrics {text!r}: {form}") from None
     return name, given
 
 

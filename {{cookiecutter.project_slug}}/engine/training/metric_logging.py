@@ -25,6 +25,7 @@ class MetricLoggingModule(LightningModule):
     def __init__(self, names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any]) -> None:
         """Builds the metrics; arguments as of metrics.build."""
         super().__init__()
+        self._classes = metrics.logged_classes(names, target_info)
         self.metrics, self._metric_buffers = nn.ModuleDict(), dict[str, MetricBuffer]()
         for stage in STAGES:
             built = metrics.build(names, loss, target_info)
@@ -45,9 +46,17 @@ class MetricLoggingModule(LightningModule):
 
     def logged_metrics(self, val_sets: list[str]) -> dict[str, Metric]:
         """The metrics by the names under which they are logged, where these validation sets are measured."""
-        of_val = self.stage_metrics("val").items()
-        more = {self._name_in_set(name, ("val", 0, one)): metric for one in val_sets for name, metric in of_val}
-        return dict(self.metrics.items()) | more  # type: ignore[return-value]
+        logged: dict[str, Any] = {}
+        for name, metric in self.metrics.items():
+            logged |= dict.fromkeys([name, *self._names_by_class(name)], metric)
+        of_val = [(name, metric) for name, metric in logged.items() if name.startswith("val")]
+        return logged | {
+            self._name_in_set(name, ("val", 0, one)): metric for one in val_sets for name, metric in of_val
+        }
+
+    def _names_by_class(self, name: str) -> list[str]:
+        """Under which names the value of each class is logged, of a metric by full name; [] of one that has but one."""
+        return [f"{name}_{one}" for one in self._classes.get(name.partition("_")[2], [])]
 
     def begin_set(self, stage: str, index: int, names: list[str]) -> None:
         """Says that the next batch is of the set `names[index]`: what is logged as val_acc is then val_hard_acc.
@@ -100,7 +109,10 @@ class MetricLoggingModule(LightningModule):
             if name not in self.metrics:  # a part of the loss
                 self.metrics[name] = metrics.Mean().to(self.device)
             lightning_compat.mark_as_updated(self.metrics[name])
-            self._measured[logged] = self.metrics[name].compute().mean()  # type: ignore[operator]
+            value = self.metrics[name].compute()  # type: ignore[operator]
+            self._measured[logged] = value.mean()
+            by_class = [self._name_in_set(one, self._set) for one in self._names_by_class(name)]
+            self._measured |= dict(zip(by_class, value.reshape(-1), strict=False))
             self.metrics[name].reset()  # type: ignore[operator]
         if self._another_follows:
             return

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from typing import Any
 
 import torch
@@ -67,6 +68,20 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
     return {"loss": Mean()} | built
+
+
+def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -> dict[str, list[str]]:
+    """By the name of a metric that is asked for with average='none', the classes whose values are logged too.
+
+    target_info: as of `build`, with "classes", their names; without, they are numbers.
+    """
+    calls = {custom_metrics.metric_name(name): custom_metrics.split_call(name)[1] for name in names or ()}
+    number = target_info.get("num_classes") or (target_info.get("shape") or (0,))[0]
+    named = target_info.get("classes")
+    classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
+    if len({*classes}) != number:
+        classes = [str(one) for one in range(number)]
+    return {name: classes for name, given in calls.items() if given.get("average", "") in ("none", None)}
 
 
 def update(metric: Metric, output: Tensor, target: Tensor) -> None:

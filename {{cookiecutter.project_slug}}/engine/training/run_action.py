@@ -165,8 +165,9 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
 def print_start(settings: Settings, trainer: Any, run_dir: Path, hardware: list[str]) -> None:
     """Prints the first line of a run: action, network, dataset, checkpoint, run folder, device and what is on."""
     if trainer.is_global_zero:
-        source = f", from {printable(str(settings.ckpt_path))}" if settings.ckpt_path else ""
-        on = ", ".join([trainer.strategy.root_device.type, *hardware])
         names = settings.arguments["run"]
+        source = settings.ckpt_path or names["init_from"]
+        on = ", ".join([trainer.strategy.root_device.type, *hardware])
         what = f"{settings.action} {names['model_name']} on {names['dataset']}"
-        print(f"{what}{source}: {run_dir} ({on})", flush=True)
+        what += f", from {printable(str(source))}" if source else ""
+        print(f"{what}: {run_dir} ({on})", flush=True)

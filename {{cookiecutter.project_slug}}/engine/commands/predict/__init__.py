@@ -33,7 +33,7 @@ def run(
     trainer: Trainer,
     model: LightningModule,
     data: Any,
-    ckpt_path: str,
+    ckpt_path: str | None,
     run_dir: Path,
     *,
     format: Literal["csv", "npy", "pt", "png"] | None = None,
