@@ -251,6 +251,33 @@ def test_a_dataset_that_opens_no_images_says_how_it_would(train, capsys: pytest.
         assert said in capsys.readouterr().err
 
 
+class Opens(toys.Blobs):
+    """Points, with what a user may return of a file by mistake."""
+
+    found: ClassVar[object] = None
+
+    def open_rows(self, path: str) -> object:
+        return self.found
+
+    def open_image(self, path: str) -> object:
+        return Image.new("RGB", (4, 4))
+
+
+def test_what_a_dataset_makes_of_a_file_is_checked(train, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--dataset", "test_predict.Opens", "--max_epochs", 1)
+    Path("new.csv").touch()
+    Image.new("RGB", (4, 4)).save("a.png")
+    rows = "--rows: Opens.open_rows should return a name for each row, and a tensor of their inputs (N, ...)"
+    for found in (torch.zeros(3, 2), (["a"], torch.zeros(3, 2)), (["a"], [[0.0, 0.0]])):
+        Opens.found = found
+        with pytest.raises(SystemExit, match="2"):
+            main.main(["predict", "--ckpt_path", "last", "--rows", "new.csv"])
+        assert rows in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", "--ckpt_path", "last", "--images", "a.png"])
+    assert "--images: open_image returns Image, where a tensor is expected" in capsys.readouterr().err
+
+
 def test_mnist_opens_an_image_as_its_own() -> None:
     MNIST = pytest.importorskip("data.mnist").MNIST
     pixels = np.random.default_rng(1).integers(0, 100, (28, 28), dtype=np.uint8)

@@ -73,9 +73,12 @@ class ImageFiles(Dataset[Any]):
 
     def _read(self, path: str) -> Tensor | Exception:
         try:
-            return self.open_image(path)
+            image = self.open_image(path)
         except self.broken as error:
             return error
+        if not isinstance(image, Tensor):
+            raise UsageError(f"--images: open_image returns {type(image).__name__}, where a tensor is expected")
+        return image
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -92,7 +95,7 @@ def _files(folder: Path) -> Iterator[Path]:
 class FileRows(TensorDataset):
     """The rows of a file, with the names that the dataset gives them; an item is (input, a 0 instead of the target).
 
-    Raises: UsageError: the dataset reads no files, or this one has no row.
+    Raises: UsageError: the dataset reads no files, or returns something else, or this one has no row.
     """
 
     def __init__(self, data: Any, path: str) -> None:
@@ -102,7 +105,12 @@ class FileRows(TensorDataset):
             raise UsageError(f"--rows: {data.dataset_class.__name__} has no {method}")
         if not Path(path).is_file():
             raise UsageError(f"--rows {path}: there is no such file")
-        self.ids, inputs = read(path)
+        found = read(path)
+        names, inputs = found if isinstance(found, (tuple, list)) and len(found) == 2 else ((), None)
+        if not isinstance(inputs, Tensor) or len(names) != len(inputs):
+            what = "a name for each row, and a tensor of their inputs (N, ...)"
+            raise UsageError(f"--rows: {data.dataset_class.__name__}.open_rows should return {what}")
+        self.ids = names
         if not len(inputs):
             raise UsageError(f"--rows {path}: there is no row in it")
         super().__init__(inputs, torch.zeros(len(inputs)))
