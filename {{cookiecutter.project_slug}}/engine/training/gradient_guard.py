@@ -92,9 +92,8 @@ class GradientGuard(Callback):
         if trainer.is_global_zero and not self.skipped:
             weights = {} if _is_sharded(trainer) else module.state_dict()  # no process has them all
             torch.save({"batch": batch, "state_dict": weights}, path)
-        problem = "step {} (epoch {}, batch {}): the gradient is NaN or infinite in ".format(*place)
-        problem += ", ".join(bad[:3]) or "its norm"
-        problem += f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        names = (", ".join(bad[:3]) or "its norm") + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        problem = "step {} (epoch {}, batch {}): the gradient is NaN or infinite in ".format(*place) + names
         if self.bad_steps == "stop":
             raise FloatingPointError(f"{problem}. The weights are unchanged; the batch and the weights are in {path}")
         self.skipped += 1
