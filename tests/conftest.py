@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
 WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, which a run takes for a wish to outlive its terminal
 MYPY = pytest.mark.xdist_group("mypy")  # they share its cache, one after the other
 
 

@@ -160,7 +160,7 @@ def load_callbacks(
     every_n_train_steps: save the last checkpoint every this many steps, besides after every epoch.
     every_n_minutes: save the last checkpoint every this many minutes, besides after every epoch.
     patience: stop after this many validations in a row in which the monitored metric has not improved.
-    bad_steps: what to do when a gradient is NaN or infinite; ignore does not check: faster on a GPU. With
+    bad_steps: what to do when a gradient is NaN or infinite; ignore does not check. With
         patience, a metric that is NaN stops the run too, or counts as no better.
     """
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint

@@ -74,6 +74,15 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 2
 
 
+def test_under_nohup_a_run_outlives_its_terminal(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(toys.Net, "each_forward", lambda self: os.kill(os.getpid(), signal.SIGHUP))
+        assert "test_acc" in train("--max_epochs", 1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 def test_kill_9_leaves_a_checkpoint_that_goes_on(start, warm_python: str) -> None:
     run = start("--every_n_train_steps", "1", python=warm_python)

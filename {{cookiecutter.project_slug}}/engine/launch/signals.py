@@ -24,14 +24,17 @@ class SignalListener:
         self._local = 0  # the signal that this rank got
         self._installed = False
         # Those before a Trainer's, which Lightning takes away before `restore`: set again, they would swallow SIGTERM.
-        self._previous_handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        if handlers.get(hangup := getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:
+            del handlers[hangup]  # under nohup, the run outlives its terminal
+        self._previous_handlers = handlers
         self._calls, self._calls_between, self._asked_at = 0, 1, time.monotonic()
 
     def install(self) -> None:
         """Sets the handlers, in the main thread alone: Python allows no other."""
         if not self._installed and _in_main_thread():
             self._installed = True
-            for signum in SIGNALS:
+            for signum in self._previous_handlers:
                 signal.signal(signum, self._handle)
 
     def restore(self) -> None:

@@ -145,6 +145,7 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     Raises: UsageError: the Trainer refuses its arguments.
     """
     options = cluster_job.process_layout() | options
+    plugins = options.pop("plugins", None) or []
     strategy = str(options.get("strategy", ""))
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
     shards = strategy.startswith(("fsdp", "deepspeed"))
@@ -160,7 +161,7 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
         trainer = Trainer(
             **options,
             max_epochs=max_epochs,
-            plugins=[DurableCheckpointIO(), *cluster_environments()],
+            plugins=[*plugins, DurableCheckpointIO(), *cluster_environments()],
             enable_model_summary=False,  # printed at the start in one line
             use_distributed_sampler=False,  # the loaders of DInterface know their rank
         )
