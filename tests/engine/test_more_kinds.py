@@ -258,3 +258,19 @@ def test_what_no_checkpoint_keeps_of_a_network_is_said_once(capsys: pytest.Captu
         path.rename(f"{path.name}-before")
     goes_on("--model_name", f"{HERE}Keeps", *argv)
     assert "which no checkpoint has" not in capsys.readouterr().out
+
+
+class HoldsTensors(Linear):
+    """What it holds beside its weights does not change: a sparse graph, a table with gaps, a normalised weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.gaps = torch.eye(3).to_sparse(), torch.tensor([1.0, torch.nan])
+        self.layer = torch.nn.utils.weight_norm(self.layer)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_what_stays_or_is_computed_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dataset", f"{HERE}Items", *FLAGS, "--max_epochs", "2"]
+    assert "test_loss" in main.main([*QUICK, "--model_name", f"{HERE}HoldsTensors", *argv])
+    assert "which no checkpoint has" not in capsys.readouterr().out

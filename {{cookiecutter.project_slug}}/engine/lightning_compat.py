@@ -313,6 +313,7 @@ def skip_unless_finite(optimizer: Any, gradients: list[Any]) -> Any:
 
     kinds = {(one.device, one.dtype) for one in gradients}
     if not getattr(optimizer, "_step_supports_amp_scaling", False) or len(kinds) != 1 or not gradients[0].is_cuda:
+        vars(optimizer).pop("found_inf", None)  # of an earlier step
         return None
     is_bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite()
     optimizer.grad_scale, optimizer.found_inf = None, is_bad.any().float()

@@ -65,7 +65,10 @@ class TrainingCheck(Callback):
 
 
 def _unsaved_values(module: LightningModule) -> dict[str, Any]:
-    """The numbers and tensors of a network that its state_dict leaves out, by name: attributes that are no buffers."""
+    """The numbers and small tensors of a network, by name, that its state_dict leaves out.
+
+    Not those that torch computes from parameters, as by weight_norm (`weight_g`) and pruning (`weight_orig`).
+    """
     found: dict[str, Any] = {}
     for path, one in module.named_modules():
         if is_system := isinstance(one, LightningModule):
@@ -81,13 +84,15 @@ def _unsaved_values(module: LightningModule) -> dict[str, Any]:
             if type(value) in (int, float):
                 found[name] = value
             elif isinstance(value, torch.Tensor) and not value.requires_grad:  # one with a graph is of this step alone
-                found[name] = value.clone()
+                is_computed = {f"{key}_g", f"{key}_orig"} & {name for name, _ in one.named_parameters(recurse=False)}
+                if value.layout == torch.strided and value.numel() <= 2**16 and not is_computed:
+                    found[name] = value.clone()
     return found
 
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
+        return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())  # NaN too
     return type(one) is type(other) and one == other
 
 
