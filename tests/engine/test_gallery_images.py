@@ -14,6 +14,7 @@ from data import DInterface
 from engine.errors import UsageError
 from gallery import QUICK, RUN, exports, goes_on, predicts
 from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only
 from sklearn.datasets import load_digits, load_sample_image
 from torch.nn.functional import interpolate
 from torchvision.models import get_model_weights, resnet18
@@ -292,6 +293,24 @@ def test_files_that_are_left_out_are_said(capsys: pytest.CaptureFixture[str]) ->
         assert err.count("left out") == 1
 
 
+def test_only_files_of_the_pairs_are_said_to_be_left_out_once_for_all_processes(capsys, monkeypatch) -> None:
+    write_shapes(Path("pairs"), 20)
+    for folder in ("pairs/images/v1.0", "pairs/images/images", "pairs/other/images", "elsewhere"):
+        Path(folder).mkdir(parents=True)
+    for file in ("pairs/images/images/a.gif", "pairs/other/images/b.gif", "elsewhere/c.gif"):
+        Path(file).touch()
+    pairs_of()
+    assert "pairs: 1 files (.gif) are left out" in capsys.readouterr().err
+    for mask in Path("pairs/masks").iterdir():
+        shutil.copy(mask, "elsewhere")
+    beside = pairs_of(target_folder=str(Path("elsewhere").absolute()), classes=["nothing", "disc", "square"])
+    assert len(beside) == 16
+    assert "pairs: 2 files (.gif) are left out" in capsys.readouterr().err
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    pairs_of()
+    assert capsys.readouterr().err == ""
+
+
 TUNED = ["--freeze", "backbone", "--unfreeze_epoch", "1", "--lr_scale", "backbone=0.1"]
 
 
@@ -545,3 +564,18 @@ def test_decoded_images_are_kept_and_are_the_same(capsys: pytest.CaptureFixture[
     Path("file").write_text("no folder")
     assert main.main([*argv, "--cache_dir", "file"]) == main.main(argv)
     assert capsys.readouterr().err.count("--cache_dir file: Not a directory: images are decoded anew each time") == 1
+
+
+def test_a_full_disk_keeps_no_part_of_a_decoded_image(capsys: pytest.CaptureFixture[str]) -> None:
+    resource = pytest.importorskip("resource")
+    plain = folder_of(data_dir=str(write_digits(Path("digits"), 80, size=64)), img_size=64, flip=False)
+    cached = folder_of(data_dir="digits", img_size=64, flip=False, cache_dir="kept")
+    shutil.rmtree("kept", ignore_errors=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a file may have 1000 bytes, less than an image
+    try:
+        assert cached[0][0].shape == plain[0][0].shape
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path for path in Path("kept").rglob("*") if path.is_file()] == []
+    assert "--cache_dir kept: File too large: images are decoded anew each time" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine.errors import UsageError
 from pytorch_lightning import Callback
+from pytorch_lightning.utilities import rank_zero_only
 
 NET = ["--model_name", "toys.Net", "--hidden_dim", "16", "--lr", "0.05", "--num_threads", "1"]
 FLAGS = ["--dataset", "csv_table", "--data_dir", ".", "--target", "kind", "--drop", "number", *NET]
@@ -625,6 +626,73 @@ def test_what_was_not_learnt_is_said(capsys) -> None:
     assert read.open_rows("new.csv")[1][:, :2].tolist() == [[0, 1], [0, 0], [0, 0], [0, 0]]
     said = "new.csv: 'c' has texts that were not learnt in 3 of the rows, such as 'green'"
     assert said in capsys.readouterr().err
+
+
+def test_what_is_said_of_new_rows_is_said_once_for_all_processes(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = column([f"{at}.5" for at in range(9)], number_columns=("c",))
+    words = column(["red", "blue"] * 5)
+    Path("new.csv").write_text("x,c\n1,3.5\n1,?\n1,abc\n1,-\n")
+    capsys.readouterr()
+    features = read.open_rows("new.csv")[1][:, 0]
+    np.testing.assert_allclose(features, [-1 / np.std(np.arange(9)), 0, 0, 0], atol=1e-6)  # 4.5 is mean and median
+    assert "new.csv: 'c' is read as numbers: '?', 'abc', '-' is missing\n" in capsys.readouterr().err
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    read.open_rows("new.csv")
+    words.open_rows("new.csv")
+    column([f"{at}%" for at in range(9)])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("cell", "decimal", "mend"), [("1,234", None, "--decimal , where"), ("1.5", ",", "take")])
+def test_a_number_with_another_mark_is_never_missing(cell: str, decimal: Any, mend: str) -> None:
+    told = {"number_columns": ("c",), "decimal": decimal}
+    said = f"'c' has numbers with a {cell[1]!r}, such as {cell}: {mend}"
+    with pytest.raises(UsageError, match=re.escape(f"table.csv: {said}")):
+        column(["old", "3", "5 ", f" {cell}"], **told)
+    read = column(["old", "3", "5"], **told)
+    Path("new.csv").write_text(f'x,c\n1,2\n1,"{cell}"\n')
+    with pytest.raises(UsageError, match=re.escape(f"new.csv: {said}")):
+        read.open_rows("new.csv")
+    with pytest.raises(UsageError, match=re.escape(said.replace("'c'", "'target'"))):
+        column(["a"] * 3, ["3", "5", f'"{cell}"'], target_kind="number", decimal=decimal)
+    assert column(["old", "3", "5", "1,234"], number_columns=("c",), decimal=".").features[3, 0] > 0
+
+
+@pytest.mark.parametrize("cell", ["inf", "-inf", "1e999"])
+def test_infinite_values_beside_a_gap_are_refused(cell: str) -> None:
+    with pytest.raises(UsageError, match="'c' has infinite values"):
+        column(["1", "?", cell])
+    read = column(["1", "?", "2"])
+    Path("new.csv").write_text(f"x,c\n1,?\n1,{cell}\n")
+    with pytest.raises(UsageError, match=r"new\.csv: 'c' has infinite values"):
+        read.open_rows("new.csv")
+
+
+def test_marks_alone_are_texts() -> None:
+    starred = column(["*", "", "*", ""])
+    assert starred.columns["c"] == {"texts": ["*", "missing"]}
+    assert starred.features[:, :2].tolist() == [[1, 0], [0, 1]] * 2
+    assert column(["Unknown", "None", "missing", "unknown."]).columns["c"]["texts"][0] == "Unknown"
+    assert column(["Unknown", "none"] * 2).columns["c"]["texts"] == ["Unknown", "none"]
+    assert column(["a"] * 4, ["unknown", "none"] * 2).classes == ["none", "unknown"]
+    for empty, given in (([""] * 4, {}), (["?"] * 4, {"number_columns": ("c",)})):
+        with pytest.raises(UsageError, match="'c' is empty"):
+            column(empty, **given)
+    with pytest.raises(UsageError, match="no 'target' in 4 of the rows"):
+        column(["a"] * 4, ["?"] * 4)
+
+
+@pytest.mark.parametrize(
+    ("decimal", "cells", "numbers"),
+    [
+        (None, [" 1", "-2.5", "3e2", "+4."], [1, -2.5, 300, 4]),
+        (",", ["1.000", "2,5", "3e2", "4"], [1000, 2.5, 300, 4]),
+        (".", ["1,000", "2.5", "3e2", "4"], [1000, 2.5, 300, 4]),
+    ],
+)
+def test_numbers_of_a_target_are_exact(decimal: Any, cells: list[str], numbers: list[float]) -> None:
+    read = column(["a"] * 4, [f'"{one}"' for one in cells], target_kind="number", decimal=decimal)
+    assert read.targets.tolist() == numbers
 
 
 def test_a_column_that_says_the_target_is_named(capsys) -> None:

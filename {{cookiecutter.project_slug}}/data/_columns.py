@@ -42,6 +42,9 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
     if column.dtype.kind == "M":
         return _days(column), DAYS
     texts = column.dropna().astype(str)
+    swapped = texts.str.translate(str.maketrans(",.", ".,")) if decimal == "," else texts
+    if len(texts) and np.isfinite(plain := pd.to_numeric(swapped, errors="coerce")).all():  # the usual case, at once
+        return plain.reindex(column.index), ""
     cells = pd.Series(texts.unique(), texts.unique(), dtype=str).str.strip()  # each text once
     cells = cells[~cells.str.lower().isin(NO_NUMBER)]
     days = _dates(cells)
@@ -72,6 +75,14 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
     return f"is read as {'dates' if unit == DAYS else 'numbers'}: {', '.join(said)}" if said else ""
 
 
+def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None) -> str:
+    """What has to be mended in a column that `measure` made numbers of; "" for nothing."""
+    if numbers.isin([np.inf, -np.inf]).any():
+        return "has infinite values"
+    lost = column[numbers.isna()].dropna().astype(str).unique()
+    return _marked([text for text in map(str.strip, lost) if re.fullmatch(MARKED, text)], decimal)
+
+
 def rounded(column: "pd.Series", numbers: "pd.Series") -> bool:
     """Whether different whole numbers of a column have become one, as they do beyond 2^53."""
     return bool(numbers.abs().max() > 2**53) and numbers.nunique() < column.nunique()
@@ -89,25 +100,23 @@ def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bo
     if kind != "number" and texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all():
         return texts.replace(BOOLEANS), ""
     numbers, unit = measure(texts, decimal, told=kind == "number")
-    if unit is None or (unit == DAYS and kind != "number"):
-        wrong, said = unclear(texts, decimal)
+    names = numbers.isna().all() and texts.nunique() > 1  # classes such as "none" and "unknown"
+    if unit is None or ((names or unit == DAYS) and kind != "number"):
+        mend, said = unclear(texts, decimal)
         if said and kind is None:
-            wrong = f"{said.partition(': ')[0]}: --target_kind number, or --target_kind classes"
-        return texts, wrong
+            mend = f"{said.partition(': ')[0]}: --target_kind number, or --target_kind classes"
+        return texts, mend
     if rounded(texts, numbers):
         return numbers, "has whole numbers beyond 2^53, which are rounded: some would be the same"
-    return numbers, "has infinite values" if numbers.isin([float("inf"), float("-inf")]).any() else ""
+    return numbers, wrong(texts, numbers, decimal)
 
 
 def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:
     """What has to be mended in a column of texts, and what it could be read as instead; "" for nothing."""
     texts = column.dropna().astype(str).unique().tolist()
     known = [text.strip() for text in texts if text.strip().lower() not in NO_NUMBER]
-    mark = {None: ",", ",": "."}.get(decimal, "")
-    example = next((text for text in known if mark and mark in text), None)
-    if example and all(re.fullmatch(MARKED, text) for text in known):
-        how = "--decimal , where they begin a fraction, --decimal . where they part thousands, or to keep texts"
-        return f"has numbers with a {mark!r}, such as {example}: " + (how if decimal is None else "take these out"), ""
+    if all(re.fullmatch(MARKED, text) for text in known) and (marked := _marked(known, decimal)):
+        return marked, ""
     if len(texts) <= 100 and (alike := look_alike(texts)):
         return f"has {alike}", ""
     if known and all(re.fullmatch(OTHER_DATES, text) for text in known):
@@ -165,6 +174,15 @@ def expected(column: "pd.Series", decimal: str | None, unit: str) -> str:
     texts, numbers = column.dropna().astype(str), measure(column, decimal, told=True)[0]
     other = texts[numbers[texts.index].isna()]
     return f"numbers{unit and f' with the unit {unit}'}, not {(other if len(other) else texts).iloc[0]!r}"
+
+
+def _marked(numbers: list[str], decimal: str | None) -> str:
+    """What to do about a mark in numbers that may begin a fraction or part thousands; "" where none has one."""
+    mark = {None: ",", ",": "."}.get(decimal)
+    example = next((text for text in numbers if mark and mark in text), None)
+    how = "--decimal , where they begin a fraction, --decimal . where they part thousands, or to keep texts"
+    how = how if decimal is None else "take these out"
+    return f"has numbers with a {mark!r}, such as {example}: {how}" if example else ""
 
 
 def _texts(column: "pd.Series") -> "pd.Series":

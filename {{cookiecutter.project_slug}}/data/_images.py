@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -23,6 +24,7 @@ def is_image(path: str | Path) -> bool:
     return Path(path).suffix.lower() in IMG_EXTENSIONS and not Path(path).name.startswith(".")
 
 
+@rank_zero_only
 def say_left_out(folder: Path, paths: Iterable[str | Path]) -> None:
     """Prints which of the files below a folder are no images by their extension, such as .gif and .heic."""
     endings = [Path(path).suffix for path in paths if not (is_image(path) or Path(path).name.startswith("."))]
@@ -70,6 +72,8 @@ def read_cached(path: str | Path, channels: int, cache_dir: str | None) -> Image
             part.write_bytes(struct.pack("<II", image.height, image.width) + image.tobytes())
             part.replace(kept)
         except OSError as error:
+            with suppress(OSError):  # what a full disk has taken of it
+                part.unlink(missing_ok=True)
             _say_once(f"--cache_dir {cache_dir}: {error.strerror}: images are decoded anew each time")
     return image
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
 from data import _columns
@@ -186,11 +187,17 @@ class CsvTable(Dataset):
         """The statistics of each column in the rows `learn`.
 
         Raises:
-            UsageError: a column is empty, has too many texts or two that look alike, or may be one of numbers.
+            UsageError: a column is empty, has infinite values, too many texts or two that look alike, or may be one of
+                numbers.
         """
         useless, unclear, columns = {}, [], {}
         for name in rows:
-            values, unit = _columns.measure(rows[name], self.decimal, name in self.number_columns)
+            values, unit = _columns.measure(rows[name], self.decimal, told := name in self.number_columns)
+            if values.isna().all() and not told:
+                values, unit = rows[name], None  # texts such as "*", which mark what is missing only among numbers
+            if unit is not None and (wrong := _columns.wrong(rows[name], values, self.decimal)):
+                unclear.append(f"{name!r} {wrong}")
+                continue
             if values[learn].isna().all():
                 useless[name] = "is empty"
                 continue
@@ -263,13 +270,17 @@ class CsvTable(Dataset):
                 unknown = rows[name][~columns[-1].any(axis=1)]
                 if new and len(unknown):
                     said = f"not learnt in {len(unknown)} of the rows, such as {unknown.iloc[0]!r}"
-                    print(f"{path}: {name!r} has texts that were {said}", file=sys.stderr)
+                    _print(f"{path}: {name!r} has texts that were {said}")
                 continue
             values, unit = _columns.measure(rows[name], self.decimal, name in self.number_columns)
             wanted = fitted.get("unit", "")
             if unit is None or (unit != wanted and values.notna().any()):
                 said = _columns.expected(rows[name], self.decimal, wanted)
                 raise UsageError(f"{path}: column {name!r} is one of {said}")
+            if wrong := _columns.wrong(rows[name], values, self.decimal):
+                raise UsageError(f"{path}: {name!r} {wrong}")
+            if new and (reading := _columns.reading(rows[name], values, unit, self.decimal)):
+                _print(f"{path}: {name!r} {reading}")
             columns.append(_columns.scaled(values, fitted))
         return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 
@@ -335,7 +346,12 @@ def _counts_rows(name: str, column: "pd.Series") -> bool:
 
 def _note(split: str, text: str) -> None:
     if split == "train":  # once, though each split reads the file
-        print(text, file=sys.stderr)
+        _print(text)
+
+
+@rank_zero_only
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _names(kinds: list[Any], told: "pd.Series", written: "pd.Series") -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import make_dataset
@@ -155,7 +156,7 @@ class ImageFolder(Dataset):
                 raise broken[0]
             if broken and split == "train":  # once, though each split reads them
                 said = f"{len(broken)} of {len(some)} training images cannot be read"
-                print(f"{said}, and will end a run: {broken[0]}", file=sys.stderr)
+                rank_zero_only(print)(f"{said}, and will end a run: {broken[0]}", file=sys.stderr)
             mean = total / (number := len(some) - len(broken))
             std = (squares / number - mean.square()).clamp_min(1e-8).sqrt()
             known[name] = {"mean": mean.tolist(), "std": std.tolist()}

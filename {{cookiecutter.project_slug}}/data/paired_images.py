@@ -84,13 +84,14 @@ class PairedImages(Dataset):
         if classes:  # a dataset without classes should not have them as an attribute
             self.classes = classes
         root, names = Path(data_dir), ("images", target_folder or "images")
-        pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names)
-        splits = {name: _pairs(root / name, *names) for name in ("val", "test") if (root / name).is_dir()}
+        others = set[Path]()
+        pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names, others)
+        splits = {name: _pairs(root / name, *names, others) for name in ("val", "test") if (root / name).is_dir()}
         val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
         found = split_indices(len(pool), seed, val, test)
         splits = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | splits
         if split == "train":  # once, though each split lists them
-            say_left_out(root, (path for name in {*names} for path in root.rglob(f"{name}/**/*")))
+            say_left_out(root, others)
         self.pairs = splits[split]
         self.paths = [str(path) for path, _ in self.pairs]
         self.fingerprint = hash_files([beside for _, beside in self.pairs])
@@ -138,16 +139,14 @@ class PairedImages(Dataset):
         return tv_tensors.Mask(classes)
 
 
-def _pairs(folder: Path, images: str, targets: str) -> list[tuple[Path, Path]]:
-    """The image files below a folder, each with the file of its target."""
+def _pairs(folder: Path, images: str, targets: str, others: set[Path]) -> list[tuple[Path, Path]]:
+    """The image files below a folder, each with the file of its target. Files that are no images go into `others`."""
+    listed = {name: sorted((folder / name).rglob("*")) for name in (images, targets)}
     found = {
-        name: {
-            path.relative_to(folder / name).with_suffix(""): path
-            for path in sorted((folder / name).rglob("*"))
-            if is_image(path)
-        }
-        for name in (images, targets)
+        name: {path.relative_to(folder / name).with_suffix(""): path for path in paths if is_image(path)}
+        for name, paths in listed.items()
     }
+    others.update(path for paths in listed.values() for path in paths if not is_image(path) and path.is_file())
     if not found[images]:
         raise UsageError(f"{folder / images} has no image; see --data_dir")
     if alone := [path for key, path in found[images].items() if key not in found[targets]]:
