@@ -96,7 +96,7 @@ def run(
     data = build_data(settings)
     model = MInterface.from_settings(settings, data)
     if init_from and not settings.ckpt_path:  # a resumed run has weights of its own
-        checkpoint_io.init_weights(model, Path(init_from), init_partial)
+        checkpoint_io.init_weights(model, Path(init_from), init_partial, settings.action != "fit")
     prepared = trainer_setup.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
     callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])

@@ -137,6 +137,24 @@ def counted(init: Any) -> Any:
     return call
 
 
+def reported(init: Any) -> Any:
+    """The same, with a variable that has no value yet."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.report = lambda: print(later)
+
+    if not callable(init):
+        later = init
+    return call
+
+
+class Reported(toys.Net):
+    @reported
+    def __init__(self, num_features: int, num_classes: int, width: int = 5) -> None:
+        super().__init__(num_features, num_classes, hidden_dim=width)
+
+
 class Decorated(toys.Net):
     @counted
     def __init__(self, num_features: int, num_classes: int, width: int = 5) -> None:
@@ -150,6 +168,11 @@ def test_arguments_are_found_behind_a_decorator(train) -> None:
     assert {len(one) for one in network.state_dict().values()} == {7, 3}
     train("--model_name", "test_edges.Decorated", "--max_epochs", 1)
     assert {len(one) for one in main.load("last").network.state_dict().values()} == {5, 3}
+
+
+def test_a_variable_without_a_value_hides_no_arguments(train) -> None:
+    train("--model_name", "test_edges.Reported", "--width", 7, "--max_epochs", 1)
+    assert {len(one) for one in main.load("last").network.state_dict().values()} == {7, 3}
 
 
 class Sets(toys.Net):

@@ -101,6 +101,24 @@ def test_a_network_that_fixes_the_length_says_so(train, capsys: pytest.CaptureFi
     assert torch.export.load(RUN / "network.pt2").module()(torch.zeros(3, 7), torch.ones(3)).shape == (3, 2)
 
 
+class Roots(torch.nn.Module):
+    """Numbers of points; NaN where one is below 0."""
+
+    def __init__(self, num_features: int = 2, num_classes: int = 3) -> None:
+        super().__init__()
+        self.line = torch.nn.Linear(num_features, num_classes)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return self.line(points.sqrt())
+
+
+def test_an_answer_may_be_nan() -> None:
+    torch.save(Roots().state_dict(), "weights.pt")
+    flags = ["--model_name", "test_export.Roots", "--dataset", "toys.Blobs", "--accelerator", "cpu"]
+    main.main(["export", "--init_from", "weights.pt", *flags])
+    assert torch.export.load(RUN / "network.pt2").module()(-torch.ones(3, 2)).isnan().all()
+
+
 @pytest.fixture
 def lenet() -> None:
     """A network that has learned the digits a little, as two files."""

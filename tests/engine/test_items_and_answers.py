@@ -339,6 +339,11 @@ def test_classes_are_found_along_the_dimension_that_they_are_in(model: str, dim:
     shares = torch.from_numpy(np.load(run / "predictions.npy"))
     expected = logits[part].softmax(2)
     torch.testing.assert_close(shares, expected if dim == -1 else expected.transpose(1, 2))
+    if length == 4:  # the weights of a run mean what its training has found
+        weights = ["--init_from", str(run), "--model_name", HERE + model, "--dataset", f"{HERE}Bigrams"]
+        main.main(["predict", *weights, "--val_fraction", "0", "--test_fraction", "0.5", "--format", "npy"])
+        again = sorted(Path("lightning_logs").iterdir())[-1]
+        assert np.load(again / "predictions.npy").tolist() == shares.tolist()
 
 
 class Views(Still):

@@ -112,7 +112,8 @@ def test_two_processes_write_each_row_once_and_in_order(ranks) -> None:
 
 def test_a_layers_output_in_the_order_of_the_items_and_its_components(capsys: pytest.CaptureFixture[str]) -> None:
     net, images, _ = trained(Convolutional)
-    main.main(["predict", "--ckpt_path", "best", "--layer", "convs.1", "--batch_size", "2"])
+    layer = ["--layer", "convs.1", "--head_name", "logits"]  # --head_name is of the network's output
+    main.main(["predict", "--ckpt_path", "best", *layer, "--batch_size", "2"])
     with torch.no_grad():
         right = net.convs[1](net.convs[0](images))
     written = np.load(RUN / "layer_convs.1.npy")

@@ -213,6 +213,12 @@ def test_it_trains_as_a_plain_loop_and_goes_on(name: str, capsys: pytest.Capture
         refused(capsys, kind.export, "export", "--ckpt_path", "version_0")
 
 
+def test_a_run_that_validates_nothing_first_finds_what_are_no_classes_in_its_first_batch() -> None:
+    argv = ["--model_name", f"{HERE}Ordinal", "--dataset", f"{HERE}Items", "--ask", "grade", "--loss", f"{HERE}Coral"]
+    told = main.main([*QUICK, *argv, *FLAGS, "--num_sanity_val_steps", "0", "--max_epochs", "1"])
+    assert not any("acc" in key for key in told)
+
+
 def refused(capsys: pytest.CaptureFixture[str], why: str, *argv: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main.main([*argv])

@@ -62,6 +62,20 @@ def test_a_metric_without_an_average_is_logged_for_each_class(train) -> None:
     assert {"val_recall_0", "val_recall_1", "val_recall_2"} < told.keys()
 
 
+class NoOrYes(toys.YesNo):
+    classes = ("no", "yes")
+
+
+def test_values_that_are_not_one_of_each_class_get_no_class_names(train) -> None:
+    flags = ["--max_epochs", 1, "--batch_size", 7]
+    binary = ["--model_name", "toys.Line", "--dataset", f"{__name__}.NoOrYes"]
+    binary += ["--loss", "binary_cross_entropy_with_logits", "--metrics", "F1Score(average='none')"]
+    told = train(*binary, *flags)
+    assert [name for name in told if name.startswith("val_f1")] == ["val_f1score"]  # that of yes
+    told = train("--dataset", "toys.Named", "--metrics", "StatScores(average='none')", *flags)  # 5 counts of each
+    assert [name for name in told if name.startswith("val_stat")] == ["val_statscores"]
+
+
 class CalledFirst(toys.DefectRecall):
     """The same of the class with the first name."""
 

@@ -675,6 +675,37 @@ def test_its_collate_function_makes_the_batches_of_a_plain_network(capsys: pytes
     assert "without a collate_fn" not in capsys.readouterr().out
 
 
+class Whole(LightningDataModule):
+    """Datasets of whole batches, which the loaders hand on as they are, or turn over."""
+
+    num_features, num_classes = 2, 3
+
+    def __init__(self, turned: bool = False) -> None:
+        super().__init__()
+        self.collate_fn = turn if turned else None
+
+    def train_dataloader(self) -> DataLoader:
+        batches = [(torch.randn(8, 2), torch.arange(8) % 3) for _ in range(4)]
+        return DataLoader(batches, batch_size=None, collate_fn=self.collate_fn)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def turn(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch[0][:, [1, 0]], batch[1]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_loader_of_whole_batches_gives_the_first_as_it_is(turned: bool) -> None:
+    flags = [*WITHOUT_WORKERS, "--dataset", f"{__name__}.Whole", "--max_epochs", "1"]
+    assert "test_acc" in main.main([*flags, "--turned"] if turned else flags)
+    data = main.load("last").data
+    inputs, targets = data.sample()
+    first = data.split("train")[0][0]
+    assert torch.equal(inputs, first[:, [1, 0]] if turned else first)
+    assert targets.shape == (8,)
+
+
 def test_its_hooks_are_called_once() -> None:
     from data.lightning_data_interface import LightningDataInterface
 

@@ -161,6 +161,51 @@ def test_what_is_no_picture_is_not_written_as_one(train, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
+class Bids(Dataset):
+    """Items with Python numbers as targets, whole or not: a batch of whole ones is of int64."""
+
+    BIDS = (3, 4, 1250001, 2.5, 5, 6)
+
+    def __init__(self, split: str = "train", most: int = 6) -> None:
+        self.most = most
+
+    def __len__(self) -> int:
+        return self.most
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        return torch.full((2,), float(index)), self.BIDS[index]
+
+
+class Rounding(torch.nn.Module):
+    """Gives whole numbers for the first two items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return points.long() if points.max() < 2 else points + self.nothing
+
+
+@pytest.mark.parametrize("most", [3, 6])
+def test_targets_of_python_numbers_are_written_as_they_are(most: int) -> None:
+    torch.save(toys.Line().state_dict(), "weights.pt")
+    flags = ["--init_from", "weights.pt", "--model_name", "toys.Line", "--dataset", "test_predict.Bids"]
+    flags += ["--loss", "mse_loss", "--most", str(most), "--accelerator", "cpu"]
+    main.main(["predict", *flags, "--batch_size", "2"])
+    true = [row["true"] for row in table()]
+    assert [*map(float, true)] == pytest.approx(Bids.BIDS[:most], rel=1e-5)
+    assert true[:3] == ["3", "4", "1250001"] or most == 6
+
+
+def test_outputs_of_two_types_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Rounding().state_dict(), "weights.pt")
+    flags = ["--init_from", "weights.pt", "--model_name", "test_predict.Rounding", "--dataset", "test_predict.Bids"]
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", *flags, "--loss", "mse_loss", "--batch_size", "2", "--accelerator", "cpu"])
+    assert "outputs of int64 (2,) and of float32 (2,) make no array" in capsys.readouterr().err
+
+
 def test_several_processes_write_the_same(ranks, train) -> None:
     train("--max_epochs", 2, "--dataset", "toys.Named", "--noise", 0)
     main.main(["predict", "--ckpt_path", "last", "--batch_size", "2"])

@@ -82,7 +82,9 @@ class LightningDataInterface(DInterface):
                 first = first.flattened if isinstance(first, CombinedLoader) else first
                 first = next(iter(first.values() if isinstance(first, dict) else first), None)
             self._splits[name] = getattr(first, "dataset", first)
-            self._collate_fns[name] = getattr(first, "collate_fn", None)
+            collate: Any = getattr(first, "collate_fn", None)
+            is_whole = isinstance(first, DataLoader) and first.batch_sampler is None  # its items are batches
+            self._collate_fns[name] = (lambda items: collate(items[0])) if is_whole else collate
         return self._splits[name]
 
     def collate_of(self, dataset: Any) -> Any:

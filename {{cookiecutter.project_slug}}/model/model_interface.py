@@ -101,7 +101,7 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
-        self._activation_checked = False  # against the loss, in the first step
+        self._output_checked = False  # against the loss and the targets, in the first step of training
         self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
@@ -272,8 +272,8 @@ class MInterface(MetricLoggingModule):
                 needs = "tensors as output and target" if target is not None else "a target, and an item has none"
                 raise UsageError(f"--loss {self.loss_name} needs {needs}; {here}: --loss my_losses.mine takes anything")
             answer = self.output_spec.align_with_target(answer, target)
-            if not self._activation_checked:
-                self._activation_checked = self.training
+            if not self._output_checked:
+                self._output_checked = self.training
                 problems = [
                     losses.activation_problem(self.loss_name, answer),
                     losses.unused_part(self.loss_name, output),
@@ -296,8 +296,10 @@ class MInterface(MetricLoggingModule):
         """Whether metrics can measure an aligned output against a target."""
         if not self.output_spec.matches(output, target, self.num_classes):
             return False
-        if self.training or not self.is_multiclass or self.num_classes or target.is_floating_point():
+        known = self.training and self._output_checked
+        if known or not self.is_multiclass or self.num_classes or target.is_floating_point():
             return True
+        self._output_checked |= self.training
         return bool((target < output.shape[1]).all())  # else they are no logits of a class each: ordinal regression
 
     def _compare_heads(self, output: Any, target: Any, stage: str) -> dict[str, Tensor]:

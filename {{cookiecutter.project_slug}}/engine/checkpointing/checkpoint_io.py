@@ -154,14 +154,18 @@ def flags_of(path: Path) -> dict[str, RawValue]:
     return {name: RawValue(value, f"{path}: ", name in defaults) for name, value in flags.items()}
 
 
-def init_weights(module: LightningModule, path: Path, partial: bool) -> None:
-    """Loads the initial weights from a checkpoint, or from a file of the network's state_dict alone.
+def init_weights(module: Any, path: Path, partial: bool, evaluates: bool) -> None:
+    """Loads the initial weights of a LightningModule from a checkpoint, or from a file of the network's state_dict.
 
-    partial: skip the weights that do not fit, and print them.
+    partial: skip the weights that do not fit, and print them. evaluates: what its training found the output to mean
+    holds too.
 
     Raises: UsageError: a weight does not fit, and not `partial`; or the file is no checkpoint.
     """
-    weights, own = load(path)["state_dict"], module.state_dict()
+    checkpoint = load(path)
+    if evaluates and hasattr(module, "restore_answer"):
+        module.restore_answer(checkpoint)
+    weights, own = checkpoint["state_dict"], module.state_dict()
     alone = {f"network.{name}": one for name, one in weights.items()}
     weights = alone if alone.keys() & own.keys() else weights
     wrong = mismatched_weights(module, weights)

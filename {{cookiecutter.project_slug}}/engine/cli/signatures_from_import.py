@@ -68,7 +68,7 @@ def _parameters(target: Any, inspect: Any, visited: set[Any]) -> tuple[dict[str,
         return parameters, False
     tree = _syntax(function, inspect)
     asked = signatures_from_source.keys_of(tree, kwargs)[0]
-    callees = _calls_with(kwargs, tree, function, target, inspect)
+    callees = _calls_with(kwargs, tree, function, target)
     inner = [
         _behind(callee, num_bound, keywords, asked.keys(), inspect, visited | {function})
         for callee, num_bound, keywords in callees
@@ -113,7 +113,7 @@ def _behind(
     return {name: one for name, one in found.items() if name not in bound}, accepts_any
 
 
-def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any, inspect: Any) -> Any:
+def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
     """Each call that hands on `**kwargs`: (callee or None, number of positional arguments, keywords given)."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
@@ -125,10 +125,11 @@ def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any, inspect:
             callee = target.__mro__[target.__mro__.index(home) + 1]
         elif isinstance(call.func, (ast.Name, ast.Attribute)):
             first, *rest = ast.unparse(call.func).split(".")
+            cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
             try:
-                known = function.__globals__ | inspect.getclosurevars(function).nonlocals  # such as what is decorated
-                callee = reduce(getattr, rest, known.get(first))
-            except AttributeError:
-                callee = None  # such as a method
+                known = cells[first].cell_contents if first in cells else function.__globals__.get(first)
+                callee = reduce(getattr, rest, known)  # such as what is decorated
+            except (AttributeError, ValueError):
+                callee = None  # such as a method, or what has no value yet
         num_bound = sum(not isinstance(one, ast.Starred) for one in call.args)
         yield callee, num_bound, {word for word in keywords if word}

@@ -83,7 +83,7 @@ def run(
             for args, named in [*(_random_inputs(examples, items) for items in (1, 2, 5)), *map(_call, singles)]:
                 with torch.no_grad():
                     pairs = zip(_tensors(exported(*args, **named)), _tensors(network(*args, **named)), strict=True)
-                    if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4) for pair in pairs):
+                    if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4, equal_nan=True) for pair in pairs):
                         raise RuntimeError(f"{path.name} answers differently from the network in memory")
         print(*sorted(run_dir.glob(f"{path.name}*")), sep="\n")
     labels = {name: plain for name in _LABELS if (plain := plain_value(data.attribute(name))) is not None}

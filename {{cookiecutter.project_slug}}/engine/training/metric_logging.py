@@ -110,9 +110,10 @@ class MetricLoggingModule(LightningModule):
                 self.metrics[name] = metrics.Mean().to(self.device)
             lightning_compat.mark_as_updated(self.metrics[name])
             value = self.metrics[name].compute()  # type: ignore[operator]
-            self._measured[logged] = value.mean()
+            self._measured[logged] = (value * 1.0).mean()  # of counts too
             by_class = [self._name_in_set(one, self._set) for one in self._names_by_class(name)]
-            self._measured |= dict(zip(by_class, value.reshape(-1), strict=False))
+            if value.shape == (len(by_class),):  # else it is no value of each class
+                self._measured |= dict(zip(by_class, value, strict=True))
             self.metrics[name].reset()  # type: ignore[operator]
         if self._another_follows:
             return

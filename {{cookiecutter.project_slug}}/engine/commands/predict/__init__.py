@@ -121,7 +121,8 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         outputs = self.layer.take() if self.layer else outputs
-        values = self.output_spec.probabilities(_main_tensor(outputs, self.head))  # (B, ...)
+        head = None if self.layer and not isinstance(outputs, dict) else self.head
+        values = self.output_spec.probabilities(_main_tensor(outputs, head))  # (B, ...)
         if values.is_complex():
             raise UsageError("predict writes real numbers, and the network gives complex ones: torch.view_as_real")
         if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
@@ -141,7 +142,7 @@ class PredictionWriter(Callback):
             chosen = values[torch.from_numpy(write)]
             chosen = chosen.movedim(self.output_spec.class_dim or 1, 1) if self.classifies else chosen
             self.images.write(numbers[write].tolist(), chosen, self.classifies)
-            values = values.new_empty(len(values), 0)
+            values = torch.empty(len(values), 0)
         true = self._true_values(module, batch, values)  # (B, T)
         self._set_record(values.numpy(), true)
         records = np.empty(len(values), self.record)
@@ -198,17 +199,22 @@ class PredictionWriter(Callback):
             return np.empty((len(values), 0))
         invert = None if self.true_is_class else self.data.attribute("inverse_transform")
         target = target if invert is None else invert(target)
-        return target.to("cpu", torch.float64 if target.is_floating_point() else torch.int64).numpy()
+        # Targets of Python numbers are of int64 in one batch and of float32 in another; ids may need all of 64 bits.
+        is_id = self.integer and not target.is_floating_point()
+        return target.to("cpu", torch.int64 if is_id else torch.float64).numpy()
 
     def _set_record(self, values: np.ndarray, true: np.ndarray) -> None:
-        """Takes their types for those of the file. Raises: UsageError: outputs of that shape do not fit into it."""
+        """Takes their types for those of the file. Raises: UsageError: such a shape or type does not fit into it."""
         shape = values.shape[1:]
         if self.format == "csv" and len(shape) > 1:
             raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
-        if self.file.tell() and (before := self.record["values"].shape) != shape:
-            raise UsageError(f"outputs of shapes {before} and {shape} make no array: take --format png")
         value_type = ("values", values.dtype, shape)
-        self.record = np.dtype([("number", "i8"), ("readable", "?"), ("true", true.dtype, true.shape[1:]), value_type])
+        record = np.dtype([("number", "i8"), ("readable", "?"), ("true", true.dtype, true.shape[1:]), value_type])
+        for key, what in {"values": "outputs", "true": "targets"}.items() if self.file.tell() else ():
+            if (before := self.record[key]) != (now := record[key]):
+                both = f"{before.base} {before.shape} and of {now.base} {now.shape}"
+                raise UsageError(f"{what} of {both} make no array: give one type and shape, or take --format png")
+        self.record = record
 
     def _merge(self, paths: list[Path], dataset: Any) -> None:
         files = [np.memmap(path, self.record, "r") for path in paths if path.stat().st_size]  # an empty one cannot be

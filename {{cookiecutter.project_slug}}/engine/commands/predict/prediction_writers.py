@@ -72,7 +72,8 @@ def write_table(
 def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[str, list[str]]:
     """The columns of numbers (N, W), called name0, name1 ..., or `single` where it is given and there is but one."""
     titles = [single] if single and numbers.shape[1] == 1 else [f"{name}{at}" for at in range(numbers.shape[1])]
-    digits = "d" if np.issubdtype(numbers.dtype, np.integer) else ".6g"  # a rounded id is another one
+    whole = single and (numbers == numbers.round()).all()  # true classes or counts, as floats
+    digits = "d" if np.issubdtype(numbers.dtype, np.integer) else ".16g" if whole else ".6g"  # a rounded id is another
     return {title: [f"{one:{digits}}" for one in numbers[:, at].tolist()] for at, title in enumerate(titles)}
 
 
