@@ -30,7 +30,8 @@ from engine.launch import cluster_job, torchrun
 from engine.training import optimizers
 from engine.training.module_modes import evaluation_mode
 
-SHARDED = ("fsdp", "deepspeed", "model_parallel")  # begins of the names of strategies
+_FLATTEN = ("fsdp", "deepspeed")  # so begin the names of strategies that share flattened weights among devices
+_SHARD = (*_FLATTEN, "model_parallel")  # and of those that share weights at all
 # Flags of the Trainer that say what happens in a step.
 _OF_A_STEP = "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic".split()
 _torchrun_store: Any = None  # kept alive while the run lasts
@@ -112,7 +113,7 @@ def configure(
         enabled.append("whole batches from memory")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
-    channels_last = channels_last and not str(strategy).startswith(SHARDED)  # which flatten or cut the weights
+    channels_last = channels_last and not str(strategy).startswith(_SHARD)
     if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
         if sample is not None and _try_channels_last(network, *model.arguments(sample)):
@@ -148,12 +149,11 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     plugins = options.pop("plugins", None) or []
     strategy = str(options.get("strategy", ""))
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    shards = strategy.startswith(("fsdp", "deepspeed"))
-    if shards and on_cpu:
+    flattens = strategy.startswith(_FLATTEN)
+    if flattens and on_cpu:
         raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
-    if shards and getattr(model, "optimizer_name", "") == "Muon":
-        has = f"--strategy {strategy} has no matrices, but flat shards"
-        raise UsageError(f"--optimizer Muon: {has}; take model_parallel")
+    if flattens and getattr(model, "optimizer_name", "") == "Muon":
+        raise UsageError(f"--optimizer Muon: --strategy {strategy} has flat shards, no matrices: take model_parallel")
     options["profiler"] = profiler(options.get("profiler"), run_dir, options["callbacks"])
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10

@@ -1,4 +1,4 @@
-"""TrainingCheck: stops a run whose steps train nothing."""
+"""TrainingCheck: stops a run whose steps train nothing; and why a loss has no gradient."""
 
 import inspect
 import traceback
