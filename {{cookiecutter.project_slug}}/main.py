@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from engine.checkpointing import resume, run_folder
+from engine.checkpointing import checkpoint_flags, run_folder
 from engine.cli import parser
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import print_own_frames
-from engine.launch import output_streams, signals
+from engine.launch import safe_stdio, signals
 from engine.training.run_action import needs_trainer, print_start, run_action, run_wrapped
 
 if TYPE_CHECKING:  # imported once the command line is valid
@@ -26,7 +26,7 @@ SEEDS = (1, 17, 42, 101, 271, 828, 1234, 1828, 2718, 31415)  # --seed_index 1 to
 
 def parse(argv: list[str]) -> Settings:
     """The settings of a command line; help and errors end the program, with exit status 0 or 2."""
-    return parser.parse(argv, SEEDS, resume.restore, resume.find_config)
+    return parser.parse(argv, SEEDS, checkpoint_flags.restore, checkpoint_flags.find_config)
 
 
 def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> dict[str, float]:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None, callbacks: "Sequence[Callback]" = ()) ->
     callbacks: additional ones, of a program that calls this.
     """
     signals.handle_early_signals()
-    with output_streams.ignore_output_errors():
+    with safe_stdio.ignore_output_errors():
         settings = parse(sys.argv[1:] if argv is None else argv)
         return run_wrapped(settings, lambda one: run(one, callbacks, **one.arguments["run"]))
 
@@ -54,7 +54,7 @@ def run(
     seed_index: Annotated[int, ">= 1"] | None = None,
     max_epochs: Annotated[int, ">= -1", "!= 0"] | None = None,
     log_every_n_steps: Annotated[int, ">= 1"] = 20,
-    enable_progress_bar: bool = output_streams.is_terminal(),
+    enable_progress_bar: bool = safe_stdio.is_terminal(),
     default_root_dir: str = ".",
     hang_minutes: Annotated[float, ">= 0.01"] = 10.0,
 ) -> dict[str, float]:
@@ -112,7 +112,7 @@ def run(
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *extra_callbacks],
-        logger=loggers.load(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
+        logger=loggers.build(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
     with watchdog.watch(trainer, hang_minutes):

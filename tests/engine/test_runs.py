@@ -112,9 +112,9 @@ def test_wandb_and_mlflow_get_name_tags_and_notes(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(loggers.MLFlowLogger, "__init__", lambda self, *args, **labels: given.update(labels, args=args))
     monkeypatch.setattr(loggers.MLFlowLogger, "run_id", "1", raising=False)
     labels: dict[str, Any] = {"run_name": "first", "tags": ("small",), "notes": "as before"}
-    loggers.load(tmp_path, logger=("wandb",), **labels)
+    loggers.build(tmp_path, logger=("wandb",), **labels)
     assert given.items() >= {"name": "first", "tags": ("small",), "notes": "as before"}.items()
-    loggers.load(tmp_path, logger=("mlflow",), **labels)
+    loggers.build(tmp_path, logger=("mlflow",), **labels)
     assert given["args"][1] == "first"
     assert given["tags"] == {"small": "", "mlflow.note.content": "as before"}
 

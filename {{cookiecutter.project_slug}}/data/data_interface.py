@@ -10,18 +10,18 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import Dataset, IterableDataset
 
-from engine.checkpointing import data_fingerprint
+from engine.checkpointing import data_record
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
 from engine.datamodule import class_balance
+from engine.datamodule.batched_fetch import BatchedFetch, prove
 from engine.datamodule.combined_loader import CombinedResumableLoader
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
-from engine.datamodule.whole_batches import WholeBatches, prove
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.training.evaluation_sets import prepare_evaluation
+from engine.training.evaluation_steps import prepare_evaluation
 
 
 class DInterface(SplitDataModule):
@@ -87,7 +87,7 @@ class DInterface(SplitDataModule):
         data = cls(settings.dataset.load(), settings.arguments["dataset"], splitter, **settings.arguments["data"])
         if data.balanced and settings.arguments["system"].get("class_weights") and not settings.ckpt_path:
             raise UsageError("--balanced and --class_weights balanced both make up for rare classes: give one of them")
-        data.use_record(data_fingerprint.read(settings.ckpt_path), settings.action)
+        data.use_record(data_record.read(settings.ckpt_path), settings.action)
         if any(settings.arguments.get("action", {}).get(name) for name in ("rows", "images")):  # of predict
             data.restore()
         return data
@@ -129,7 +129,7 @@ class DInterface(SplitDataModule):
             raise UsageError(f"{self.dataset_class.__name__} has no such split: --val_fraction or --test_fraction is 0")
         if hasattr(unwrap_subset(dataset), "collate_fn"):
             options["collate_fn"] = unwrap_subset(dataset).collate_fn
-        whole = self.whole_batches(dataset)
+        whole = self.batched_fetch(dataset)
         workers = self._default_workers(dataset, bool(whole)) if self.num_workers is None else self.num_workers
         options |= {"seed": self.seed, "num_workers": workers, "whole": whole}
         loader = ResumableLoader(dataset, self.batch_size, **self._rank(), **options)
@@ -140,7 +140,7 @@ class DInterface(SplitDataModule):
         here = data_parallel_rank(self.trainer) if self.trainer is not None else None
         return {"rank": here.rank, "world_size": here.size} if here else {}
 
-    def whole_batches(self, dataset: Any) -> WholeBatches | None:
+    def batched_fetch(self, dataset: Any) -> BatchedFetch | None:
         """How to fetch whole batches of a dataset without `__getitems__` or `collate_fn`; None if it cannot."""
         has_own = any(hasattr(unwrap_subset(dataset), name) for name in ("__getitems__", "collate_fn"))
         return None if has_own else prove(dataset)

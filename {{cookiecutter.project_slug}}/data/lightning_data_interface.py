@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from data.data_interface import DInterface
-from engine.checkpointing import data_fingerprint
+from engine.checkpointing import data_record
 from engine.cli.settings import Settings
 from engine.datamodule.combined_loader import CombinedResumableLoader
 from engine.datamodule.resumable_loader import ResumableLoader
@@ -26,7 +26,7 @@ def build_data(settings: Settings) -> DInterface:
     if settings.arguments.get("cross_validation", {}).get("num_folds"):
         raise UsageError(f"--num_folds: {settings.dataset.name} has loaders of its own")
     data = LightningDataInterface(dataset_class(**settings.arguments["dataset"]), settings.arguments["run"]["seed"])
-    data.use_record(data_fingerprint.read(settings.ckpt_path), settings.action)
+    data.use_record(data_record.read(settings.ckpt_path), settings.action)
     return data
 
 
@@ -68,7 +68,7 @@ class LightningDataInterface(DInterface):
         if "module" in self.__dict__ and size != self.batch_size:
             raise UsageError(f"{type(self.module).__name__} sets the batch size itself")
 
-    def whole_batches(self, dataset: Any) -> None:
+    def batched_fetch(self, dataset: Any) -> None:
         """None: its loaders fetch as they are."""
 
     def _checked_split(self, name: str) -> Any:

@@ -19,7 +19,7 @@ from engine.training import metrics as metric_classes
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
 from engine.training.metrics import IGNORE_INDEX
 from engine.training.module_modes import training_mode
-from engine.training.outputs import OutputSpec, build_heads, infer_task, main_output
+from engine.training.output_spec import OutputSpec, build_heads, infer_task, main_output
 from engine.training.trainer_setup import to_channels_last
 from engine.training.training_check import NO_GRADIENT
 

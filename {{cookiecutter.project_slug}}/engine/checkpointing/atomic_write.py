@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.errors import UsageError, printable
 
-_reported: set[Path] = set()  # the files of which `optional` has said that they cannot be written
+_reported: set[Path] = set()  # the files of which `warn_if_unwritable` has said that they cannot be written
 
 
 class WriteError(OSError):
@@ -17,7 +17,7 @@ class WriteError(OSError):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`, whose file takes that place when the block ends.
 
     At every moment `path` is the old file or the new one; where the block fails, the new one is removed.
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def adding(folder: Path) -> Iterator[Path]:
+def atomic_folder_update(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder, whose files move to `folder` when the block ends; where it fails, none does.
 
     Raises: WriteError: it cannot be written: the disk is full, for example.
@@ -68,7 +68,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file: at every moment `path` is the old file or the new. Raises WriteError."""
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -94,7 +94,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def optional(path: Path) -> Iterator[None]:
+def warn_if_unwritable(path: Path) -> Iterator[None]:
     """Writes a file that only shows something: where that fails, a line says so once, and the run goes on."""
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_lock
-from engine.checkpointing.atomic_write import optional, read_json, write_atomically, write_json
+from engine.checkpointing.atomic_write import read_json, warn_if_unwritable, write_atomically, write_json
 from engine.cli import config_file, features_and_commands
 from engine.cli.credentials import HIDDEN
 from engine.cli.settings import Settings
@@ -93,7 +93,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
     if not trainer.is_global_zero:
         return
     if job_id:
-        with optional(run / job_id):
+        with warn_if_unwritable(run / job_id):
             write_atomically(run / job_id, "ended")
     if not metrics:
         return
@@ -103,7 +103,7 @@ def finish(trainer: Any, run: Path, job_id: str, metrics: dict[str, float]) -> N
     except UsageError as error:  # no reason to lose the new ones
         print(f"{error}; written anew", file=sys.stderr)
         before = {}
-    with optional(path):
+    with warn_if_unwritable(path):
         write_json(path, before | metrics)
     print(f"{_table(metrics)}\n{run}")
 

@@ -7,7 +7,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of letters, ends of lines
 
 
-def unsafe(name: str) -> str:
+def unsafe_reason(name: str) -> str:
     """Why no file of that name is written below a folder, on whatever system, or ""."""
     for part in name.split("/"):
         if part in ("", ".", ".."):

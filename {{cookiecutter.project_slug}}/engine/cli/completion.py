@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import argcomplete
 
-from engine.cli import annotations, discovery, features_and_commands, flag_groups
+from engine.cli import annotations, discovery, features_and_commands, flag_table
 from engine.cli.discovery import FOLDERS
 
 
@@ -22,7 +22,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("action", nargs="?", choices=list(features_and_commands.actions()))
     parser.add_argument("--config")
-    for flag in flag_groups.collect("", names, classes).flags.values():
+    for flag in flag_table.collect("", names, classes).flags.values():
         choices = known.get(flag.name) or annotations.choices(flag.annotation)
         parser.add_argument(f"--{flag.name}", choices=choices or None)
     argcomplete.autocomplete(parser)

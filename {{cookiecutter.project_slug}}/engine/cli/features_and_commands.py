@@ -79,7 +79,7 @@ def actions() -> dict[str, str]:
     return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in lines.items()}
 
 
-def stand_in(action: str) -> str | None:
+def placeholder_network(action: str) -> str | None:
     """A dotted path to the class `NoNetwork` of a command, which then needs no --model_name; None of any other."""
     has_one = action in commands() and "\nclass NoNetwork(" in _text(source("commands", action))
     return f"engine.commands.{action}.NoNetwork" if has_one else None

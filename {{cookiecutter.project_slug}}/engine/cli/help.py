@@ -5,9 +5,9 @@ import shutil
 import textwrap
 from typing import Any
 
-from engine.cli import annotations, discovery, features_and_commands, flag_groups, value_ranges
+from engine.cli import annotations, discovery, features_and_commands, flag_table, value_ranges
 from engine.cli.discovery import FOLDERS
-from engine.cli.flag_groups import Flag, FlagGroups
+from engine.cli.flag_table import Flag, FlagTable
 from engine.cli.signatures_from_source import REQUIRED, Expression
 
 _TITLES = {
@@ -28,12 +28,12 @@ _EXAMPLE = {"model_name": "lenet", "dataset": "digits"}  # that go together, whi
 _INDENT = 30
 
 
-def overview(action: str) -> None:
+def print_overview(action: str) -> None:
     """Prints the help where neither network nor dataset is given: actions, the flags of a command, names."""
     print(_usage("ACTION" if action == "fit" else action, action) + "\n\nactions:")
     for name, line in features_and_commands.actions().items():
         _row(name, line)
-    if flags := flag_groups.flags_of(flag_groups.action_group(action)):
+    if flags := flag_table.flags_of(flag_table.action_group(action)):
         print(f"\n{action}:")
     for flag in flags.values():
         _row(f"--{flag.name}", _flag_help(flag, {}, action))
@@ -53,7 +53,7 @@ def overview(action: str) -> None:
     print(f"\nfor example: python main.py {words} --max_epochs 5")
 
 
-def details(table: FlagGroups, everything: bool) -> None:
+def print_flags(table: FlagTable, everything: bool) -> None:
     """Prints the help where a dataset, a network or both are given. A shared flag stands in its first group."""
     print(_usage(table.action, table.action))
     from_data = (table.groups["dataset"].attributes or {}) if "dataset" in table.groups else {}
@@ -73,7 +73,7 @@ def details(table: FlagGroups, everything: bool) -> None:
 def _usage(shown: str, action: str) -> str:
     if action != "fit" and "ckpt_path" in features_and_commands.commands().get(action, ["ckpt_path"]):
         return f"usage: python main.py {action} --ckpt_path WHICH [--FLAG VALUE ...]"
-    network = "[--model_name NAME]" if features_and_commands.stand_in(action) else "--model_name NAME"
+    network = "[--model_name NAME]" if features_and_commands.placeholder_network(action) else "--model_name NAME"
     return f"usage: python main.py [{shown}] {network} --dataset NAME [--FLAG VALUE ...]"
 
 
@@ -85,7 +85,7 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     default = flag.default
     if differing := flag.differing_defaults:
         note = f"must be given: {differing}"
-    elif flag.name == "model_name" and features_and_commands.stand_in(action):
+    elif flag.name == "model_name" and features_and_commands.placeholder_network(action):
         note = "may be left out"
     elif default is REQUIRED:
         note = "known from the data" if flag.name in from_data else "required"

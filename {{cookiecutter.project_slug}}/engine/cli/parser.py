@@ -9,13 +9,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import annotations, config_file, discovery, features_and_commands, flag_groups, value_ranges
+from engine.cli import annotations, config_file, discovery, features_and_commands, flag_table, value_ranges
 from engine.cli.config_file import RawValue
 from engine.cli.credentials import HIDDEN, hide, hide_value
 from engine.cli.discovery import FOLDERS
-from engine.cli.flag_groups import TORCH_GROUPS, FlagGroups
+from engine.cli.flag_table import TORCH_GROUPS, FlagTable
 from engine.cli.settings import Settings, ask_for_defaults, complete, refuse_changes
-from engine.cli.split_argv import Argument, split, texts_of
+from engine.cli.tokenize_argv import Argument, texts_of, tokenize
 from engine.cli.type_conversion import OutOfRange, PlainText, convert
 from engine.errors import UsageError, nearest, printable
 
@@ -45,7 +45,7 @@ def parse(
     """The settings of a command line. Help, `--print_config` and mistakes end here, with exit status 0 or 2.
 
     seeds: those that --seed_index counts. restore: finds what a run goes on from, and find_config: the file that
-        --config means (engine.checkpointing.resume).
+        --config means (engine.checkpointing.checkpoint_flags).
     """
     if "_ARGCOMPLETE" in os.environ:
         from engine.cli import completion
@@ -80,7 +80,7 @@ def _parse(
         raise SystemExit(0)
 
     # Words -> flags and their texts: of config files, of the command line, of the run that wrote a checkpoint.
-    arguments = split([word for word in argv if word not in _HELP])
+    arguments = tokenize([word for word in argv if word not in _HELP])
     given: dict[str, RawValue] = {}
     for _, path in texts_of(("config",), arguments):
         given |= config_file.read(find_config(path))
@@ -90,8 +90,8 @@ def _parse(
 
     # The names of network, dataset, loss and optimiser -> their classes -> their signatures -> flags.
     help_words = _HELP.intersection(argv)
-    if (stand_in := features_and_commands.stand_in(action)) and not help_words:
-        given.setdefault("model_name", RawValue(PlainText(stand_in)))
+    if (placeholder := features_and_commands.placeholder_network(action)) and not help_words:
+        given.setdefault("model_name", RawValue(PlainText(placeholder)))
     names = {key: raw.text for key, raw in (restored.flags | given).items() if key in _CLASS_FLAGS}
     if help_words and not names.keys() & FOLDERS:
         _show_help(action, None, everything=False)
@@ -99,7 +99,7 @@ def _parse(
         _check_names(action, arguments, names, restored)
     classes = {key: discovery.find(folder, names[key]) for key, folder in FOLDERS.items() if key in names}
     used = {*restored.flags, *given, *(name for name, _ in arguments)}
-    table = flag_groups.collect(action, names, classes, used)
+    table = flag_table.collect(action, names, classes, used)
     if help_words:
         _show_help(action, table, everything="--help_all" in argv)
 
@@ -171,10 +171,10 @@ def _action(argv: list[str]) -> tuple[str, list[str]]:
     return argv[0], argv[1:]
 
 
-def _show_help(action: str, table: FlagGroups | None, everything: bool) -> NoReturn:
+def _show_help(action: str, table: FlagTable | None, everything: bool) -> NoReturn:
     from engine.cli import help
 
-    help.details(table, everything) if table else help.overview(action)
+    help.print_flags(table, everything) if table else help.print_overview(action)
     print(end="", flush=True)
     raise SystemExit(0)
 
@@ -210,7 +210,7 @@ def _is_gone(key: str, name: str) -> bool:
 
 
 def _without_gone_flags(
-    kept: dict[str, RawValue], arguments: list[Argument], table: FlagGroups
+    kept: dict[str, RawValue], arguments: list[Argument], table: FlagTable
 ) -> tuple[dict[str, RawValue], list[Argument]]:
     """A run's flags without those that the project lost since, and the command line without a `--no-NAME` of them.
 
@@ -228,7 +228,7 @@ def _without_gone_flags(
     return {key: raw for key, raw in kept.items() if key not in gone}, rest
 
 
-def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
+def _texts(arguments: list[Argument], table: FlagTable) -> dict[str, RawValue]:
     """The text of each flag on the command line, whose type allows `--dims 4 5`, `--norm` and `--no-norm`."""
     raws = {}
     for name, words in arguments:
@@ -261,7 +261,7 @@ def _texts(arguments: list[Argument], table: FlagGroups) -> dict[str, RawValue]:
     return raws
 
 
-def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
+def _value(name: str, raw: RawValue, table: FlagTable) -> Any:
     """A flag's value. Raises UsageError: what is given is none of its type, or out of its range."""
     flag = table.flags.get(name)
     annotation, default = (flag.annotation, flag.default) if flag else ((), None)
@@ -284,7 +284,7 @@ def _value(name: str, raw: RawValue, table: FlagGroups) -> Any:
     return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`
 
 
-def _fill_seed(given: dict[str, RawValue], table: FlagGroups, seeds: tuple[int, ...]) -> None:
+def _fill_seed(given: dict[str, RawValue], table: FlagTable, seeds: tuple[int, ...]) -> None:
     """Sets --seed from --seed_index. What stands on the command line wins over a file."""
     if "seed_index" not in given:
         return

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from engine.cli import annotations, features_and_commands
 from engine.cli.credentials import hide_value
 from engine.cli.discovery import ClassReference
-from engine.cli.flag_groups import SPLIT_FLAGS, TORCH_GROUPS, TRAINER_DEFAULTS, Flag, FlagGroups
+from engine.cli.flag_table import SPLIT_FLAGS, TORCH_GROUPS, TRAINER_DEFAULTS, Flag, FlagTable
 from engine.cli.signatures_from_source import REQUIRED, Expression, Signature, is_plain
 from engine.errors import UsageError
 
@@ -35,7 +35,7 @@ class Settings(NamedTuple):
 
 
 def complete(
-    table: FlagGroups, given: dict[str, Any], defaults: set[str], ckpt_path: Path | None, job_id: str
+    table: FlagTable, given: dict[str, Any], defaults: set[str], ckpt_path: Path | None, job_id: str
 ) -> Settings:
     """The settings: given values and defaults, each handed to all arguments of its name.
 
@@ -82,7 +82,7 @@ def complete(
     return Settings(table.action, flags, arguments, *classes, inferred, ckpt_path, job_id, default_names)
 
 
-def ask_for_defaults(settings: Settings, table: FlagGroups) -> Settings:
+def ask_for_defaults(settings: Settings, table: FlagTable) -> Settings:
     """The same with the defaults that only the code of network and dataset can work out, for config.yaml to keep."""
     import inspect  # a run follows, which imports the classes anyway
 
@@ -96,7 +96,7 @@ def ask_for_defaults(settings: Settings, table: FlagGroups) -> Settings:
     return settings._replace(flags=settings.flags | found, defaults=settings.defaults | found.keys())
 
 
-def refuse_changes(table: FlagGroups, before: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_changes(table: FlagTable, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UsageError where a flag differs from the checkpoint's and what it sets cannot change any more."""
     if not before:
         return

@@ -17,7 +17,7 @@ _BASES_WITHOUT_ARGUMENTS = {"Module", "Dataset", "IterableDataset", "object", "A
 # Flags of MInterface -> its attributes through which a method of a subclass takes notice of them.
 _OPTIMIZER_FLAGS = {"lr": "lr", "optimizer": "optimizer_name", "weight_decay": "weight_decay", "lr_scale": "lr_scale"}
 _OPTIMIZER_FLAGS |= {"no_decay_norm_bias": "no_decay_norm_bias", "schedule": "schedule"}
-_LOSS_FLAGS = {"loss": "loss", "class_weights": "loss", "heads": "heads"}
+_LOSS_FLAGS = {"loss": "loss", "class_weights": "loss", "head_losses": "heads"}
 _LOSS_FLAGS |= {"metrics": "metrics", "metric_thresholds": "metrics"}
 # Arguments that ask a dataset for a split, and the values that mean one.
 _SPLIT_ARGUMENTS = ("split", "mode", "phase", "partition", "image_set")

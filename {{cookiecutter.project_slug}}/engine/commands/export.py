@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from engine import lightning_compat
-from engine.checkpointing.atomic_write import adding, write_json
+from engine.checkpointing.atomic_write import atomic_folder_update, write_json
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.split_datamodule import plain_value
@@ -77,7 +77,7 @@ def run(
     program, singles = _export(network, examples, singles)
     for name in dict.fromkeys(format):
         path = run_dir / f"network.{name}"
-        with adding(run_dir) as folder:
+        with atomic_folder_update(run_dir) as folder:
             write = _write_onnx if name == "onnx" else _write_pt2
             exported = write(program, folder / path.name)
             for args, named in [*(_random_inputs(examples, items) for items in (1, 2, 5)), *map(_call, singles)]:

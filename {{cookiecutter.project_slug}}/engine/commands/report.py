@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.checkpointing import run_folder, run_records
-from engine.checkpointing.atomic_write import replacing
+from engine.checkpointing.atomic_write import atomic_file
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.cli.features_and_commands import CommandParser
@@ -167,11 +167,11 @@ def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> Non
         _print_table(table, asked or _telling_columns(table, runs, width), width)
         writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
         writers |= {"report.html": write_page} if page else {}
-        with replacing(folder / "report.csv") as part:
+        with atomic_file(folder / "report.csv") as part:
             table.to_csv(part, index=False)
         for name, write_file in writers.items():
             write_file(runs, file := io.BytesIO())
-            with replacing(folder / name) as part:
+            with atomic_file(folder / name) as part:
                 part.write_bytes(file.getbuffer())
     except OSError as error:
         raise UsageError(f"--out {folder}: {error.strerror or error}") from None

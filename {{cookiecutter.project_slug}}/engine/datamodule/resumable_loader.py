@@ -13,9 +13,9 @@ from lightning_fabric.utilities.data import sized_len
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from engine.datamodule.batched_fetch import BatchedFetch
 from engine.datamodule.resumable_sampler import ResumableBatchSampler
 from engine.datamodule.seeding import Collate, SeededDataset, delay_exit_on_signal, reseed
-from engine.datamodule.whole_batches import WholeBatches
 from engine.errors import UsageError
 from engine.lightning_compat import shut_down_workers
 
@@ -56,7 +56,7 @@ class ResumableLoader:
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         pad: bool = True,
         drop_last: bool = False,
-        whole: WholeBatches | None = None,
+        whole: BatchedFetch | None = None,
     ) -> None:
         # Not `dataset` and `sampler`: what has these, Lightning takes for a DataLoader that it may rebuild.
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size

@@ -46,7 +46,7 @@ class SeededDataset(Dataset[Any]):
     """A dataset whose random augmentation follows from the batch's seed key, whichever worker fetches it."""
 
     def __init__(self, dataset: Dataset[Any], whole: Any = None) -> None:
-        """whole: how to fetch whole batches (whole_batches.prove), or None."""
+        """whole: how to fetch whole batches (batched_fetch.prove), or None."""
         self.dataset, self.whole = dataset, whole
 
     def __getitems__(self, batch: SeededBatch) -> Any:
@@ -54,7 +54,7 @@ class SeededDataset(Dataset[Any]):
             return []
         reseed(*batch.seed_key)
         dataset, indices = resolve_subset(self.dataset, list(batch))
-        if self.whole is not None and self.whole.hold(dataset):
+        if self.whole is not None and self.whole.is_valid(dataset):
             return CollatedBatch(self.whole.fetch(dataset, indices))
         return dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else fetch_items(dataset, indices)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.checkpointing import data_fingerprint
+from engine.checkpointing import data_record
 from engine.checkpointing.atomic_write import write_json
 from engine.datamodule.split_datamodule import SplitDataModule
 from engine.datamodule.splits import difference
@@ -34,7 +34,7 @@ def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[Callb
             ways = "restore its files and flags or start a new run; validate, test and predict take it with --new_data"
             raise UsageError(f"{said}. Ways on: {ways}")
         print(f"--new_data: {said}", file=sys.stderr)
-    return [KeepRecord(run_dir, record, refuse_fit=new_data)]
+    return [SaveDataRecord(run_dir, record, refuse_fit=new_data)]
 
 
 def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -59,11 +59,11 @@ def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changed
 
 
-class KeepRecord(Callback):
+class SaveDataRecord(Callback):
     """Writes data.json when training starts, and the same into each checkpoint."""
 
     def __init__(self, run_dir: Path, record: dict[str, Any], refuse_fit: bool) -> None:
-        self.path, self.record, self.refuse_fit = run_dir / data_fingerprint.FILE, record, refuse_fit
+        self.path, self.record, self.refuse_fit = run_dir / data_record.FILE, record, refuse_fit
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -75,4 +75,4 @@ class KeepRecord(Callback):
             write_json(self.path, self.record)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[data_fingerprint.KEY] = self.record
+        checkpoint[data_record.KEY] = self.record

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from engine.checkpointing.atomic_write import optional, read_json, write_json
+from engine.checkpointing.atomic_write import read_json, warn_if_unwritable, write_json
 from engine.cli.credentials import hide_argv
 from engine.cli.discovery import ROOT
 
@@ -67,7 +67,7 @@ class EnvironmentInfo(Callback):
             self._write([*entries[:-1], entries[-1] | {"ended": state}])
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        with optional(self.path):
+        with warn_if_unwritable(self.path):
             write_json(self.path, entries)
 
 

@@ -20,10 +20,10 @@ def callbacks(*, freeze: tuple[str, ...] = (), unfreeze_epoch: Annotated[int, ">
     """
     if unfreeze_epoch is not None and not freeze:
         raise UsageError("--unfreeze_epoch needs --freeze")
-    return [Freeze(freeze, unfreeze_epoch)] if freeze else [SameParameters()]
+    return [Freeze(freeze, unfreeze_epoch)] if freeze else [CheckFrozenParameters()]
 
 
-class SameParameters(Callback):
+class CheckFrozenParameters(Callback):
     """Refuses a checkpoint whose optimizer has other parameters, because other ones were frozen."""
 
     def __init__(self, patterns: tuple[str, ...] = (), unfreeze_epoch: int | None = None) -> None:
@@ -39,7 +39,7 @@ class SameParameters(Callback):
             raise UsageError(f"{was}, {reason}; --init_from begins a new run with its weights")
 
 
-class Freeze(SameParameters):
+class Freeze(CheckFrozenParameters):
     """Freezes parameters, and the running statistics of batch norms among them.
 
     Permanently frozen parameters have requires_grad=False. Until `unfreeze_epoch`, gradients are set to None before

@@ -22,10 +22,16 @@ def callbacks(
     """
     if ema_decay is not None and swa_epoch is not None:
         raise UsageError("--swa_epoch and --ema_decay both average the weights: give one of them")
-    return [EMA(decay=ema_decay)] if ema_decay is not None else [SWA(swa_epoch)] if swa_epoch is not None else [Raw()]
+    return (
+        [EMA(decay=ema_decay)]
+        if ema_decay is not None
+        else [SWA(swa_epoch)]
+        if swa_epoch is not None
+        else [ResumeWithoutAveraging()]
+    )
 
 
-class Raw(Callback):
+class ResumeWithoutAveraging(Callback):
     """Resumes with the trained weights where the run averaged them until now."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.atomic_write import append, optional, replacing, write_atomically
+from engine.checkpointing.atomic_write import append, atomic_file, warn_if_unwritable, write_atomically
 from engine.checkpointing.run_records import is_of_epoch
 from engine.cli import config_file
 from engine.errors import UsageError
@@ -31,7 +31,7 @@ def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
             raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')
 
 
-def load(
+def build(
     folder: Path,
     *,
     logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv"),
@@ -112,7 +112,7 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         """Writes hparams.yaml."""
-        with optional(self.folder / self.NAME_HPARAMS_FILE):
+        with warn_if_unwritable(self.folder / self.NAME_HPARAMS_FILE):
             super().save()
 
     @rank_zero_only
@@ -182,7 +182,7 @@ class EventWriter:
     def flush(self) -> None:
         """Writes the events since the last flush that succeeded."""
         self._flush_at = time.monotonic() + 10
-        with optional(self.path):
+        with warn_if_unwritable(self.path):
             self.path.parent.mkdir(exist_ok=True)
             append(self.path, bytes(self._pending))
             self._pending.clear()
@@ -253,7 +253,7 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a row; on a full disk it waits for the next one that finds room."""
         self._pending.append({"step": step, **metrics})
-        with optional(self.path):
+        with warn_if_unwritable(self.path):
             for row in self._pending:
                 if row.keys() - set(self._columns):
                     self._rewrite(dict.fromkeys(("epoch", "step", *sorted(row))))
@@ -279,7 +279,7 @@ class CSVLogger(Logger):
                     old, columns = list(reader)[: self._written], dict.fromkeys(reader.fieldnames or []) | columns
             except (ValueError, csv.Error) as error:
                 raise UsageError(f"{self.path} is broken ({error}): mend it, or delete it") from None
-        with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns), extrasaction="ignore")  # a broken line may have more
             writer.writeheader()
             writer.writerows(old)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpointing.atomic_write import replacing
+from engine.checkpointing.atomic_write import atomic_file
 
 _MAX_PIXELS = 160  # height and width to which larger images are reduced
 # Fonts for Chinese characters, and the files that they lie in.
@@ -78,7 +78,7 @@ def write_png(path: Path, pixels: Any) -> None:
     """Writes pixels (H, W, 3). Raises WriteError."""
     from matplotlib.image import imsave
 
-    with replacing(path) as part:
+    with atomic_file(path) as part:
         imsave(part, pixels, format="png")
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from tqdm.std import tqdm as text_bar
 
 from engine.checkpointing.run_records import without_doubles
-from engine.launch.output_streams import is_notebook
+from engine.launch.safe_stdio import is_notebook
 
 
 class ProgressBar(TQDMProgressBar):

@@ -14,7 +14,7 @@ from engine.cli.discovery import ROOT
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.errors import UsageError
-from engine.training.outputs import OutputSpec, main_output
+from engine.training.output_spec import OutputSpec, main_output
 
 
 class LoadedRun:

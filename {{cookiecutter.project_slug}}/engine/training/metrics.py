@@ -14,7 +14,7 @@ from engine.checkpointing.monitor_mode import ALIASES
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
 from engine.training import custom_metrics
-from engine.training.outputs import infer_task
+from engine.training.output_spec import infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
 _OF_PROBABILITIES = tuple(  # with their subclasses

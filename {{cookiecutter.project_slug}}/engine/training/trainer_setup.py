@@ -26,7 +26,7 @@ from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.cli.value_ranges import range_error
 from engine.errors import UsageError, nearest
-from engine.launch import cluster_job, torchrun
+from engine.launch import cluster_job, torchrun_rendezvous
 from engine.training import optimizers
 from engine.training.module_modes import evaluation_mode
 
@@ -109,7 +109,7 @@ def configure(
         enabled = [f"matmul precision {matmul_precision}"]
     if keep_memory and lightning_compat.keep_freed_memory():
         enabled.append("malloc keeps memory")
-    if (train := data.split("train")) is not None and data.whole_batches(train):
+    if (train := data.split("train")) is not None and data.batched_fetch(train):
         enabled.append("whole batches from memory")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
@@ -130,7 +130,7 @@ def cluster_environments() -> list[ClusterEnvironment]:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         global _torchrun_store
-        _torchrun_store = torchrun.rendezvous() or _torchrun_store
+        _torchrun_store = torchrun_rendezvous.rendezvous() or _torchrun_store
         return []
     if not SLURMEnvironment.detect():
         return []

@@ -20,13 +20,13 @@ from torch import Tensor
 from engine.checkpointing.atomic_write import write_atomically, write_errors
 from engine.commands.predict.explain import Explanations
 from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
+from engine.commands.predict.prediction_files import ImageWriter, write_array, write_table
 from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
-from engine.commands.predict.prediction_writers import ImageWriter, write_array, write_table
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, nearest, printable
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.training.outputs import OutputSpec, main_output
+from engine.training.output_spec import OutputSpec, main_output
 
 
 def run(

@@ -11,13 +11,13 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.checkpointing.atomic_write import replacing
+from engine.checkpointing.atomic_write import atomic_file
 from engine.commands.predict.layer_output import find_layer
 from engine.commands.predict.prediction_inputs import ImageFiles
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
 from engine.logging import plots
-from engine.training.outputs import OutputSpec, main_output
+from engine.training.output_spec import OutputSpec, main_output
 
 _MAX_IMAGES = 12
 
@@ -84,7 +84,7 @@ class Explanations(Callback):
                 classes.append(torch.tensor([one.true for one in self.kept], device=images.device))
             maps = torch.stack([self._attribute(module, images, one) for one in classes], 1)  # (N, classes, H, W)
         array, picture = maps.detach().float().cpu().numpy(), images.detach().float().cpu()
-        with replacing(self.path.with_suffix(".npy")) as part, part.open("wb") as file:
+        with atomic_file(self.path.with_suffix(".npy")) as part, part.open("wb") as file:
             np.save(file, array)
         ids = item_ids(trainer.predict_dataloaders.data)  # type: ignore[union-attr]
         plots.write_png(self.path, plots.render(partial(self._draw, picture, array, ids)))

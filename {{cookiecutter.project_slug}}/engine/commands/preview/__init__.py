@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 
-from engine.checkpointing.atomic_write import replacing, write_atomically
+from engine.checkpointing.atomic_write import atomic_file, write_atomically
 from engine.cli.settings import Settings
 from engine.commands.preview import pictures, split_statistics
 from engine.commands.preview.findings import Finding, problems, table
@@ -259,5 +259,5 @@ def _write(
             parts.append(html_page.picture(path))
     except ModuleNotFoundError as error:
         print(f"no pictures are drawn: {error.name} is not installed", file=sys.stderr)
-    with replacing(folder / "preview.html") as part:
+    with atomic_file(folder / "preview.html") as part:
         part.write_bytes(html_page.page("preview", parts))

@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from engine.checkpointing.checkpoint_callbacks import LastCheckpoint
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
 from engine.checkpointing.run_folder import resume_command
-from engine.checkpointing.safe_file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.cli.credentials import hide
 from engine.errors import UsageError
 from engine.features.mirror import storage
@@ -94,7 +94,7 @@ class Mirror(Callback):
         with storage.one_line_errors(f"--mirror {self.url}"):
             self.remote_dir = storage.claim(self.fs, base, self.run_dir)
             names = [path.removeprefix(f"{self.remote_dir}/") for path in self.fs.find(self.remote_dir)]
-        self._uploaded = {name: () for name in names if not unsafe(name)}
+        self._uploaded = {name: () for name in names if not unsafe_reason(name)}
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         if self in _active:

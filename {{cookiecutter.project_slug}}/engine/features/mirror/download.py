@@ -14,7 +14,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from engine.checkpointing import run_folder
-from engine.checkpointing.safe_file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.cli.credentials import hide
 from engine.errors import UsageError, printable
 from engine.features.mirror.storage import connect, list_names, one_line_errors
@@ -54,7 +54,7 @@ def _fetch_file(fs: Any, path: str, root: Path) -> Path:
     """A single file, such as weights of somebody else."""
     info, name = fs.info(path), path.rpartition("/")[2]
     target = root / "fetched" / f"{_hash(info)[:8]}-{name}"
-    if problem := unsafe(target.name):
+    if problem := unsafe_reason(target.name):
         raise ValueError(f"{name!r} is refused: {problem}")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _fetch_run(fs: Any, run: str, root: Path, url: str) -> Path:
         return run_dir
     run_dir = root / run.rpartition("/")[2]
     try:
-        if unsafe(run_dir.name):
+        if unsafe_reason(run_dir.name):
             raise FileExistsError
         run_dir.mkdir()
     except FileExistsError:
@@ -149,7 +149,7 @@ def files_of_run(listing: dict[str, dict[str, Any]], run: str, local: bool) -> d
         name = path.removeprefix(f"{run}/")
         if name.endswith("/") and not info.get("size"):
             continue  # the placeholder of a folder in an object store
-        problem = unsafe(name) if path != name or not run else "it leads elsewhere"
+        problem = unsafe_reason(name) if path != name or not run else "it leads elsewhere"
         for parent in (name, *(name[: match.start()] for match in re.finditer("/", name))):
             other = spellings.setdefault(unicodedata.normalize("NFC", parent).casefold(), parent)
             problem = problem or (f"there is {other!r} too" if other != parent else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing.atomic_write import write_atomically
-from engine.checkpointing.safe_file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.cli.credentials import hide
 from engine.errors import UsageError, printable
 
@@ -63,7 +63,7 @@ def claim(fs: Any, base: str, run_dir: Path) -> str:
     token = owner_file.read_text(encoding="utf-8") if owner_file.exists() else ""
     path = fs._strip_protocol(token.partition("\n")[0]) if token else ""
     parent, _, name = path.rpartition("/")
-    if token and parent == base and not unsafe(name) and is_owner(fs, path, run_dir):
+    if token and parent == base and not unsafe_reason(name) and is_owner(fs, path, run_dir):
         _write_token(fs, path, run_dir, mode="overwrite")
         return path
     taken, name = set(list_names(fs, base)), run_dir.name

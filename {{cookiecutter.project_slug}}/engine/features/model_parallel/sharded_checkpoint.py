@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from engine.checkpointing.checkpoint_io import check_sums, refused
-from engine.checkpointing.safe_file_names import unsafe
+from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.errors import UsageError
 from engine.lightning_compat import load_sharded_checkpoint
 
@@ -55,7 +55,7 @@ def read_metadata(path: Path) -> Metadata:
             metadata = _MetadataUnpickler(file).load()
         for index, info in metadata.storage_data.items():
             name = info.relative_path
-            if unsafe(name) or "/" in name or (path / name).is_symlink():
+            if unsafe_reason(name) or "/" in name or (path / name).is_symlink():
                 raise pickle.UnpicklingError("it points outside of the folder")
             if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
                 with (path / name).open("rb") as file:

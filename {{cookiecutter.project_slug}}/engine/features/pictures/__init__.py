@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from engine.checkpointing.atomic_write import optional
+from engine.checkpointing.atomic_write import warn_if_unwritable
 from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, unpack_batch
 from engine.launch.data_parallel_rank import data_parallel_rank
@@ -172,7 +172,7 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
     """
     if (pixels := plots.render(draw)) is None:
         return
-    with optional(path):
+    with warn_if_unwritable(path):
         plots.write_png(path, pixels)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -26,7 +26,7 @@ class _Unproved(Exception):
     """The code is of another form."""
 
 
-class WholeBatches:
+class BatchedFetch:
     """Fetches whole batches of a dataset for which `prove` has found that it may."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class WholeBatches:
         self.facts = facts
         self.of_numpy = all(isinstance(fact, np.dtype) for fact in facts.values() if fact is not None)
 
-    def hold(self, dataset: Any) -> bool:
+    def is_valid(self, dataset: Any) -> bool:
         """Whether the attributes are still such; a program may have set others."""
         return all(_fact(vars(dataset).get(name)) == fact for name, fact in self.facts.items())
 
@@ -43,12 +43,12 @@ class WholeBatches:
         return _collated(dataset[np.asarray(indices) if self.of_numpy else torch.as_tensor(indices)], set())
 
 
-def prove(split: Any) -> WholeBatches | None:
+def prove(split: Any) -> BatchedFetch | None:
     """How to fetch whole batches of a dataset, or of a (nested) Subset of one; None where nothing proves it."""
     try:
         dataset, indices = subset_indices(split)
         _require(resolve_subset(split, [])[0] is dataset)
-        whole = WholeBatches(_Reader(dataset).facts)
+        whole = BatchedFetch(_Reader(dataset).facts)
         some = indices[[0, len(indices) // 2, -1]].tolist()
         items = default_collate([dataset[index] for index in some])
         # The values are proved; this is for the types, in which the versions of NumPy and torch have a say.

@@ -77,7 +77,7 @@ class Flag(NamedTuple):
         return ", ".join(texts) if len(self.defaults) > 1 else ""
 
 
-class FlagGroups(NamedTuple):
+class FlagTable(NamedTuple):
     """All flags of one command line.
 
     names: the values of "model_name", "dataset", "loss" and "optimizer", as far as they are given.
@@ -118,7 +118,7 @@ class FlagGroups(NamedTuple):
 
 def collect(
     action: str, names: dict[str, str], classes: dict[str, ClassReference], used: Collection[str] = ()
-) -> FlagGroups:
+) -> FlagTable:
     """The flags of an action with a network, a dataset, a loss and an optimiser.
 
     used: those that are given: where the source does not tell the type of one, its class is imported.
@@ -175,7 +175,7 @@ def collect(
     _refuse_clashes(groups)
     flags = flags_of(groups)
     ignored = {key: why for key, why in ignored.items() if key not in flags}
-    return FlagGroups(action, names, classes, groups, flags, ignored)
+    return FlagTable(action, names, classes, groups, flags, ignored)
 
 
 def action_group(action: str) -> dict[str, Signature]:

@@ -192,7 +192,7 @@ def test_whole_batches_are_what_torch_makes_of_the_items(dataset_class: Callable
     data = interface(dataset_class)
     train = data.split("train")
     assert isinstance(train, Subset)
-    assert data.whole_batches(train) is not None
+    assert data.batched_fetch(train) is not None
     loader, sampler = data.train_dataloader(), data.train_dataloader().epoch_sampler
     for batch, indices in zip(loader, sampler, strict=True):
         items = default_collate([train.dataset[train.indices[index]] for index in indices])
@@ -207,7 +207,7 @@ def test_whole_batches_are_what_torch_makes_of_the_items(dataset_class: Callable
 def test_all_other_code_is_asked_for_items(dataset_class: Callable[..., Any]) -> None:
     data = interface(dataset_class)
     CALLS.clear()
-    assert data.whole_batches(data.split("train")) is None
+    assert data.batched_fetch(data.split("train")) is None
     assert not CALLS  # what may have an effect is not tried either
 
 
@@ -255,7 +255,7 @@ def test_code_that_has_changed_since_its_import_is_not_read(tmp_path: Path, monk
     import edited  # type: ignore[import-not-found]
 
     path.write_text(code.format("i"))
-    assert interface(edited.Edited).whole_batches(edited.Edited()) is None
+    assert interface(edited.Edited).batched_fetch(edited.Edited()) is None
 
 
 class Net(nn.Module):
@@ -280,7 +280,7 @@ def test_a_run_says_so_and_ends_in_the_same_weights(capsys: pytest.CaptureFixtur
 
     def weights(dataset: str, folder: str, *flags: str, callbacks: tuple[Callback, ...] = ()) -> Tensor:
         root = ["--default_root_dir", str(tmp_path / folder), "--accelerator", "cpu"]
-        names = ["--model_name", "test_whole_batches.Net", "--dataset", f"test_whole_batches.{dataset}"]
+        names = ["--model_name", "test_batched_fetch.Net", "--dataset", f"test_batched_fetch.{dataset}"]
         argv = flags if "last" in flags else (*names, "--batch_size", "8", *flags)
         main.main([*root, *argv], callbacks)
         run = max((tmp_path / folder / "lightning_logs").glob("version_*"))

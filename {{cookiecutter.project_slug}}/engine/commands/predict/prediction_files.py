@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpointing.atomic_write import adding, replacing
+from engine.checkpointing.atomic_write import atomic_file, atomic_folder_update
 from engine.errors import UsageError, escape_formula, printable
 
 
@@ -41,7 +41,7 @@ def write_table(
         return named
 
     with (
-        replacing(path) as part,
+        atomic_file(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # a path may be no UTF-8
     ):
         writer, head = csv.writer(file), list[str]()
@@ -79,7 +79,7 @@ def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[st
 
 def write_array(path: Path, records: Iterator[np.ndarray], count: int, item: np.dtype[Any]) -> None:
     """Writes the "values" of `count` records, in their order, each of the type and shape of `item`: .npy or .pt."""
-    with adding(path.parent) as folder:
+    with atomic_folder_update(path.parent) as folder:
         npy = folder / f"{path.stem}.npy"
         array = np.lib.format.open_memmap(npy, "w+", item.base, (count, *item.shape))
         at = 0
@@ -124,7 +124,7 @@ class ImageWriter:
             image = Image.fromarray(pixels)
             if classifies and pixels.dtype == np.uint8:
                 image.putpalette(_palette())
-            with replacing(path) as part:
+            with atomic_file(path) as part:
                 image.save(part, "png")
 
     def _masks(self, probabilities: Tensor) -> np.ndarray:

@@ -13,7 +13,7 @@ class Argument(NamedTuple):
     words: list[str]
 
 
-def split(argv: list[str]) -> list[Argument]:
+def tokenize(argv: list[str]) -> list[Argument]:
     """The flags in the order of the command line.
 
     Raises:
