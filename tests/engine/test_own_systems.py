@@ -430,7 +430,7 @@ IGNORED = {
     "OwnOptimizer": ["lr 1.0", "optimizer AdamW", "weight_decay 0.1", "lr_scheduler step", "warmup_steps 3"],
     "Plain": ["optimizer AdamW", "loss mse_loss", "metrics f1", "lr_scheduler step", "class_weights balanced"],
     "PlainHeir": ["optimizer AdamW", "class_weights balanced"],
-    "Logs": ["loss mse_loss", "class_weights balanced", "heads one=mse_loss", "metric_thresholds 5"],
+    "Logs": ["loss mse_loss", "class_weights balanced", "head_losses one=mse_loss", "metric_thresholds 5"],
 }
 
 
