@@ -157,7 +157,7 @@ def collect(
         groups["system"] = groups["system"].without(network.overrides | names_ignored)
     groups |= {
         "callbacks": _read(ROOT / "main.py", "load_callbacks"),
-        "loggers": _read(ROOT / "engine/logging/loggers.py", "load"),
+        "loggers": _read(ROOT / "engine/logging/loggers.py", "build"),
         "hardware": _read(ROOT / "engine/training/trainer_setup.py", "configure"),
         **{name: _read(source("features", name), "callbacks") for name in features()},
         **action_group(action),
