@@ -352,6 +352,20 @@ def test_a_feature_or_command_that_lacks_its_function(
     assert done.stderr == f"main.py: error: {path} is no {path.split('/')[1][:-1]}: {line}\n"
 
 
+@pytest.mark.parametrize("form", ["NOT_KEPT: tuple[str, ...] = (", "NOT_KEPT = [", "NOT_KEPT = (\n    "])
+def test_a_feature_that_lists_its_flags_in_another_form(shell, project: Path, tmp_path: Path, form: str) -> None:
+    copy = Path(shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))
+    feature, last = copy / "engine/features/mirror/__init__.py", tmp_path / "run/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    (tmp_path / "run/config.yaml").write_text(shell(*CHOSEN, "--print_config", project=copy).stdout)
+    close = "]" if form.endswith("[") else ")"
+    feature.write_text(feature.read_text().replace('NOT_KEPT = ("mirror",)', f'{form}"mirror",{close}'))
+    done = shell("--ckpt_path", str(last), "--print_config", project=copy)
+    line = 'engine/features/mirror/__init__.py: write NOT_KEPT = ("flag", "other_flag"), in one line'
+    assert (done.returncode, done.stderr) == (2, f"main.py: error: {line}\n")
+
+
 @pytest.mark.slow
 def test_a_feature_asks_by_name_for_what_it_needs(shell, warm_python: str, project: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(project, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__")))

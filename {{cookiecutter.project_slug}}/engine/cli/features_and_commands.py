@@ -114,9 +114,17 @@ def hooks(function: str) -> dict[str, Callable[..., Any]]:
 
 
 def listed(constant: Literal["NOT_KEPT", "SPLIT_FLAGS"]) -> set[str]:
-    """The flags in that constant of all features, a line `NOT_KEPT = ("FLAG", ...)`."""
-    lines = (re.search(rf"^{constant} = (\(.*\))", _text(path), re.MULTILINE) for path in _modules("features").values())
-    return {flag for line in lines if line for flag in ast.literal_eval(line[1])}
+    """The flags in that constant of all features, a line `NOT_KEPT = ("FLAG", ...)`.
+
+    Raises: UsageError: a feature writes it otherwise.
+    """
+    flags = set[str]()
+    for path in _modules("features").values():
+        for rest in re.findall(rf"^{constant}\b(.*)", _text(path), re.MULTILINE):
+            if not (line := re.match(r" = (\(.*\))", rest)):
+                raise UsageError(f'{_relative(path)}: write {constant} = ("flag", "other_flag"), in one line')
+            flags.update(ast.literal_eval(line[1]))
+    return flags
 
 
 def source(folder: str, name: str) -> Path:
