@@ -1,4 +1,4 @@
-"""What the cells of a table's column say: numbers in some unit, dates or texts. For data/csv_table.py."""
+"""Reads the cells of a table's column: numbers in some unit, dates or texts. For data/csv_table.py."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
 
 
 def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal: str | None) -> str:
-    """What to say of numbers that `measure` made of texts other than plain numbers or dates; "" where it made none."""
+    """A note on numbers that `measure` made of texts other than plain numbers or dates; "" where it made none."""
     import pandas as pd
 
     if is_number(column) or unit is None:
@@ -76,7 +76,7 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
 
 
 def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None) -> str:
-    """What has to be mended in a column that `measure` made numbers of; "" for nothing."""
+    """What is wrong with a column that `measure` made numbers of; "" for nothing."""
     if numbers.isin([np.inf, -np.inf]).any():
         return "has infinite values"
     lost = column[numbers.isna()].dropna().astype(str).unique()
@@ -112,7 +112,7 @@ def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bo
 
 
 def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:
-    """What has to be mended in a column of texts, and what it could be read as instead; "" for nothing."""
+    """What is wrong with a column of texts, and what it could be read as instead; "" for nothing."""
     texts = column.dropna().astype(str).unique().tolist()
     known = [text.strip() for text in texts if text.strip().lower() not in NO_NUMBER]
     if all(re.fullmatch(MARKED, text) for text in known) and (marked := _marked(known, decimal)):

@@ -10,7 +10,7 @@ from engine.errors import UsageError
 
 
 def missing(path: Path, flags: str) -> UsageError:
-    """What to raise where there is no file `path`, which `flags` name: it says which lie there, ten of them at most."""
+    """The error where there is no file `path`, which `flags` name: it says which lie there, ten of them at most."""
     if not path.parent.is_dir():
         return UsageError(f"there is no {path}: no folder {path.parent} ({flags})")
     there = sorted(one.name for one in path.parent.iterdir() if one.is_file())
@@ -19,7 +19,7 @@ def missing(path: Path, flags: str) -> UsageError:
 
 
 def no_column(path: Path | str, name: object, known: Any) -> UsageError:
-    """What to raise where a table has no such column. One of a single column may be cut up by another separator."""
+    """The error where a table has no such column. One of a single column may be cut up by another separator."""
     known = [str(one) for one in known]
     apart = [one for one in ("\t", ";", ",", "|") if len(known) == 1 and one in known[0]]
     hint = f". If {apart[0]!r} separates them: --separator {apart[0]!r}" if apart else ""
@@ -27,7 +27,7 @@ def no_column(path: Path | str, name: object, known: Any) -> UsageError:
 
 
 def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
-    """What to raise where a text file could not be decoded, or a LookupError says that there is no such encoding."""
+    """The error where a text file could not be decoded, or a LookupError says that there is no such encoding."""
     if isinstance(error, LookupError):
         return UsageError(f"--encoding {encoding}: there is no such encoding")
     content = path.read_bytes()

@@ -245,7 +245,7 @@ class CsvTable(Dataset):
         return names
 
     def inverse_transform(self, values: torch.Tensor) -> torch.Tensor:
-        """Numbers as the network tells them, (N, ...) -> in the unit of the file, which scale_target leaves."""
+        """Numbers as the network predicts them, (N, ...) -> in the unit of the file, which scale_target leaves."""
         mean, std = self.scale
         return values.float() * std + mean if self.scale != (0.0, 1.0) else values
 

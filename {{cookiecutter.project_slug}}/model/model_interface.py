@@ -57,7 +57,7 @@ class MInterface(MetricLoggingModule):
         lr_scale: tuple[str, ...] = (),
         component_kwargs: dict[str, dict[str, Any]] | None = None,
     ) -> None:
-        """Keeps the settings.
+        """Builds loss, metrics and output spec; the optimizer comes in configure_optimizers.
 
         network: the module to train; None in a subclass that has its own forward.
         loss: function of torch.nn.functional, (output, target) -> mean, or a dotted path to a function or class.
@@ -125,7 +125,7 @@ class MInterface(MetricLoggingModule):
 
     @property
     def predicts(self) -> OutputSpec:
-        """What predict makes of an output; of a system with a step of its own nothing, unless it says its task."""
+        """The OutputSpec for predict; of a system with a step of its own nothing, unless it says its task."""
         meant = self.is_multiclass or self.has_binary_logits
         return self.output_spec if meant and (self.asked_task or not self.has_own_step) else OutputSpec("other")
 
@@ -318,7 +318,7 @@ class MInterface(MetricLoggingModule):
         return parts | {"loss": torch.stack(weighted).sum()}
 
     def _loss_arguments(self, batch: Any) -> dict[str, Any]:
-        """What a loss of one's own takes of a batch beside output and target."""
+        """The entries of a batch that a custom loss takes beside output and target."""
         entries = batch if isinstance(batch, Mapping) else {}
         if missing := [name for name, required in self.loss_from_batch.items() if required and name not in entries]:
             has = ", ".join(entries) or "no names: let the dataset give dicts"
@@ -425,7 +425,7 @@ class MInterface(MetricLoggingModule):
         super().on_load_checkpoint(checkpoint)
 
     def restore_answer(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over what training has found the output to mean."""
+        """Restores the task and the class dimension that training found."""
         answer = checkpoint.get("answer", {})
         self._takes_gradients = answer.get("takes_gradients", False)
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")

@@ -106,7 +106,7 @@ def warn_if_unwritable(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """What a JSON file holds; `default`, whose type it should have, where there is none.
+    """The content of a JSON file; `default`, whose type it should have, where there is none.
 
     Raises: UsageError: it is broken.
     """

@@ -139,7 +139,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._unknown = {str(path) for path in Path(str(self.dirpath)).glob(pattern)} - self.best_k_models.keys()
 
     def _remove_unknown(self, trainer: Trainer) -> None:
-        """Removes what lay there when training began and is not among the best, once there are some."""
+        """Removes the earlier checkpoints that are not among the best, once there are better ones."""
         if self._unknown and self.best_k_models and not trainer.sanity_checking:
             for path in sorted(self._unknown - self.best_k_models.keys()):
                 self._remove(trainer, path)
@@ -294,7 +294,7 @@ def _names(module: LightningModule) -> set[str]:
 
 
 def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the end of the epoch or a validation comes next, which saves itself."""
+    """Whether the end of the epoch or a validation comes next, each of which saves anyway."""
     every_epochs = trainer.check_val_every_n_epoch
     if trainer.is_last_batch:
         return True

@@ -128,7 +128,7 @@ def _best_checkpoints(run: Path) -> list[Path]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """What BestCheckpoint has put into a checkpoint."""
+    """The state of BestCheckpoint in a checkpoint."""
     from engine.checkpointing import checkpoint_io  # needs torch
 
     return cast(dict[str, Any], checkpoint_io.load(path)["callbacks"]["BestCheckpoint"])

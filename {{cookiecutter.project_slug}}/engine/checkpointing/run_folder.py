@@ -62,7 +62,7 @@ def open_run(settings: Settings, default_root_dir: str) -> Path:
 
 
 def config_text(settings: Settings) -> str:
-    """What config.yaml holds."""
+    """The text of config.yaml."""
     own = settings.arguments.get("action", {})  # flags of the command alone are no settings of the run
     kept = {name: value for name, value in settings.flags.items() if name not in own}
     return config_file.dump(kept, settings.defaults)
@@ -155,7 +155,7 @@ def run_of(ckpt_path: Path) -> Path | None:
 
 
 def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
-    """Raises UsageError where --run_name has a meaning already, as another run's name say."""
+    """Raises UsageError where --run_name is taken: by another run, or as a word that --ckpt_path knows."""
     if name is None:
         return
     if not re.fullmatch(r"\w[\w.+=-]*", name) or re.fullmatch(r"last|best|version_\d+", name):
@@ -165,7 +165,7 @@ def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
 
 
 def known_runs(name: str, root: Path) -> str:
-    """What to say where there is no run of a name: the nearest one, the latest ones, and what lists them all."""
+    """The message where there is no run of a name: the nearest one, the latest ones, and what lists them all."""
     labels = dict[str, str]()
     for run in run_folders(root):
         text = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""

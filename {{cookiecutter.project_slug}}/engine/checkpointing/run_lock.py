@@ -58,7 +58,7 @@ def holder(run: Path) -> str:
 
 
 def release() -> None:
-    """Gives up what this process has claimed."""
+    """Releases the locks of this process."""
     while _held:
         claim = _held.pop()
         with suppress(OSError):  # a claim that cannot be deleted ends with this process

@@ -93,7 +93,7 @@ def find(options: argparse.Namespace, action: str) -> list[RunRecord]:
 
 
 def read(folder: Path) -> RunRecord:
-    """What a run folder says; a file that cannot be read is named, and left out."""
+    """Reads a run folder; a file that cannot be read is named, and left out."""
     flags, entries = dict[str, str](), list[dict[str, Any]]()
     try:
         if (folder / "config.yaml").is_file():
@@ -145,5 +145,5 @@ def _condition(text: str, records: list[RunRecord]) -> Any:
 
 
 def _values(record: RunRecord) -> dict[str, Any]:
-    """What `--where` may ask for: the flags, the state, and the monitored metric of the best checkpoint."""
+    """The values that `--where` compares: the flags, the state, and the monitored metric of the best checkpoint."""
     return record.flags | {"state": record.state.partition(" ")[0].rstrip(":")} | {record.monitor: record.best}

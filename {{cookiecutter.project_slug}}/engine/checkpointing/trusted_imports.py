@@ -25,7 +25,7 @@ _LOADS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # what
 
 
 def check(kept: dict[str, RawValue], ckpt_path: Path) -> None:
-    """Whether the dotted paths that a checkpoint or its run folder brings are what their flags ask for.
+    """Whether each dotted path in a checkpoint or its run folder is of the kind that its flag takes.
 
     kept: its flags, less those that the person gave himself. Nothing is imported before its file was looked at.
 

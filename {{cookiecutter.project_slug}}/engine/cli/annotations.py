@@ -42,7 +42,7 @@ NONE = Type("None", "None")
 
 
 def from_syntax(node: ast.expr | None, names: Mapping[str, ast.expr] = {}) -> Annotation:
-    """The annotation that a syntax tree says. names: what the file's own names stand for."""
+    """The type of an annotation in a syntax tree. names: the values of the file's own names."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return from_text(node.value, names)
     if isinstance(node, ast.BinOp):
@@ -67,7 +67,7 @@ def from_syntax(node: ast.expr | None, names: Mapping[str, ast.expr] = {}) -> An
 
 
 def from_text(text: str, names: Mapping[str, ast.expr] = {}) -> Annotation:
-    """The same of an annotation in quotes; () where it is no expression."""
+    """The type of an annotation in quotes; () where it is no expression."""
     try:
         return from_syntax(ast.parse(text, mode="eval").body, names)
     except (SyntaxError, ValueError):
@@ -75,7 +75,7 @@ def from_text(text: str, names: Mapping[str, ast.expr] = {}) -> Annotation:
 
 
 def from_hint(hint: Any) -> Annotation:
-    """The same of an annotation that is there as an object."""
+    """The type of an annotation that is an object."""
     import enum  # what defines `hint` is imported already: the cost no longer shows
     import typing
 

@@ -27,7 +27,7 @@ class RawValue(NamedTuple):
 
     @property
     def text(self) -> str:
-        """It as it is typed on a command line."""
+        """The value as it is typed on a command line."""
         return as_text(self.value)
 
 

@@ -211,7 +211,7 @@ def _refuse_clashes(groups: dict[str, Signature]) -> None:
 
 
 def _prefix_clashes(kind: str, signature: Signature, groups: dict[str, Signature]) -> Signature:
-    """The same; an argument that the network has too, or another group with another default, is `optimizer_NAME`."""
+    """The signature; an argument that the network, or a group with another default, has too is `optimizer_NAME`."""
     renamed = {}
     for name, one in signature.parameters.items():
         others = {key: group.parameters[name] for key, group in groups.items() if name in group.parameters}

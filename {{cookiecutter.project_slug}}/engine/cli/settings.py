@@ -83,7 +83,7 @@ def complete(
 
 
 def ask_for_defaults(settings: Settings, table: FlagTable) -> Settings:
-    """The same with the defaults that only the code of network and dataset can work out, for config.yaml to keep."""
+    """The settings with the defaults that only the code of network and dataset can work out, for config.yaml."""
     import inspect  # a run follows, which imports the classes anyway
 
     found: dict[str, Any] = {}

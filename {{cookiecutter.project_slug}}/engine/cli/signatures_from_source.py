@@ -100,7 +100,7 @@ class Signature(NamedTuple):
         return None
 
     def without(self, names: Any) -> "Signature":
-        """The same without some of the arguments."""
+        """The signature without some of the arguments."""
         return self._replace(parameters={name: one for name, one in self.parameters.items() if name not in names})
 
 

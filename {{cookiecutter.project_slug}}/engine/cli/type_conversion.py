@@ -176,7 +176,7 @@ def _split(text: str) -> list[str]:
 
 
 def from_yaml_node(node: Any, typed: bool) -> Any:
-    """What stands in YAML. typed: unquoted scalars have YAML's own types; otherwise they are PlainText.
+    """The value of a YAML node. typed: unquoted scalars have YAML's own types; otherwise they are PlainText.
 
     Raises: ValueError: a key is a list or a dict.
     """

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 
 def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
-    """The same in the order of a column, numbers before texts."""
+    """The records in the order of a column, numbers before texts."""
     if column is None:
         return records
     if column == "best":
@@ -72,7 +72,7 @@ def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
 
 
 def _superfluous(records: list[RunRecord], keep: int) -> list[RunRecord]:
-    """Those behind the first `keep`, without the ones that have a name or are running."""
+    """The records behind the first `keep`, without the ones that have a name or are running."""
     stays = [record for record in records[keep:] if record.run_name or record.state.startswith("running")]
     if stays:
         print(f"{', '.join(record.folder.name for record in stays)} stay: they have a --run_name, or are running")

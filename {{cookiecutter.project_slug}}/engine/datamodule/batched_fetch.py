@@ -23,7 +23,7 @@ _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)  # of a row and a number: the
 
 
 class _Unproved(Exception):
-    """The code is of another form."""
+    """The code may do something else than take rows."""
 
 
 class BatchedFetch:
@@ -35,7 +35,7 @@ class BatchedFetch:
         self.of_numpy = all(isinstance(fact, np.dtype) for fact in facts.values() if fact is not None)
 
     def is_valid(self, dataset: Any) -> bool:
-        """Whether the attributes are still such; a program may have set others."""
+        """Whether the attributes still have these types; a program may have set others."""
         return all(_fact(vars(dataset).get(name)) == fact for name, fact in self.facts.items())
 
     def fetch(self, dataset: Any, indices: list[int]) -> Any:

@@ -68,7 +68,7 @@ class CombinedResumableLoader:
         return epoch, start
 
     def _cut(self) -> list[Any]:
-        """What the batches of a step follow from: of each loader its length, the devices and the items of a batch."""
+        """What the batches of a step depend on: of each loader its length, the devices and the items of a batch."""
         loaders = [[len(one), one.world_size, one.global_batch_size] for one in self._all]
         return [*loaders, self.mode, self._all[0].accumulate]
 
@@ -77,7 +77,7 @@ class CombinedResumableLoader:
         return {"epoch": self.current_epoch(), "steps": steps, "of": len(self), "cut": self._cut()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, as ResumableLoader's."""
+        """Does nothing, as ResumableLoader's."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -179,7 +179,7 @@ class ResumableLoader:
         return {**state, **cut, "accumulate": self.accumulate, "balanced": self.balanced}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: DInterface keeps the state. Lightning asks whether a loader has this method."""
+        """Does nothing: DInterface keeps the state. Lightning asks whether a loader has this method."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

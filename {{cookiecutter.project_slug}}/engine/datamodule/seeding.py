@@ -37,7 +37,7 @@ class SeededBatch(list[int]):
 
 
 class CollatedBatch(NamedTuple):
-    """A batch that may be a list."""
+    """Marks a batch that is collated already, which may be a list itself."""
 
     batch: Any
 

@@ -143,7 +143,7 @@ def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
 
 
 def _finished(settings: Any, root: Path, num_folds: int) -> dict[int, tuple[Path, Metrics]]:
-    """Of each finished fold the newest run folder and its metrics."""
+    """The newest run folder of each finished fold, and its metrics."""
     finished = {}
     for fold in range(1, num_folds + 1):
         for path in (run_dir / "fold.json" for run_dir in _runs_of_fold(settings, root, fold)):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 
 class DataParallelRank(NamedTuple):
-    """The number of a process among those that see data of their own, how many these are, and how they talk."""
+    """The number of a process among those that see data of their own, how many these are, and their process group."""
 
     rank: int
     size: int

@@ -61,7 +61,7 @@ class _SafeStream:
             self._stream.flush()
 
     def drop_rest(self) -> None:
-        """Drops what is still held back, for which Python would end with status 120."""
+        """Drops what is still in the buffer, for which Python would end with status 120."""
         with suppress(ValueError):
             try:
                 self._stream.flush()

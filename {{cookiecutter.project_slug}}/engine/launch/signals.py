@@ -49,7 +49,7 @@ class SignalListener:
         self._local = signum
 
     def ask_soon(self) -> None:
-        """Has the next `agree` ask: the calls that follow may be far slower than those before."""
+        """Makes the next `agree` ask the other ranks: the calls that follow may be far slower than those before."""
         self._calls_between = 1
 
     def agree(self, trainer: Any, now: bool = False) -> bool:

@@ -232,7 +232,7 @@ class CSVLogger(Logger):
 
     @property
     def rows(self) -> int:
-        """The rows so far, with those that have found no room yet."""
+        """The number of rows so far, with those that did not fit on the disk yet."""
         return self._written + len(self._pending)
 
     @property
@@ -247,7 +247,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Does nothing: config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

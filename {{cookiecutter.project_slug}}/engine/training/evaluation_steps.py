@@ -9,7 +9,7 @@ from engine.training.metric_logging import MetricLoggingModule
 
 
 def prepare_evaluation(module: Any, set_names: Callable[[str], list[str]]) -> None:
-    """Has a module's validation_step and test_step not be called for None, a batch without items.
+    """Wraps a module's validation_step and test_step, which then skip None, a batch without items.
 
     A process has one where another one has an item more: all have to take the same number of steps. A
     MetricLoggingModule learns of which set a batch is; any other module needs Lightning's `dataloader_idx` for that.

@@ -18,7 +18,7 @@ from engine.training.output_spec import OutputSpec, main_output
 
 
 class LoadedRun:
-    """What a checkpoint holds, on the CPU and in evaluation mode.
+    """The network and data of a checkpoint, on the CPU and in evaluation mode.
 
     network: the nn.Module, or the MInterface of a system without one. data: the DInterface; data.split("train"), "val"
     and "test" are its datasets. config: every flag.

@@ -72,7 +72,7 @@ def activation_problem(name: str, output: Tensor) -> str:
 
 
 def unused_part(name: str, output: Any) -> str:
-    """What to know of a number with a gradient that a network returns beside its answer; "" where there is none."""
+    """A note on a number with a gradient that a network returns beside its output; "" where there is none."""
     entries = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
     parts = [str(key) for key, one in entries if isinstance(one, Tensor) and not one.dim() and one.requires_grad]
     own = "a loss of your own (--loss my_losses.mine) gets all outputs"
@@ -96,7 +96,7 @@ def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[
 
 
 def batch_arguments(loss: Callable[..., Any]) -> tuple[int, dict[str, bool]]:
-    """How many of output and target a loss of one's own takes, and what it takes of the batch by name, if it must."""
+    """How many of output and target a custom loss takes, and the entries of the batch that it takes by name."""
     parameters = [*inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()]
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     further = [one for one in parameters if one not in positional[:2] and one.kind is not one.VAR_KEYWORD]

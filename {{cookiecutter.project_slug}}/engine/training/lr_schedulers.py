@@ -47,7 +47,7 @@ def lr_factor(
     lr_restart_factor: Annotated[float, ">= 1"] = 1.0,
     lr_end: Annotated[float, ">= 0", "<= 1"] = 0.0,
 ) -> float:
-    """The factor of `lr` at an optimizer step: in 0..1, or what a schedule of one's own says.
+    """The factor of `lr` at an optimizer step: in 0..1, or the value of a custom schedule.
 
     Sources: cosine and its restarts, Loshchilov and Hutter, "SGDR", 2017; one_cycle, Smith, "Super-convergence", 2018
     (from lr/25 up over 0.3 of the run and down to lr/250,000, by half cosines; the momentum stays).
@@ -160,7 +160,7 @@ class Schedule(LambdaLR):
         return lr_factor(step, self._epochs(step), total, self.warmed, self.epoch, **self.options)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and what tells the share of training from it."""
+        """The number of steps, and what the share of training done is computed from."""
         return {name: getattr(self, name) for name in ("last_epoch", "epoch", "since", "warmed")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class MetricLoggingModule(LightningModule):
         loggers.log_now(self.trainer, values)
 
     def flush_metrics(self) -> None:
-        """Updates the metrics with the batches that are held back."""
+        """Updates the metrics with the batches in the buffer."""
         for buffer in self._metric_buffers.values():
             buffer.flush()
 
@@ -174,7 +174,7 @@ class MetricState(Callback):
                 lightning_compat.restore_metric(name.removeprefix("metrics."), metric, own)
 
     def _rewind(self, trainer: Trainer) -> None:
-        """Takes back what the run logged after its checkpoint, once no flag has been refused."""
+        """Removes what the run logged after its checkpoint, once no flag has been refused."""
         if self._rewind_to:
             loggers.rewind(trainer.loggers, self._rewind_to)
             self._rewind_to = {}
@@ -243,7 +243,7 @@ class MetricBuffer:
             self.flush()
 
     def flush(self) -> None:
-        """Updates the metrics with the batches held."""
+        """Updates the metrics with the batches in the buffer."""
         if batches := self.batches:
             output, target = batches[0] if len(batches) == 1 else map(torch.cat, zip(*batches, strict=True))
             batches.clear()

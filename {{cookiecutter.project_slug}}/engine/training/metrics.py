@@ -93,7 +93,7 @@ def update(metric: Metric, output: Tensor, target: Tensor) -> None:
 
 
 def memory_notes(metrics: dict[str, Metric], num_items: int, target_info: dict[str, Any]) -> list[str]:
-    """What to know of metrics that keep every output of an epoch, where they need a gigabyte or more at its end.
+    """A note on metrics that keep every output of an epoch, where these take a gigabyte or more at its end.
 
     metrics: of a stage, by name. target_info: as of `build`, with the "shape" of a target.
     """

@@ -12,7 +12,7 @@ _AS_IN_EVALUATION = (batch_norm_class(), nn.Dropout, nn.Dropout1d, nn.Dropout2d,
 
 @contextmanager
 def training_mode(network: nn.Module) -> Iterator[None]:
-    """Has a network return its losses as in training, with norms and dropout as in evaluation."""
+    """Puts a network into training mode, so that it returns its losses, with norms and dropout in evaluation mode."""
     changed = [one for one in network.modules() if not one.training]
     for module in changed:
         module.training = not isinstance(module, _AS_IN_EVALUATION)
@@ -25,7 +25,7 @@ def training_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Has a network be in evaluation mode; a part that was (a teacher, a frozen backbone) stays so in training."""
+    """Evaluation mode for a while; a part that was in it before (a teacher, a frozen backbone) stays in it."""
     changed = [one for one in network.modules() if one.training]
     network.eval()
     try:

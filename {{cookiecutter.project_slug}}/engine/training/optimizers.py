@@ -72,7 +72,7 @@ def build(
 
 
 def check_configured(module: Any) -> None:
-    """Has a LightningModule's configure_optimizers raise UsageError where it returns what Lightning does not say well.
+    """Has a LightningModule's configure_optimizers raise UsageError where Lightning's own message would not help.
 
     Lightning would leave out a misspelt entry, train nothing, or end in a traceback of its own.
     """

@@ -30,7 +30,7 @@ def infer_task(loss: str, target_info: dict[str, Any]) -> Task:
 
 
 def main_output(output: Any) -> Any:
-    """What answers in an output: of a dict `logits`, `out` ... or its only tensor, of a tuple the first entry
+    """The predictions in an output: of a dict `logits`, `out` ... or its only tensor, of a tuple the first entry
     that is no scalar.
 
     None where a dict has several.
@@ -79,7 +79,7 @@ class OutputSpec:
         return output.shape == target.shape and not output.is_complex()
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """What an output (B, ...) means: probabilities of classes or of yes, or itself."""
+        """The probabilities of classes, or of yes, that an output (B, ...) stands for; other outputs unchanged."""
         if self.task == "multiclass":
             return output.float().softmax(self.class_dim or 1) if self.are_logits else output
         is_logit = self.task in ("binary", "multilabel") and self.are_logits

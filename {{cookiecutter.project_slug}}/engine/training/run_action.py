@@ -85,7 +85,7 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
 
 @contextmanager
 def _in_one_line(settings: Settings, model: Any, data: Any, path: str | None) -> Iterator[None]:
-    """Says in one line which weights of a checkpoint do not fit, what has no gradient, and what Lightning refuses.
+    """Turns errors about weights that do not fit, missing gradients and Lightning's arguments into a line each.
 
     torch finds the first, after all hooks of the network, which may rename some; Lightning the second, such as
     --val_check_interval 100, once it has the data, where an epoch has 10 batches.
@@ -126,7 +126,7 @@ def _latest_metrics(trainer: Any) -> dict[str, float]:
 
 
 def _loaded_metrics(trainer: Any) -> dict[str, float]:
-    """What the checkpoint that was loaded last says of its metrics."""
+    """The metrics in the checkpoint that was loaded last."""
     from engine.training.metric_logging import MetricState
 
     return next(one for one in trainer.callbacks if isinstance(one, MetricState)).loaded

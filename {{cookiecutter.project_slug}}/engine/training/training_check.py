@@ -17,7 +17,7 @@ NO_GRADIENT = "of tensors does not require grad"  # torch's words for a result w
 
 
 class TrainingCheck(Callback):
-    """Looks after an epoch whether there were optimizer steps, with gradients, and a schedule that moves.
+    """Checks after an epoch that there were optimizer steps, with gradients, and that the schedule has moved.
 
     Says what training changes in a network and no checkpoint keeps, such as a counter.
 
@@ -119,7 +119,7 @@ def explain_missing_gradient(error: RuntimeError, model: Any, data: Any) -> None
 
 
 def _without_gradient(model: Any, data: Any) -> str:
-    """What has no gradient: of a network that MInterface trains, its output or the loss made of it."""
+    """Names what has no gradient: of a network that MInterface trains, its output or its loss."""
     sample = data.sample()
     if getattr(model, "has_own_step", True) or sample is None:
         return f"the loss of {type(model).__name__}.training_step has no gradient"

@@ -204,7 +204,7 @@ class PredictionWriter(Callback):
         return target.to("cpu", torch.int64 if is_id else torch.float64).numpy()
 
     def _set_record(self, values: np.ndarray, true: np.ndarray) -> None:
-        """Takes their types for those of the file. Raises: UsageError: such a shape or type does not fit into it."""
+        """Fixes the types of the file by them. Raises: UsageError: such a shape or type does not fit into it."""
         shape = values.shape[1:]
         if self.format == "csv" and len(shape) > 1:
             raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
@@ -267,7 +267,7 @@ def _in_order(files: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _main_tensor(outputs: Any, head: str | None) -> Tensor:
-    """What answers in the output of a batch, (B, ...)."""
+    """The predictions in the output of a batch, (B, ...)."""
     several = outputs if isinstance(outputs, dict) else {}
     if head and head not in several:
         there = f"there are: {', '.join(several)}" if several else "the network gives one output"

@@ -33,16 +33,16 @@ class LayerOutput:
         self._outputs: list[Any] = []
 
     def attach(self, module: nn.Module) -> None:
-        """Keeps what the layer gives from now on. Raises: UsageError: the network has no such layer."""
+        """Keeps the outputs of the layer from now on. Raises: UsageError: the network has no such layer."""
         layer = find_layer(module, self.name)
         layer.register_forward_hook(lambda layer, inputs, output: self._outputs.append(output))
 
     def forget(self) -> None:
-        """Drops what it gave before the batch that comes."""
+        """Drops the outputs of earlier batches."""
         self._outputs.clear()
 
     def take(self) -> Any:
-        """What it gave for the latest batch. Raises: UsageError: it ran never, or several times."""
+        """The output for the latest batch. Raises: UsageError: it ran never, or several times."""
         outputs, self._outputs[:] = [*self._outputs], []
         if len(outputs) != 1:
             such = "around it" if outputs else "that the network calls itself"

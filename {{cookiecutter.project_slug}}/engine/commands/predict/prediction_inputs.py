@@ -67,7 +67,7 @@ class ImageFiles(Dataset[Any]):
         return default_collate(items)
 
     def why(self, index: int) -> str:
-        """Which file cannot be read, and why."""
+        """The error for a file that cannot be read."""
         path, reason = self.ids[index], str(self._read(self.ids[index]))
         return reason if path in reason else f"{path} ({reason})"
 

@@ -194,7 +194,7 @@ def _fetch(dataset: Any, index: int, draw: int) -> Any:
 
 
 def _stream(split: Any, name: str) -> Iterator[tuple[int, str, Any, Any]]:
-    """The same of a stream, which ends at the first item that cannot be read."""
+    """The items of a stream, which ends at the first item that cannot be read."""
     reseed("preview", 0, 0)
     items = iter(split)
     for place in itertools.count():
@@ -221,7 +221,7 @@ def _count_target(found: SplitStatistics, target: Any, num_classes: Any) -> None
 
 
 def _content(value: Any) -> bytes | None:
-    """What tells a value from another one; None where it holds what is no number or text."""
+    """A key that differs for different values; None where one holds what is no number or text."""
     parts, queue = list[bytes](), [value]
     while queue:
         match one := queue.pop():
