@@ -112,7 +112,7 @@ def run(
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
         callbacks=[*callbacks, *extra_callbacks],
-        logger=loggers.build(run_dir, **groups["loggers"]) if settings.action == "fit" else [],
+        logger=loggers.build(run_dir, **groups["loggers"]) if settings.action == "fit" else [],  # + [YourLogger()]
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])
     with watchdog.watch(trainer, hang_minutes):
@@ -160,8 +160,8 @@ def load_callbacks(
     every_n_train_steps: save the last checkpoint every this many steps, besides after every epoch.
     every_n_minutes: save the last checkpoint every this many minutes, besides after every epoch.
     patience: stop after this many validations in a row in which the monitored metric has not improved.
-    bad_steps: what to do when a gradient is NaN or infinite; ignore does not check. With
-        patience, a metric that is NaN stops the run too, or counts as no better.
+    bad_steps: when a gradient is NaN or infinite: stop ends the run, skip leaves the step out and counts it, ignore
+        does not check. With patience, a metric that is NaN stops the run too, or counts as no better.
     """
     from engine.checkpointing.checkpoint_callbacks import BestCheckpoint, LastCheckpoint
     from engine.checkpointing.monitor_mode import monitored

@@ -255,8 +255,8 @@ def test_a_run_that_goes_on_keeps_its_weights_and_pretrained_ones_are_not_drawn_
     assert main.main(["--ckpt_path", "last"]) == whole
     assert all(torch.equal(one, weights(1)[name]) for name, one in weights(0).items())
     flags = [*INIT, "--init", "orthogonal"]
-    assert "would overwrite --init_from" in error([*flags, "--init_from", "version_0"], capsys)
-    assert "--pretrained True, to judge by its name" in error([*flags, "--pretrained"], capsys)
+    assert "would overwrite weights of --init_from" in error([*flags, "--init_from", "version_0"], capsys)
+    assert "overwrite weights of --pretrained True" in error([*flags, "--pretrained"], capsys)
 
 
 @pytest.mark.parametrize(

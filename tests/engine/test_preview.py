@@ -105,8 +105,10 @@ def test_what_is_wrong_is_named_on_the_screen_and_on_the_page(capsys: pytest.Cap
         assert said(text, "input in the train split is NaN in every item, in 1 column") == ["lost"]
         assert said(text, "input in the train split is the same in every item, in 1 column") == ["site: 3"]
         assert said(text, "the test split has no item of 1 of the classes") == ["ill"]
-        assert "- 180 train items are of class well and 21 of class ill: to say always well is right in 89.6 %" in text
-        assert row(text, "items") == row(text, "looked at") == ["201", "100", "10"]
+        assert (
+            "- 180 train items are of class well and 21 of class ill: always predicting well is right in 89.6 %" in text
+        )
+        assert row(text, "items") == row(text, "items read") == ["201", "100", "10"]
         assert row(text, "class ill") == ["21 (10.4 %)", "10 (10 %)", "0 (0 %)"]
         assert row(text, "cannot be read") == ["10", "0", "0"]
 
@@ -150,7 +152,7 @@ def test_the_same_item_in_two_splits_is_found_by_its_content(capsys: pytest.Capt
 
 def test_items_that_are_drawn_have_no_content_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     preview("toys.Blobs")
-    assert "of the train and val and test split no doubles can be found" in capsys.readouterr().out
+    assert "of the train and val and test split no duplicates can be found" in capsys.readouterr().out
 
 
 class Tags(HTMLParser):
@@ -396,7 +398,7 @@ class Endless(IterableDataset):
 def test_of_a_stream_the_first_items_are_looked_at(capsys) -> None:
     preview("test_preview.Endless", "--lr_scheduler", "constant", "--check_seconds", "60")
     printed = capsys.readouterr().out
-    assert row(printed, "looked at (--check_all: all)") == ["1,000"] * 3
+    assert row(printed, "items read (--check_all: all)") == ["1,000"] * 3
     assert row(printed, "class 0") == ["334 (33.4 %)"] * 3
 
 
@@ -434,10 +436,10 @@ def test_where_no_item_can_be_read_the_error_is_ones_own() -> None:
 
 def test_only_so_many_seconds_are_read_unless_all_is_asked_for(capsys) -> None:
     preview("test_preview.Slow", "--check_seconds", "0.1", "--num_items", "100", "--batch_size", "8")
-    train = int(row(capsys.readouterr().out, "looked at (--check_all: all)")[0])
+    train = int(row(capsys.readouterr().out, "items read (--check_all: all)")[0])
     assert 0 < train < 80
     preview("test_preview.Slow", "--check_seconds", "0.1", "--num_items", "100", "--batch_size", "8", "--check_all")
-    assert row(capsys.readouterr().out, "looked at") == ["80", "10", "10"]
+    assert row(capsys.readouterr().out, "items read") == ["80", "10", "10"]
 
 
 def test_without_matplotlib_the_table_and_the_page_are_there(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def read(folder: Path) -> RunRecord:
     return RunRecord(folder, flags, state, last.get("started", ""), monitor, best, epoch)
 
 
-def without_doubles(values: dict[str, float]) -> dict[str, float]:
+def without_duplicates(values: dict[str, float]) -> dict[str, float]:
     """Metrics by name: `loss` alone of what Lightning has as loss, loss_step and loss_epoch."""
     doubles = {f"{name}_{kind}" for name in values for kind in ("step", "epoch")}
     return {name: value for name, value in values.items() if name not in doubles}

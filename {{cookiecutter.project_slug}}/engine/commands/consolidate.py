@@ -9,7 +9,7 @@ from engine.checkpointing.checkpoint_io import DurableCheckpointIO, check_weight
 from engine.errors import UsageError
 
 
-def run(trainer: Trainer, model: Any, data: Any, ckpt_path: str | None, run_dir: Path) -> None:
+def run(trainer: Trainer, model: Any, ckpt_path: str | None) -> None:
     """Writes NAME.whole.ckpt beside the folder NAME.ckpt; weights, optimiser and progress have to fit into memory.
 
     Raises: UsageError: it is one file already, or is not of this network.

@@ -153,7 +153,7 @@ def _of_epoch(metric: str) -> bool:
 
 
 def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> None:
-    """Prints the table and writes all files; a package that is missing stops only the files that need it.
+    """Prints the table and writes all files; those written before a missing package is needed stay.
 
     Raises: UsageError: the folder cannot be written, or there is no such column.
     """

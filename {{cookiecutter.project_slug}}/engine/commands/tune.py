@@ -16,7 +16,7 @@ def run(
 ) -> None:
     """Takes a few steps with each rate or size, prints the result and draws it.
 
-    what: lr raises the learning rate and watches the loss; batch_size doubles the batch and counts items/s.
+    what: what to search: lr (a learning-rate range test), batch_size (doubled until it is no faster or memory is full).
 
     Raises: UsageError: there is nothing to search with --fast_dev_run; several processes would search for a batch size.
     """

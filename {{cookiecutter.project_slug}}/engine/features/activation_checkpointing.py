@@ -1,4 +1,4 @@
-"""`--activation_checkpointing`: layers whose inner values are computed again in the backward pass, to save memory."""
+"""`--activation_checkpointing`: recomputes the activations of layers in the backward pass, to save memory."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +13,7 @@ from engine.training.name_patterns import matching_modules
 
 
 def callbacks(*, activation_checkpointing: tuple[str, ...] = ()) -> list[Callback]:
-    """Flags.
+    """The callback of --activation_checkpointing.
 
     activation_checkpointing: submodules (blocks) or patterns of their names (blocks.*) whose activations are not kept
         for the backward pass but recomputed there: less memory, longer steps, the same results.

@@ -11,11 +11,11 @@ from engine.errors import UsageError
 def callbacks(
     *, compile: bool = False, compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
 ) -> list[Callback]:
-    """Flags.
+    """The callback of --compile.
 
     compile: train the network through torch.compile; --throughput shows whether it is faster.
-    compile_mode: of --compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are shorter than
-        their launches; max-autotune also tries several kernels.
+    compile_mode: mode of torch.compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are
+        shorter than their launches; max-autotune also tries several kernels.
     """
     return [Compile(compile_mode)] if compile else []
 

@@ -35,7 +35,7 @@ def callbacks(
 
     num_folds: cross-validation over this many folds, instead of val_fraction; the test split stays the same.
     fold: train only this fold, 1 to num_folds; none trains all, one after the other.
-    all_folds: after this fold, train the other unfinished ones too, as --num_folds does without --fold.
+    all_folds: with --fold: train the remaining folds after it.
     """
     return []
 
@@ -135,7 +135,7 @@ def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
             flags = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
         except (OSError, ValueError, yaml.YAMLError):
             continue  # a broken run is none of these
-        flags = {"stratify": False} | flags  # what a run did that is older than this flag
+        flags = {"stratify": False} | flags  # runs from before --stratify did not stratify
         same = all(flags[name] == wanted[name] for name in compared(flags).keys() & wanted.keys())
         if flags.get("fold") == fold and same:
             runs.append(run)

@@ -19,9 +19,10 @@ from engine.errors import UsageError
 
 
 def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[Callback]:
-    """Compares the dataset with the one of the checkpoint; another dataset class is not compared.
+    """Compares the dataset with the one of the checkpoint, if of the same class; writes data.json, from which `predict`
+    reads new files without the training data.
 
-    new_data: use a checkpoint on its dataset as it is now, although that has changed (validate, test, predict).
+    new_data: validate, test or predict with a checkpoint although its dataset has changed since training.
 
     Raises: UsageError: the classes, the preprocessing or the items of a split have changed.
     """

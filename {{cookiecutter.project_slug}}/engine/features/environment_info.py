@@ -28,7 +28,7 @@ def callbacks(run_dir: Path) -> list[Callback]:
 
 
 class EnvironmentInfo(Callback):
-    """Appends an entry when training starts or resumes, and how it ended."""
+    """Appends an entry when training starts or resumes, and how it ended, which `runs` shows."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path, self.started = run_dir / "environment.json", False

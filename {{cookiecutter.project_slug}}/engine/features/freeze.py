@@ -13,7 +13,7 @@ _BatchNorm = batch_norm_class()
 
 
 def callbacks(*, freeze: tuple[str, ...] = (), unfreeze_epoch: Annotated[int, ">= 0"] | None = None) -> list[Callback]:
-    """Flags.
+    """The callback of the flags, or the one that checks a resumed run.
 
     freeze: submodules of the network (backbone) or patterns of parameter names (*.bias) that are not trained.
     unfreeze_epoch: train the frozen parameters too after this epoch (the first is 1).

@@ -18,7 +18,7 @@ _PRETRAINED = re.compile(r"pretrained\w*|(encoder_|backbone_)?weights|weights_(b
 
 
 def callbacks(*, init: str | None = None, init_args: tuple[str, ...] = ()) -> list[Callback]:
-    """Flags.
+    """The callback of --init.
 
     init: function of torch.nn.init, such as kaiming_normal, xavier_uniform, orthogonal, trunc_normal, for the first
         weights of linear layers and convolutions; their biases begin with 0.
@@ -63,8 +63,7 @@ class Initialization(Callback):
             return
         for flag, value in module.hparams.items():
             if value and (flag == "init_from" or _PRETRAINED.fullmatch(flag)):
-                what = "" if flag == "init_from" else ", to judge by its name the network's own pretrained weights"
-                raise UsageError(f"--init {self.name} would overwrite --{flag} {value}{what}: give one of them")
+                raise UsageError(f"--init {self.name} would overwrite weights of --{flag} {value}: give one of them")
         layers = [(name, one) for name, one in module.named_modules() if isinstance(one, _LAYERS)]
         if not layers:
             raise UsageError(f"--init {self.name}: the network has neither linear layers nor convolutions")

@@ -14,7 +14,7 @@ from engine.errors import UsageError
 def callbacks(
     data: Any, *, mixup: Annotated[float, "> 0"] | None = None, cutmix: Annotated[float, "> 0"] | None = None
 ) -> list[Callback]:
-    """Flags.
+    """The callback of --mixup and --cutmix.
 
     mixup: alpha of Mixup, such as 0.2; together with cutmix, each batch takes one of the two at random.
     cutmix: alpha of CutMix, such as 1.0.

@@ -13,7 +13,7 @@ from engine.lightning_compat import averaged_model
 def callbacks(
     *, ema_decay: Annotated[float, ">= 0", "< 1"] | None = None, swa_epoch: Annotated[int, ">= 1"] | None = None
 ) -> list[Callback]:
-    """Flags.
+    """The callback of the flags, or the one that resumes without an average.
 
     ema_decay: validate, save and test an exponential moving average of the weights, such as 0.999.
     swa_epoch: validate, save and test the mean of the weights since the end of this epoch (the first is 1).
@@ -40,7 +40,7 @@ class ResumeWithoutAveraging(Callback):
             rank_zero_only(print)("goes on with the trained weights, not with their average", flush=True)
 
 
-def _without(other: type[Callback], checkpoint: dict[str, Any], module: LightningModule) -> dict[str, Any]:
+def _drop_average_of(other: type[Callback], checkpoint: dict[str, Any], module: LightningModule) -> dict[str, Any]:
     """The checkpoint; where the run averaged in the other way until now, its trained weights alone."""
     if other.__name__ not in checkpoint.get("callbacks", {}) or "current_model_state" not in checkpoint:
         return checkpoint
@@ -53,7 +53,7 @@ class EMA(EMAWeightAveraging):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # the test after training uses the average that is loaded
-            state = _without(SWA, checkpoint, pl_module)
+            state = _drop_average_of(SWA, checkpoint, pl_module)
             super().on_load_checkpoint(trainer, pl_module, state)
             if "averaging_state" not in state:
                 averaged_model(self).n_averaged.fill_(1)  # the weights of the checkpoint are the first of the average
@@ -107,5 +107,5 @@ class SWA(WeightAveraging):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == "fit" and "averaging_state" in (state := _without(EMA, checkpoint, pl_module)):
+        if trainer.state.fn == "fit" and "averaging_state" in (state := _drop_average_of(EMA, checkpoint, pl_module)):
             super().on_load_checkpoint(trainer, pl_module, state)

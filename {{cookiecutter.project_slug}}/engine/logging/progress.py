@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from tqdm.std import tqdm as text_bar
 
-from engine.checkpointing.run_records import without_doubles
+from engine.checkpointing.run_records import without_duplicates
 from engine.launch.safe_stdio import is_notebook
 
 
@@ -62,7 +62,7 @@ class EpochLines(Callback):
         if not self._start or not trainer.is_global_zero:
             return
         epoch = _epoch_of(trainer.fit_loop.epoch_progress.current.completed, trainer)
-        values = without_doubles({name: value.item() for name, value in sorted(trainer.callback_metrics.items())})
+        values = without_duplicates({name: value.item() for name, value in sorted(trainer.callback_metrics.items())})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         print(f"epoch {epoch}  {shown}  {time.monotonic() - self._start:.1f} s", flush=True)
         self._start = 0.0

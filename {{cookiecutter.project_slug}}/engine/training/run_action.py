@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.checkpointing import run_folder, run_lock
 from engine.checkpointing.atomic_write import WriteError
-from engine.checkpointing.run_records import without_doubles
+from engine.checkpointing.run_records import without_duplicates
 from engine.cli import features_and_commands, parser
 from engine.cli.settings import Settings
 from engine.errors import UsageError, is_own_file, printable
@@ -122,7 +122,7 @@ def _in_one_line(settings: Settings, model: Any, data: Any, path: str | None) ->
 
 def _latest_metrics(trainer: Any) -> dict[str, float]:
     """The latest value of all that is logged."""
-    return without_doubles({name: value.item() for name, value in trainer.callback_metrics.items()})
+    return without_duplicates({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 def _loaded_metrics(trainer: Any) -> dict[str, float]:
@@ -156,7 +156,7 @@ def _measure_best(trainer: Any, model: Any, data: Any) -> dict[str, float]:
     measured = _latest_metrics(trainer) if has_test else {}
     if not path:
         return measured
-    best = without_doubles(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
+    best = without_duplicates(_loaded_metrics(trainer) if has_test else metrics_of(checkpoint_io.load(Path(path))))
     split = re.split("[_/]", callback.monitor)[0]
     chosen = {name: value for name, value in best.items() if name == "epoch" or re.match(f"{split}[_/]", name)}
     return measured | {f"best_{name}": value for name, value in chosen.items()}

@@ -30,8 +30,8 @@ from engine.launch import cluster_job, torchrun_rendezvous
 from engine.training import optimizers
 from engine.training.module_modes import evaluation_mode
 
-_FLATTEN = ("fsdp", "deepspeed")  # so begin the names of strategies that share flattened weights among devices
-_SHARD = (*_FLATTEN, "model_parallel")  # and of those that share weights at all
+_FLATTEN = ("fsdp", "deepspeed")  # so begin the names of strategies that shard flattened weights
+_SHARD = (*_FLATTEN, "model_parallel")  # and of those that shard weights at all
 # Flags of the Trainer that say what happens in a step.
 _OF_A_STEP = "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic".split()
 _torchrun_store: Any = None  # kept alive while the run lasts
@@ -151,7 +151,7 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     on_cpu = options.get("accelerator") == "cpu" or not torch.cuda.is_available()
     flattens = strategy.startswith(_FLATTEN)
     if flattens and on_cpu:
-        raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shares a network on a CPU too")
+        raise UsageError(f"--strategy {strategy} needs a GPU; --strategy model_parallel shards a network on a CPU too")
     if flattens and getattr(model, "optimizer_name", "") == "Muon":
         raise UsageError(f"--optimizer Muon: --strategy {strategy} has flat shards, no matrices: take model_parallel")
     options["profiler"] = profiler(options.get("profiler"), run_dir, options["callbacks"])

@@ -114,9 +114,9 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
     for callback in callbacks:
         if getattr(callback, "changes_parameters", False):
             callback.setup(model.trainer, model, "fit")
-    for metric in model.metrics.values():  # they read values, and need little memory
+    for metric in model.metrics.values():  # they read values, which fake tensors lack, and need little memory
         metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
-    model._mean_weight = len  # on a CPU it reads the values of the targets
+    model._mean_weight = len  # likewise: it reads the values of the targets
     return model.train()
 
 

@@ -45,8 +45,8 @@ def run(
 ) -> None:
     """Writes a row for each item: number, path or id where the dataset has such, true target, class and probabilities.
 
-    What is no classification gives its output values, as the dataset's `inverse_transform` makes them where it has one,
-    or the texts that its `decode` makes of whole numbers.
+    Other tasks than classification write the output values, after the dataset's `inverse_transform` if it has one, or
+    the texts that its `decode` makes of whole numbers.
     With npy and pt: the probabilities or output values alone, as an array (items, ...) of float32, of whole numbers of
     int64, and beside it the paths or ids, one a line. With png: the images that come out, or masks of the classes of
     their pixels, in predictions/. Of images and rows the file is called like the folder or file they come from:
@@ -58,8 +58,8 @@ def run(
     rows: predict each row of this file instead of the test split, with a target or without.
     head_name: which output to write, where the network or a predict_step returns a dict of several.
     layer: write the output of this layer (features.3) instead, with a picture of its first two principal components;
-        with explain grad_cam, the layer that it looks at.
-    explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for images.
+        with explain grad_cam, the layer for Grad-CAM.
+    explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for --images.
 
     Raises:
         UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,

@@ -111,7 +111,7 @@ def run(
 
 def _texts(findings: list[Finding], most: int | None) -> list[str]:
     """A line for each finding, and its details below it."""
-    lines = ["", "what may be wrong:" if findings else "nothing stands out in what was looked at"]
+    lines = ["", "what may be wrong:" if findings else "nothing stands out in the items read"]
     for finding in findings:
         lines.append(f"- {printable(finding.sentence)}")
         lines += [f"    {printable(one)}" for one in finding.details[:most]]
@@ -195,7 +195,7 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
     trainer.fit(model, data)
     lines = [""]
     for name, rates in steps.rates.items():
-        said = f"{rates[0]:.3g} at first, {max(rates):.3g} at most, {rates[-1]:.3g} at last"
+        said = f"starts at {rates[0]:.3g}, peaks at {max(rates):.3g}, ends at {rates[-1]:.3g}"
         lines.append(f"{name}: {said}, over {steps.total:,.0f} steps")
     if len(steps.seconds) > 2:
         speed = statistics.median(steps.num_items[2:]) / statistics.median(steps.seconds[2:])

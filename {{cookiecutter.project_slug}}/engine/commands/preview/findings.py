@@ -4,7 +4,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from engine.commands.preview.pictures import class_names, feature_names, file_sizes
-from engine.commands.preview.split_statistics import FieldStatistics, SplitStatistics, doubles
+from engine.commands.preview.split_statistics import FieldStatistics, SplitStatistics, duplicates
 
 _MOST_CLASSES = 10  # that have a line each
 _RARE = 5  # times less often than the most frequent class
@@ -24,7 +24,7 @@ def table(data: Any, splits: list[SplitStatistics]) -> list[str]:
     rows.append(["items", *("?" if split.length is None else f"{split.length:,}" for split in splits)])
     looked = [split.looked + len(split.broken) for split in splits]
     part = looked != [split.length for split in splits]
-    rows.append(["looked at (--check_all: all)" if part else "looked at", *(f"{count:,}" for count in looked)])
+    rows.append(["items read (--check_all: all)" if part else "items read", *(f"{count:,}" for count in looked)])
     if any(split.broken for split in splits):
         rows.append(["cannot be read", *(f"{len(split.broken):,}" for split in splits)])
     names = _class_names(data, splits)
@@ -80,11 +80,11 @@ def problems(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     found = []
     if broken := [line for split in splits for _, line in sorted(split.broken)]:
         found.append(Finding(f"{_count(len(broken), 'item')} cannot be read", broken, no_batch=True))
-    return [*found, *_doubles(data, splits), *_values(data, splits), *_classes(data, splits)]
+    return [*found, *_duplicates(data, splits), *_values(data, splits), *_classes(data, splits)]
 
 
-def _doubles(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
-    groups, found = doubles(splits), []
+def _duplicates(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
+    groups, found = duplicates(splits), []
     targets = {(split.name, name): target for split in splits for name, target in split.targets.items()}
     names = _class_names(data, splits)
 
@@ -101,7 +101,7 @@ def _doubles(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
             are = "are" if len(different) > 1 else "is"
             found.append(Finding(f"{_count(len(different), 'item')} {are} {said}", details))
     if drawn := [split.name for split in splits if split.drawn and not split.contents]:
-        said = f"of the {' and '.join(drawn)} split no doubles can be found: its items are drawn at random"
+        said = f"of the {' and '.join(drawn)} split no duplicates can be found: its items differ at each reading"
         found.append(Finding(said))
     return found
 
@@ -147,7 +147,7 @@ def _classes(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     for split in splits:
         if absent := [name for number, name in enumerate(names) if not split.classes[number]] if split.classes else []:
             whole = split.length in (split.looked + len(split.broken), sum(split.classes.values()))
-            said = "no item" if whole else "no item that was looked at"
+            said = "no item" if whole else "no item among those read"
             found.append(Finding(f"the {split.name} split has {said} of {len(absent)} of the classes", absent))
     counts = sorted((splits[0].classes[number], name) for number, name in enumerate(names)) if splits else []
     if len(counts) > 1 and counts[-1][0] >= _RARE * max(1, counts[0][0]):
@@ -155,7 +155,7 @@ def _classes(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
         share = 100 * many / sum(count for count, _ in counts)
         of = "items" if _are_classes(splits) else "pixels"
         said = f"{many:,} train {of} are of class {frequent} and {few:,} of class {rare}"
-        found.append(Finding(f"{said}: to say always {frequent} is right in {share:.3g} %"))
+        found.append(Finding(f"{said}: always predicting {frequent} is right in {share:.3g} %"))
     return found
 
 

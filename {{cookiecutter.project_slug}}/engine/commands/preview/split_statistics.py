@@ -239,7 +239,7 @@ def _content(value: Any) -> bytes | None:
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest() if parts else None
 
 
-def doubles(splits: list[SplitStatistics]) -> list[list[tuple[str, str]]]:
+def duplicates(splits: list[SplitStatistics]) -> list[list[tuple[str, str]]]:
     """The groups of items with the same content: (split, name) of each. Files of different sizes are not read."""
     groups = defaultdict[Any, list[tuple[str, str]]](list)
     sizes = defaultdict[int, list[tuple[str, str]]](list)

@@ -19,12 +19,12 @@ from engine.cli.credentials import hide
 from engine.errors import UsageError
 from engine.features.mirror import storage
 
-NOT_KEPT = ("mirror",)  # a stranger's run could send the files of this machine to a place of his
+NOT_KEPT = ("mirror",)  # else a stranger's run could upload files of this machine to his bucket
 _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
 def callbacks(run_dir: Path, *, mirror: str | None = None) -> list[Callback]:
-    """mirror: copy the run to this address after each checkpoint, such as s3://bucket/runs; --ckpt_path takes it."""
+    """mirror: upload the run after each checkpoint, such as to s3://bucket/runs; --ckpt_path s3://... resumes it."""
     if mirror == "":  # such as `--mirror=$BUCKET` of a shell that has no BUCKET
         raise UsageError("--mirror: expected an address or a folder, or none")
     return [Mirror(run_dir, mirror)] if mirror else []
