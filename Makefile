@@ -8,9 +8,12 @@ INNER := {{cookiecutter.project_slug}}
 # Kills of a run, and changes of one that goes on, in `make faults`, which takes an hour; `make test` has 14 kills.
 N ?= 105
 CHANGES ?= 210
+# pip would compile some 27,000 files on one core, COMPILE does on all; a few are for another Python and cannot be.
+PIP := $(BIN)/pip install --quiet --no-compile
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 # TORCH=cpu takes a torch without CUDA's libraries; uv knows where it lies, and others (its --torch-backend).
 TORCH ?=
-INSTALL = $(if $(TORCH),$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH),$(BIN)/pip install --quiet)
+INSTALL = $(if $(TORCH),$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH),$(PIP))
 # One more than there are cores: the tests of SLURM, Ray and of kills wait for much of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() + 1)")
 
@@ -24,11 +27,11 @@ demo: .venv/project bake
 	@echo "  $(BIN)/python main.py --model_name lenet --dataset mnist --max_epochs 5"
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 25
+	$(BIN)/python -m pytest -n $(WORKERS) --durations 25
 
 # The lowest versions that the project allows, in an environment of their own: some 5 GB and half an hour.
 test-oldest: .venv-oldest/installed
-	$(OLDEST)/python -m pytest -n auto --dist loadgroup -m "not slow" tests/engine
+	$(OLDEST)/python -m pytest -n auto -m "not slow" tests/engine
 
 .venv-oldest/installed: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
@@ -67,13 +70,15 @@ bake: .venv/project
 # What a project needs and nothing else; the tests' packages come on top.
 .venv/project: pyproject.toml $(INNER)/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet . $(if $(TORCH),uv)
+	$(PIP) . $(if $(TORCH),uv)
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists -o build
 	$(INSTALL) $(PROJECT)
+	$(COMPILE)
 	touch $@
 
 .venv/installed: .venv/project
-	$(BIN)/pip install --quiet ".[dev]" "$(PROJECT)[dev]"
+	$(PIP) ".[dev]" "$(PROJECT)[dev]"
+	$(COMPILE)
 	touch $@
 
 # constraints.txt of a project: the versions in .venv, with which the tests have run.

@@ -1,5 +1,6 @@
 """Bakes, in this process, into a folder of their own; and no test leaves a process behind."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,16 +11,36 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from cookiecutter.main import cookiecutter
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 INNER = next(ROOT.glob("*cookiecutter.project_slug*"))
+PYTEST = str(Path(pytest.__file__).with_name("__main__.py"))  # `-m pytest` as a script, for a warm python
 WHO = {f"GIT_{who}_{what}": f"ada@{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, which a run takes for a wish to outlive its terminal
-MYPY = pytest.mark.xdist_group("mypy")  # they share its cache, one after the other
+TOGETHER = (
+    "tests/engine/test_slurm.py",
+    "tests/engine/test_ray.py",
+    "tests/test_checks.py",
+)  # what they share is costly
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Gives each test to the worker that is free, but those of a file that share what is costly to one worker.
+
+    (Under pytest 9.2, groups of xdist 3.8 come apart: pytest-dev/pytest-xdist#1386.)
+    """
+    return Together(config, log)
+
+
+class Together(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return file if (file := nodeid.partition("::")[0]) in TOGETHER else nodeid
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,20 +63,37 @@ def _ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             continue
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the warm python that the processes of these tests share, where there are several."""
+    if hasattr(os, "pidfd_open") and config.getoption("numprocesses", None):
+        stack = contextlib.ExitStack()
+        os.environ["WARM_PYTHON"] = str(stack.enter_context(warm_server()))
+        config.add_cleanup(stack.close)
+
+
+@contextlib.contextmanager
+def warm_server() -> Iterator[Path]:
+    """Runs warm_python.py: the program that will be there when it is ready."""
+    keep = {name: value for name, value in os.environ.items() if name not in ("STARTED_BY_TEST", "PYTHONPATH")}
+    with tempfile.TemporaryDirectory() as folder:  # a socket wants a short path
+        command = [sys.executable, str(ROOT / "tests" / "warm_python.py"), folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=keep | {"OMP_NUM_THREADS": "1"}):
+            yield Path(folder, "python")
+
+
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """A `python` that need not import torch (warm_python.py), or the real one where there can be none."""
     if not hasattr(os, "pidfd_open"):
         yield sys.executable
         return
-    keep = {name: value for name, value in os.environ.items() if name not in ("STARTED_BY_TEST", "PYTHONPATH")}
-    with tempfile.TemporaryDirectory() as folder:  # a socket wants a short path
-        command = [sys.executable, str(ROOT / "tests" / "warm_python.py"), folder]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=keep | {"OMP_NUM_THREADS": "1"}) as server:
-            while not (program := Path(folder, "python")).exists():
-                assert server.poll() is None
-                time.sleep(0.05)
-            yield str(program)
+    shared = os.environ.get("WARM_PYTHON")
+    with contextlib.nullcontext(Path(shared)) if shared else warm_server() as program:
+        end = time.monotonic() + 300
+        while not program.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield str(program)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import INNER, MYPY, ROOT, git, run, search_path
+from tests.conftest import INNER, PYTEST, ROOT, run, search_path
 from tests.test_bake import GALLERY
 
 pytestmark = pytest.mark.slow
@@ -22,40 +20,6 @@ def blocks(readme: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-PLAIN = """from torch import nn
-
-
-class Plain(nn.Module):
-    def __init__(self, in_channels, img_size, num_classes):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * img_size**2, num_classes))
-
-    def forward(self, images):
-        return self.layers(images)
-"""
-
-
-FEATURE_FLAG = """    bad_steps: Literal["stop", "skip", "ignore"] = "stop",
-    shout=False,
-"""
-ROOT_FILE = """# 用训练好的网络做推理，全角标点（，。；：）也可以
-import main
-
-def predict(images):
-    return main, images  # 返回结果
-"""
-
-
-@MYPY
-def test_the_steps_of_its_workflow_are_green_with_the_whole_gallery(bake) -> None:
-    project = bake(examples="gallery")
-    (job,) = yaml.safe_load((project / ".github/workflows/ci.yml").read_text())["jobs"].values()
-    install, *steps = [step["run"] for step in job["steps"] if "run" in step]
-    assert install == 'pip install -e ".[dev]"'
-    for step in steps:
-        green(project, "bash", "-e", "-c", step)
-
-
 def green(project: Path, *command: str) -> str:
     """Runs one of the project's own checks and returns what it printed."""
     done = run(*command, cwd=project)
@@ -63,46 +27,10 @@ def green(project: Path, *command: str) -> str:
     return done.stdout
 
 
-@MYPY
-def test_its_checks_are_green_after_a_users_edits(bake) -> None:
-    """Files without types and docstrings, a flag in main.py, Chinese comments, a file in the root, deleted features."""
-    project = bake()
-    network, data = blocks(ROOT / "README.md", "python")
-    for path, code in {"model/my_net.py": network, "data/my_data.py": data, "model/plain.py": PLAIN}.items():
-        (project / path).write_text(code)
-    (project / "serve.py").write_text(ROOT_FILE, encoding="utf-8")
-    main = project / "main.py"
-    old = '    bad_steps: Literal["stop", "skip", "ignore"] = "stop",\n'
-    assert main.read_text().count(old) == 1
-    main.write_text(main.read_text().replace(old, FEATURE_FLAG))
-    (project / "engine/features/weight_averaging.py").unlink()
-    shutil.rmtree(project / "engine/features/pictures")
-    shutil.rmtree(project / "engine/commands/plan")
-    git(project, "init", "--quiet")
-    git(project, "add", "--all")
-    hooks = run("pre-commit", "run", "--all-files", cwd=project, PRE_COMMIT_HOME=str(project.parent / "hooks"))
-    assert hooks.returncode == 1  # the formatter has put the file of the root in order
-    hooks = run("pre-commit", "run", "--all-files", cwd=project, PRE_COMMIT_HOME=str(project.parent / "hooks"))
-    assert hooks.returncode == 0, hooks.stdout + hooks.stderr
-    assert hooks.stdout.count("Passed") == 3
-    green(project, "lint-imports")
-    assert "5 passed" in green(project, sys.executable, "-m", "pytest")  # my_net, plain, lenet; digits, my_data
-    shown = run(sys.executable, "main.py", "--model_name", "my_net", "--dataset", "my_data", "--help", cwd=project)
-    assert "--shout" in shown.stdout
-
-
-@MYPY
-def test_the_core_without_any_example_is_a_project(bake) -> None:
-    project = bake(engine="core", examples="none")
-    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports"])
-    for command in (*checks, [sys.executable, "-m", "pytest"]):
-        green(project, *command)
-
-
-def test_the_core_trains_and_resumes_as_the_whole_engine_does(bake) -> None:
+def test_the_core_trains_and_resumes_as_the_whole_engine_does(bake, warm_python: str) -> None:
     project = bake(engine="core")
     tests = ["tests/engine/test_train.py", "tests/engine/test_resume.py"]
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not slow", *tests]
+    command = [warm_python, PYTEST, "-n", "0", "-m", "not slow", *tests]
     done = run(*command, "-o", f"pythonpath={project} {ROOT / 'tests/engine'}", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-5000:]
 

@@ -5,6 +5,7 @@ with `# %%` is a cell of a notebook. One of text is what the block of bash befor
 other lines; `...` stands for anything. A block of no language is only read.
 """
 
+import compileall
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
     """Does what a page says in a project."""
-    environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), **WHO}
+    environment = {"OMP_NUM_THREADS": "1", "TEMPLATE": str(template), "PATH": search_path(warm_python), **WHO}
     environment["STARTED_BY_TEST"] = ""  # or it ended with the test of another page, when two are followed at once
     printed, cells = "", list[Any]()
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -40,8 +41,7 @@ def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
             tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
-            path = search_path() if "kill -9" in block else search_path(warm_python)  # a real python is killed
-            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment, PATH=path)
+            done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment)
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
             assert "Warning" not in printed, f"{page.name}:\n{block}\n{printed}"
@@ -70,6 +70,7 @@ def outcome(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder / "home"))  # cookiecutter keeps the answers there
         baked = cookiecutter(str(ROOT), no_input=True, output_dir=str(folder))
+    compileall.compile_dir(baked, quiet=2)  # once for all pages
     newer = Path(shutil.copytree(template, folder / "lightning-template"))
     with (newer / INNER.name / "engine" / "errors.py").open("a") as file:
         file.write("# a later version\n")

@@ -26,8 +26,11 @@ from pathlib import Path
 
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
-if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+words = sys.argv[1:]
+if words[:1] == ["-u"]:  # of torchrun
+    os.environ["PYTHONUNBUFFERED"] = words.pop(0)
+if not words or not words[0].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *words])
 closed = []
 for number in (0, 1, 2):
     try:
@@ -40,7 +43,7 @@ server.connect({address!r})
 passed_on = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 ignored = [number for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
-asked = [sys.argv[1:], os.getcwd(), dict(os.environ), ignored, closed]
+asked = [words, os.getcwd(), dict(os.environ), ignored, closed]
 socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
 child = int(server.recv(100))
 for number in passed_on:  # also those that this process was started to ignore: the script may think otherwise
@@ -105,9 +108,11 @@ def become(asked: list, files: list[int], program: str, added: dict[str, str]) -
         os.dup2(file, number)
         os.close(file)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    at_once = bool(environment.get("PYTHONUNBUFFERED"))
     for name, file, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
         lines = name == "stderr" or os.isatty(file)
-        stream = io.TextIOWrapper(open(file, "wb", closefd=False), "utf-8", errors, line_buffering=lines)  # noqa: SIM115
+        binary = open(file, "wb", buffering=0 if at_once else -1, closefd=False)  # noqa: SIM115
+        stream = io.TextIOWrapper(binary, "utf-8", errors, line_buffering=lines, write_through=at_once)
         setattr(sys, name, stream)
     for number in closed:
         os.close(number)
@@ -118,6 +123,7 @@ def become(asked: list, files: list[int], program: str, added: dict[str, str]) -
     os.environ.clear()
     os.environ.update(added | environment)
     sys.argv, sys.executable = [script, *words], program
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     own = [str(Path(script).resolve().parent)]
     sys.path[:1] = own + [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     import torch

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import main
 import pytest
 import torch
 import toys
-from paths import HERE, PROJECT, TOYS
+from paths import HERE, PROJECT, TOYS, WARM
 
 ARGV = [*TOYS, "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1", "--devices", "2"]
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
@@ -102,10 +103,13 @@ def network(tmp_path: Path) -> Iterator[hosts.Network]:
 
 
 def begin(host: hosts.Host) -> subprocess.Popen:
-    """Starts this machine's part of the run."""
-    command = f"exec {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
+    """Starts this machine's part of the run; its ranks are forks of a python that runs there."""
+    warm = tempfile.mkdtemp(dir=Path.cwd())
+    command = f"sleep infinity | {sys.executable} {WARM} {warm} & until [ -e {warm}/python ]; do sleep 0.1; done\n"
+    command += f"exec {TORCHRUN} {PROJECT}/main.py {' '.join(SLOW)} --hang_minutes 0.3"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{HERE}", "OMP_NUM_THREADS": "1", "PATH": path}
+    environment["PYTHON_EXEC"] = f"{warm}/python"
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or no machine may take the place of another
     with Path(f"{host.name}.out").open("ab") as out:
         return host.start("bash", "-c", command, stdout=out, stderr=out, env=environment)

@@ -35,11 +35,11 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def run_in(odd: Path, *argv: str) -> dict[str, float]:
+def run_in(odd: Path, *argv: str, python: str = sys.executable) -> dict[str, float]:
     """Trains with the copy, by a relative path from a folder beside it, and returns what the run folder says."""
     before, stand = files(odd), odd.parent / ODD
     stand.mkdir()
-    command = [sys.executable, os.path.relpath(odd / "main.py", stand), *ARGV, *argv]
+    command = [python, os.path.relpath(odd / "main.py", stand), *ARGV, *argv]
     done = subprocess.run(command, cwd=stand, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -55,8 +55,9 @@ def test_workers_that_are_spawned_bring_the_same_items(odd: Path, train) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_in_an_odd_folder(odd: Path) -> None:
-    assert run_in(odd, "--devices", "2", "--strategy", "ddp", "--max_epochs", "8")["test_acc"] > 0.9
+def test_two_processes_in_an_odd_folder(odd: Path, warm_python: str) -> None:
+    told = run_in(odd, "--devices", "2", "--strategy", "ddp", "--max_epochs", "8", python=warm_python)
+    assert told["test_acc"] > 0.9
 
 
 def test_a_run_goes_on_in_an_odd_folder(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +90,9 @@ main.main(["--ckpt_path", "last", "--max_epochs", "2"])
 
 
 @pytest.mark.slow
-def test_what_only_unix_has_is_not_needed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_UNIX, *TOYS, "--max_epochs", "1"]
+def test_what_only_unix_has_is_not_needed(tmp_path: Path, warm_python: str) -> None:
+    Path("without_unix.py").write_text(WITHOUT_UNIX)
+    command = [warm_python, "without_unix.py", *TOYS, "--max_epochs", "1"]
     path = os.pathsep.join([str(PROJECT), str(HERE)])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import main
+import psutil
 import pytest
 import torch
 import toys
@@ -48,22 +49,34 @@ TWO = ["--devices", "2", "--strategy", "ddp"]
 LONG_VALIDATION = ["--num_items", "12000", "--val_fraction", "0.5", "--batch_size", "1", "--limit_train_batches", "3"]
 
 
+def second_rank() -> int:
+    """The number of that process of the run."""
+    variables = {"LOCAL_RANK": "1", "STARTED_BY_TEST": os.environ["STARTED_BY_TEST"]}.items()
+    found = [one for one in psutil.process_iter(["environ"]) if variables <= (one.info["environ"] or {}).items()]
+    return found[0].pid
+
+
+def group(run: subprocess.Popen) -> int:
+    """The number of a run's process group, which is another one where a warm python runs it."""
+    here = [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == os.getcwd()]
+    return next((pid for pid in here if pid not in (run.pid, os.getpid()) and os.getpgid(pid) == pid), run.pid)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to", "argv"),
     [
         (signal.SIGTERM, "all", ["--num_workers", "2"]),
         (signal.SIGINT, "all", TWO),
-        (signal.SIGUSR1, "the last child", TWO),
-        (signal.SIGHUP, "the parent", LONG_VALIDATION),  # a real python, but for this one
+        (signal.SIGUSR1, "the second rank", TWO),
+        (signal.SIGHUP, "the parent", LONG_VALIDATION),
     ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(
     start, warm_python: str, number: signal.Signals, to: str, argv: list[str]
 ) -> None:
-    run = start(*argv, python=warm_python if argv == LONG_VALIDATION else sys.executable)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    os.kill({"all": -run.pid, "the parent": run.pid}.get(to) or int(children[-1]), number)
+    run = start(*argv, python=sys.executable if number == signal.SIGINT else warm_python)
+    os.kill({"all": -group(run), "the parent": run.pid}.get(to) or second_rank(), number)
     assert run.wait(timeout=900) == 128 + number, Path("err").read_text()[-2000:]
     assert Path("out").read_text().splitlines()[-1] == f"python main.py --ckpt_path {RUN}"
     step = torch.load(LAST, weights_only=True)["global_step"]
@@ -323,10 +336,10 @@ def test_a_warned_slurm_job_requeues_itself_and_goes_on(
 
 
 @pytest.mark.slow
-def test_two_processes_killed_go_on_to_the_same_end(start, ranks) -> None:
+def test_two_processes_killed_go_on_to_the_same_end(start, ranks, warm_python: str) -> None:
     argv = ["--dataset", "toys.Slow", "--max_epochs", "3", "--batch_size", "8", "--every_n_train_steps", "1"]
     Path("slow").touch()
-    run = start(*argv, *TWO)
+    run = start(*argv, *TWO, python=warm_python)
     time.sleep(0.3)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait(timeout=900)

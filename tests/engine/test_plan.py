@@ -190,29 +190,29 @@ def test_communication_is_that_of_a_ring(capsys: pytest.CaptureFixture[str]) -> 
     assert "51 parameters, 27 of them trained" in capsys.readouterr().out
 
 
-def test_resnet_50_has_the_parameters_that_torchvision_lists() -> None:
-    told = plan("torchvision.models.resnet50", "test_plan.Photos", "--optimizer", "SGD", "--momentum", "0.9")
-    assert told["parameters"] == 25_557_032  # its documentation
-    assert told["optimizer_state"] == 4 * 25_557_032
+def test_resnet_18_has_the_parameters_that_torchvision_lists() -> None:
+    told = plan("torchvision.models.resnet18", "test_plan.Photos", "--optimizer", "SGD", "--momentum", "0.9")
+    assert told["parameters"] == 11_689_512  # its documentation
+    assert told["optimizer_state"] == 4 * 11_689_512
 
 
-@pytest.mark.slow  # it follows 48 layers, six times
+@pytest.mark.slow  # it follows 21 layers, six times
 def test_gpt_2_and_a_network_for_many_machines_are_as_large_as_the_zero_paper_says() -> None:
-    """S. Rajbhandari et al., 2020: 16 bytes a parameter; 1.5 G take 24 GB, 7.5 G 120 GB, or 1.9 GB on each of 64."""
+    """S. Rajbhandari et al., 2020: 16 bytes a parameter; 7.5 G take 120 GB, or 1.9 GB on each of 64."""
     shape = (
         "test_plan.Transformer",
         "test_plan.Words",
-        "--num_words",
-        50257,
         "--places",
         1024,
+        "--precision",
+        "bf16-mixed",
     )
-    small = (*shape, "--dim", 1600, "--depth", 48, "--heads", 25, "--precision", "bf16-mixed")
-    told = plan(*small, measure=2)  # and nothing is timed, since nothing has room
-    assert told["parameters"] == 1_557_611_200  # of GPT-2 XL, as published
+    told = plan(*shape, "--num_words", 50257, "--dim", 768, "--depth", 12, "--heads", 12)
+    assert told["parameters"] == 124_439_808  # of GPT-2, as published
     assert sum(told[name] for name in STATES) == pytest.approx(16 * told["parameters"], rel=1e-4)
-    large = (*shape, "--dim", 4096, "--depth", 36, "--heads", 32, "--precision", "bf16-mixed")
-    shared = plan(*large, "--devices", 8, "--num_nodes", 8, "--strategy", "fsdp")
+    large = (*shape, "--num_words", 25000, "--dim", 8192, "--depth", 9, "--heads", 64)
+    spread = ("--devices", 8, "--num_nodes", 8, "--strategy", "fsdp")
+    shared = plan(*large, *spread, measure=2)  # and nothing is timed, since nothing has room
     assert 16 * shared["parameters"] == pytest.approx(120e9, rel=0.01)
     assert sum(shared[name] for name in STATES) == pytest.approx(1.9e9, rel=0.02)
 
@@ -227,8 +227,8 @@ def test_a_transformer_keeps_what_is_published_of_its_layers() -> None:
         "--batch_size",
         8,
     )
-    more, less = (plan(*net, "--depth", depth)["activations"] for depth in (6, 2))
-    assert (more - less) / 4 == pytest.approx(32 * 32 * 8 * 64, rel=0.05)
+    more, less = (plan(*net, "--depth", depth)["activations"] for depth in (3, 1))
+    assert (more - less) / 2 == pytest.approx(32 * 32 * 8 * 64, rel=0.05)
 
 
 def test_the_largest_batch_is_the_last_that_fits() -> None:

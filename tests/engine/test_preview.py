@@ -236,9 +236,12 @@ def test_the_grid_shows_what_mixup_makes_of_a_batch() -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    ["--max_epochs 4 --warmup_steps 5", "--max_steps 9 --lr_scheduler linear --accumulate_grad_batches 2",
-     "--max_epochs 4 --lr_scheduler step --lr_every 2 --limit_train_batches 3 --lr_scale layers.0=0.5"],
-)  # fmt: skip
+    [
+        "--max_epochs 4 --warmup_steps 5",
+        "--dataset toys.Forgetful --max_steps 9 --lr_scheduler linear --accumulate_grad_batches 2",
+        "--dataset toys.Forgetful --max_epochs 4 --lr_scheduler step --lr_every 2 --lr_scale layers.0=0.5",
+    ],  # of a stream, the speed of loading is not tried with several numbers of workers
+)
 def test_the_rates_are_those_of_a_run(train, flags: str) -> None:
     words = [*flags.split(), "--batch_size", "8"]
     train(*words, "--log_every_n_steps", "1")

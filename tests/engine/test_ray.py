@@ -44,19 +44,41 @@ ray.get([search.remote(sys.argv[1:], os.getcwd()) for _ in range(4)])
 """
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[hosts.Network]:
-    """Machines for Ray, which asks for outside addresses where it can: host1 and what is added; their disk is /mnt."""
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Network]:
+    """A switch for machines, which have /mnt for a disk; Ray asks for outside addresses where it can."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
     if why := hosts.missing("mount"):
         pytest.skip(f"no network of its own for Ray here: {why}")
-    made = hosts.Network(tmp_path)
+    made = hosts.Network(tmp_path_factory.mktemp("network"))
     try:
-        add(made, 1)
+        made.add(1)
         yield made
     finally:
         made.die()
+
+
+@pytest.fixture
+def machine(network: hosts.Network) -> Iterator[hosts.Host]:
+    """A machine on which no Ray runs yet."""
+    host = add(network, 4)
+    yield host
+    host.die()
+
+
+@pytest.fixture(scope="module")
+def cluster(network: hosts.Network, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables with which host2 and host3 are one cluster, of a core each."""
+    variables = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path_factory.mktemp("home"))}
+    variables["STARTED_BY_TEST"] = ""  # or it ended with the test that replaces a machine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(variables["HOME"])
+        host2, host3 = add(network, 2), add(network, 3)
+        end(start(host2, SECRET, **variables))
+        end(start(host2, f"{HEAD} --num-cpus=1", **variables))
+        end(start(host3, f"{OTHER} --num-cpus=1", **variables))
+    return variables
 
 
 def add(network: hosts.Network, number: int) -> hosts.Host:
@@ -116,8 +138,8 @@ def by_ddp(ranks) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_workers_train_as_ranks_of_ddp_do_and_one_that_dies_changes_nothing(network: hosts.Network, by_ddp) -> None:
-    said = end(start(network.hosts["host1"], HERE, *ARGV, "--dataset=toys.Deadly", folder="killed"))
+def test_workers_train_as_ranks_of_ddp_do_and_one_that_dies_changes_nothing(machine: hosts.Host, by_ddp) -> None:
+    said = end(start(machine, HERE, *ARGV, "--dataset=toys.Deadly", folder="killed"))
     assert said.count("a worker died") == 1
     assert [path.name for path in Path("killed/lightning_logs").iterdir()] == ["version_0"]
     assert same(weights("killed"), by_ddp)
@@ -127,54 +149,48 @@ def test_workers_train_as_ranks_of_ddp_do_and_one_that_dies_changes_nothing(netw
 
 
 @pytest.mark.slow
-def test_a_machine_of_a_cluster_that_dies_changes_nothing(network: hosts.Network, by_ddp) -> None:
-    end(start(network.hosts["host1"], SECRET))
-    host2, host3 = add(network, 2), add(network, 3)
-    end(start(host2, f"{HEAD} --num-cpus=1", RAY_AUTH_MODE="token"))
-    end(start(host3, f"{OTHER} --num-cpus=1", RAY_AUTH_MODE="token"))
+def test_a_machine_of_a_cluster_that_dies_changes_nothing(network: hosts.Network, cluster, by_ddp) -> None:
     Path("slow").touch()
-    job = start(host2, THERE, *ARGV, "--dataset=toys.Slow", RAY_AUTH_MODE="token")
+    job = start(network.hosts["host2"], THERE, *ARGV, "--dataset=toys.Slow", **cluster)
     until(lambda: LAST.exists() or job.poll() is not None)
-    host3.die()
-    end(start(add(network, 3), f"{OTHER} --num-cpus=1", RAY_AUTH_MODE="token"))
+    network.hosts["host3"].die()
+    end(start(add(network, 3), f"{OTHER} --num-cpus=1", **cluster))
     Path("slow").unlink()
     assert end(job).count("a worker died") == 1
     assert same(weights("."), by_ddp)
 
 
 @pytest.mark.slow
-def test_an_exception_of_ones_own_ends_the_run_at_once(network: hosts.Network) -> None:
-    said = end(start(network.hosts["host1"], HERE, *ARGV, "--broken_item", "3"), status=1)
+def test_an_exception_of_ones_own_ends_the_run_at_once(network: hosts.Network, cluster) -> None:
+    said = end(start(network.hosts["host2"], THERE, *ARGV, "--broken_item", "3", **cluster), status=1)
     assert "ValueError: item 3 is broken" in said
     assert "a worker died" not in said
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all(network: hosts.Network) -> None:
-    host = network.hosts["host1"]
-    job = start(host, HERE, *ARGV, "--max_epochs=-1", "--lr_scheduler=constant")
+def test_ctrl_c_ends_all(machine: hosts.Host) -> None:
+    job = start(machine, HERE, *ARGV, "--max_epochs=-1", "--lr_scheduler=constant")
     until(lambda: LAST.exists() or job.poll() is not None)
-    assert "raylet" in host.run("ps -e")
-    host.run("kill -INT $(cat pid)")
+    assert "raylet" in machine.run("ps -e")
+    machine.run("kill -INT $(cat pid)")
     assert "ray_train.py: interrupted; to resume, add --ckpt_path last behind --" in end(job, status=130)
-    until(lambda: {*host.run("ps -eo comm=").split()} <= {"sh", "bash", "sleep", "ps"})
+    until(lambda: {*machine.run("ps -eo comm=").split()} <= {"sh", "bash", "sleep", "ps"})
 
 
 @pytest.mark.slow
-def test_more_workers_than_the_machine_has_cores_are_refused_and_not_waited_for(network: hosts.Network) -> None:
+def test_more_workers_than_the_machine_has_cores_are_refused_and_not_waited_for(machine: hosts.Host) -> None:
     command = HERE.replace("2", "1000")
-    assert "ray_train.py: error: 1000 workers with 1 CPU each: there are " in end(
-        start(network.hosts["host1"], command, *TOYS), status=2
-    )
+    said = end(start(machine, command, *TOYS), status=2)
+    assert "ray_train.py: error: 1000 workers with 1 CPU each: there are " in said
 
 
 @pytest.mark.slow
-def test_processes_of_ray_share_a_search(network: hosts.Network) -> None:
+def test_processes_of_ray_share_a_search(network: hosts.Network, cluster) -> None:
     optuna = pytest.importorskip("optuna")
     Path("ray_sweep.py").write_text(SEARCH)
     Path("space.yaml").write_text("lr: {low: 1e-3, high: 1e-1, log: true}\n")
     command = "python ray_sweep.py space.yaml --trials 4 --"
-    end(start(network.hosts["host1"], command, *TOYS, "--max_epochs=1", RAY_AUTH_MODE="disabled"))
+    end(start(network.hosts["host2"], command, *TOYS, "--max_epochs=1", **cluster))
     storage = optuna.storages.RDBStorage("sqlite:///sweep.db")
     study = optuna.load_study(study_name="space", storage=storage)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4

@@ -15,13 +15,11 @@ import main
 import pytest
 import torch
 import yaml
-from paths import HERE, PROJECT, TOYS
+from paths import PROJECT, TOYS, WARM
 
-WARM = HERE.parent / "warm_python.py"  # the nodes' python: a job's processes need not import torch
 NEEDS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "munged")
 WHY_NOT = hosts.missing(*NEEDS)
 pytestmark = [
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.slow,
     pytest.mark.skipif(bool(WHY_NOT), reason=f"no SLURM here: {WHY_NOT}"),
 ]
@@ -82,7 +80,7 @@ class Slurm:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        self.warm = folder / "warm"  # each node has a folder of its own there
+        self.warm = folder / "warm"  # each node has one of its own there: a job's processes need not import torch
         self.warm.mkdir()
         path = f"{self.warm}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         drop = ("SLURM_", "SBATCH_", "PYTEST_")
