@@ -163,6 +163,17 @@ def test_data_may_move_and_its_numbers_may_be_rounded_otherwise(train, monkeypat
         main.main(["test", "--ckpt_path", "last"])
 
 
+@pytest.mark.parametrize("spelling", ["./data", "data/", "data//", "data/../data"])
+def test_a_folder_may_be_written_in_another_way(train, spelling: str) -> None:
+    Path("data").mkdir()
+    for number in range(30):
+        Path(f"data/{number:03}.txt").touch()
+    train("--dataset", "test_data_consistency.Files", "--max_epochs", 1, "--data_dir", "data")
+    main.main(["test", "--ckpt_path", "last", "--data_dir", spelling])
+    train("--dataset", "test_data_consistency.Files", "--max_epochs", 1, "--data_dir", spelling)
+    main.main(["test", "--ckpt_path", "last", "--data_dir", "data"])
+
+
 SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}
 
 

@@ -43,6 +43,25 @@ def test_nothing_to_train_on_is_one_line(train, argv: list[str], said: str, caps
     assert not Path("lightning_logs/version_0").exists()
 
 
+@pytest.mark.parametrize("action", ["validate", "test", "predict"])
+def test_nothing_to_measure_is_one_line(train, action: str, capsys) -> None:
+    train("--max_epochs", 1, "--limit_val_batches", 0, "--limit_test_batches", 0)  # which training may do without
+    limit = f"--limit_{'val' if action == 'validate' else action}_batches"
+    for number, said in (
+        (
+            "0",
+            "limit_predict_batches 0 should be more than 0" if action == "predict" else f"0 leaves nothing to {action}",
+        ),
+        ("0.001", "Please increase the"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([action, "--ckpt_path", "last", limit, number])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert limit in line
+        assert said in line
+    assert not list(Path().rglob("predictions*"))
+
+
 @pytest.mark.parametrize("left", ["--val_fraction", "--test_fraction"])
 def test_fast_dev_run_without_a_split(train, left: str) -> None:
     metrics = train("--fast_dev_run", left, 0)
@@ -106,6 +125,22 @@ class OtherTargets(toys.Blobs):
     def __init__(self, noise: float = 0.3) -> None:
         super().__init__(noise=noise)
         self.targets = [0, 1, 2]
+
+
+class Alike(toys.Named):
+    """Points whose classes have the names of the test."""
+
+
+@pytest.mark.parametrize(
+    ("pair", "differ"), [(["Dog", "dog"], True), (["\uff24\uff4f\uff47", "dog"], True), (["a", "b"], False)]
+)
+def test_classes_that_differ_only_in_case_or_width_are_said(
+    train, monkeypatch, capsys, pair: list[str], differ: bool
+) -> None:
+    monkeypatch.setattr(Alike, "classes", [*pair, "cat"])
+    train("--dataset", "test_edges.Alike", "--max_epochs", 1)
+    said = f"the classes {pair[0]!r} and {pair[1]!r} differ only in case, width or blanks: they are taken for two"
+    assert capsys.readouterr().err.count(said) == differ
 
 
 def test_targets_that_are_not_one_an_item(train) -> None:

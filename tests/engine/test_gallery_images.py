@@ -277,6 +277,48 @@ def test_files_of_every_kind_are_seen_as_they_are_meant() -> None:
             torch.testing.assert_close(image, expected.expand_as(image), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("pair", [("digit 4", "digit 4 "), ("cafe\u0301", "caf\u00e9")])
+def test_folders_that_look_alike_are_refused(pair: tuple[str, str]) -> None:
+    for name in (*pair, "other"):
+        write(Path("digits", name, "a.png"), np.zeros((8, 8)))
+    with pytest.raises(UsageError, match=f"digits has the folders {pair[0]!r} and {pair[1]!r}, which look alike"):
+        folder_of()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_of_several_pages_the_first_is_read_and_that_is_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (50, 200)]
+    Path("digits/some").mkdir(parents=True)
+    pages[0].save(f"digits/some/{name}", save_all=True, append_images=pages[1:])
+    folder = folder_of(val_fraction=0, test_fraction=0, grey=True)
+    assert folder.preprocessing["mean"] == pytest.approx([50 / 255])
+    said = f"of {Path(name).suffix} files with several pages or frames the first one is read"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "Val", "training"])
+def test_a_folder_that_looks_like_a_split_is_refused(name: str) -> None:
+    said = f"/{name} would be no split: call the folders train, val and test"
+    for folder in ("train", name):
+        write_digits(Path("digits", folder), 40)
+        write_shapes(Path("pairs", folder), 10)
+    with pytest.raises(UsageError, match=f"digits{said}"):
+        folder_of()
+    with pytest.raises(UsageError, match=f"pairs{said}"):
+        pairs_of()
+    Path("digits/train").rename("digits/other")
+    with pytest.raises(UsageError, match=f"digits{said}"):
+        folder_of()
+
+
+@pytest.mark.parametrize("double", ["images/001.tif", "masks/001.tif"])
+def test_two_files_for_one_place_in_a_pair_are_refused(double: str) -> None:
+    write_shapes(Path("pairs"), 20)
+    Image.new("L", (36, 36)).save(Path("pairs", double))
+    with pytest.raises(UsageError, match=r"001\.\w+ and .*001\.\w+ have one name: which of them belongs to a pair"):
+        pairs_of(target_folder="masks", classes=["nothing", "disc", "square"])
+
+
 def test_files_that_are_left_out_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     write_digits(Path("digits"), 80)
     write_shapes(Path("pairs"), 20)

@@ -1,6 +1,7 @@
 """data/csv_table.py: what is made of a table. Goes with it."""
 
 import csv
+import gzip
 import json
 import re
 from pathlib import Path
@@ -244,7 +245,7 @@ BROKEN: dict[str, str | bytes] = {
     "table.csv is not utf-8, nor gbk, big5, shift_jis or cp1252: line 3 is": "x,target\n好,2\n".encode()
     + b"\x81\xff,1\n",
     "no 'target' in 1 of the rows, the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
-    "table.csv has infinite values in 'x'": "x,target\n1,2\ninf,2\n3,4\n",
+    "table.csv: 'x' has infinite values": "x,target\n1,2\ninf,2\n3,4\n",
 }
 
 
@@ -282,8 +283,9 @@ def test_columns_that_say_nothing_are_named_with_the_flag_that_leaves_them_out()
     with pytest.raises(UsageError) as error:
         table(split="train", drop=("y",), test_fraction=0, val_fraction=0)
     assert str(error.value) == (
-        "table.csv: in the train split 'void' is empty, 'who' has 200 different texts, too many for categories, "
-        "'my notes' has 200 different texts, too many for categories: --drop y void who 'my notes'"
+        "table.csv: in the train split 'void' is empty, 'who' has 200 different texts, such as 'w0', too many for "
+        "categories, 'my notes' has 200 different texts, such as 't0', too many for categories: "
+        "--drop y void who 'my notes'"
     )
 
 
@@ -596,7 +598,7 @@ def test_a_column_is_read_as_numbers_where_that_is_told() -> None:
     values = np.array([100, *range(1, 200)])  # the median of 1 to 199 is 100
     assert told.columns["c"]["std"] == pytest.approx(values.std())
     assert told.features[:, 1].tolist() == [1] + [0] * 199
-    with pytest.raises(UsageError, match="'c' has 201 different texts, too many for categories"):
+    with pytest.raises(UsageError, match="'c' has 201 different texts, such as '1 km', too many for categories"):
         column(cells, number_columns=("c",))  # of two units, "km" and none
 
 
@@ -666,6 +668,125 @@ def test_infinite_values_beside_a_gap_are_refused(cell: str) -> None:
     Path("new.csv").write_text(f"x,c\n1,?\n1,{cell}\n")
     with pytest.raises(UsageError, match=r"new\.csv: 'c' has infinite values"):
         read.open_rows("new.csv")
+
+
+def test_infinite_values_of_a_column_that_is_left_out_do_no_harm() -> None:
+    cells = ["1.5", "inf", "-inf", "2"]
+    assert column(cells, drop=("c",)).num_features == 1
+    assert sorted(table(split="train", id_column="c", val_fraction=0, test_fraction=0).ids) == sorted(cells)
+    Path("new.csv").write_text("x,other\n1,inf\n")
+    assert len(table(split="train", drop=("c",), val_fraction=0, test_fraction=0).open_rows("new.csv")[0]) == 1
+    with pytest.raises(UsageError, match="'target' has infinite values"):
+        column(["a"] * 4, cells)
+
+
+def test_infinite_values_in_parquet_are_refused_where_they_are_used() -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"x": [1.0, 2, 3], "target": [0.5, np.inf, 1.5]}).to_parquet("table.parquet")
+    with pytest.raises(UsageError, match="'target' has infinite values"):
+        table(split="train", table="table.parquet")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(["none", "null"], ["none", "1", "2"], ["?", "yes", "no"], ["NA", "1"], ["true", "false"], ["true", "none"]),
+        *(["003", "014"], ["nan", "inf"], ["TRUE", "FALSE"], ["-", "+"], ["null", "003", "true"]),
+    ],
+)
+def test_classes_are_called_as_they_are_written(texts: list[str]) -> None:
+    read = column(["a"] * 4 * len(texts), texts * 4, target_kind="classes")
+    assert sorted(read.classes) == sorted(texts)
+    assert [read.classes[number] for number in read.targets] == texts * 4
+
+
+def test_classes_that_are_one_number_are_said(capsys) -> None:
+    read = column(["a"] * 12, ["003", "3", "4"] * 4, target_kind="classes")
+    assert (read.classes, read.targets.tolist()) == (["3", "4"], [0, 0, 1] * 4)
+    assert "table.csv: '003', '3' in 'target' are taken for one class" in capsys.readouterr().err
+
+
+def test_rows_behind_an_open_quote_are_said(capsys) -> None:
+    Path("table.csv").write_text('a,b,target\n1,x,0\n2,"y,1\n3,z,0\n4,w",1\n5,x,0\n')
+    assert len(table(split="train", val_fraction=0, test_fraction=0)) == 3
+    said = r"table.csv: 'b' of row 1, from 0, has several lines: 'y,1\n3,z,0\n4,w'; is a quote open?"
+    assert said in capsys.readouterr().err
+    Path("table.csv").write_text('a,b,target\n1,"x\ny",0\n2,y,1\n')
+    table(split="train", val_fraction=0, test_fraction=0)
+    assert "several lines" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["\u2212{}.5", "\uff0b{}\uff0e5", "{}\uff0e5\uff05"])
+def test_signs_of_print_and_full_width_are_read(form: str, capsys) -> None:
+    sign = -1 if "\u2212" in form else 1
+    read = column([form.format(at) for at in range(30)])
+    assert read.columns["c"]["mean"] == sign * 15
+    assert f"'c' is read as numbers: {form.format(0)!r} is {sign * 0.5:g}" in capsys.readouterr().err
+    wide = "".join(chr(ord(digit) + 0xFEE0) for digit in "120")
+    assert column(["a", "b"], [wide, "3"], target_kind="number").targets.tolist() == [120, 3]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (["{}%", "{}"], "it has numbers in several units, such as 0% and "),
+        (["({}.5)"], "it has texts with digits, such as '(0.5)'"),
+        (["USD {}"], "it has texts with digits, such as 'USD 0'"),
+        (["{}:30"], "it has texts with digits, such as '0:30'"),
+    ],
+)
+def test_what_is_read_as_many_categories_is_said(form: list[str], said: str, capsys) -> None:
+    column([form[at % len(form)].format(at) for at in range(30)])
+    assert f"'c' is read as 30 categories; {said}" in capsys.readouterr().err
+
+
+def test_numbers_whose_square_is_infinite_are_refused() -> None:
+    with pytest.raises(UsageError, match="'c' has infinite values, or nearly infinite ones"):
+        column(["1", "2", "1.7976931348623157e308"])
+
+
+def test_lists_in_cells_are_named() -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1, 2, 3, 4], "many": [[1], None, [2], [3]], "target": [0, 1, 0, 1]})
+    frame.to_parquet("table.parquet")
+    with pytest.raises(UsageError, match="'many' has lists or dicts in its cells: --drop many"):
+        table(split="train", table="table.parquet")
+    assert table(split="train", table="table.parquet", drop=("many",)).num_features == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("table.zip", "table.zip cannot be read: File is not a zip file"),
+        ("table.csv.gz", "table.csv.gz cannot be read: Compressed file ended"),
+        ("table.xlsx", "table.xlsx is a zip file, as Excel writes: save the table as CSV"),
+    ],
+)
+def test_packed_files_that_are_no_table(name: str, said: str) -> None:
+    packed = (
+        gzip.compress(b"x,target\n" + b"1,0\n2,1\n" * 9)[:-12] if name.endswith("gz") else b"PK\x03\x04\xff\xfe" * 9
+    )
+    Path(name).write_bytes(packed)
+    with pytest.raises(UsageError, match=said):
+        table(split="train", table=name)
+
+
+def test_cells_of_blanks_are_missing(capsys) -> None:
+    read = column(["1", " ", "2.5", "  "])
+    assert read.columns["c"]["median"] == 1.75
+    assert read.features[:, 1].tolist() == [0, 1, 0, 1]
+    with pytest.raises(UsageError, match="no 'target' in 2 of the rows, the first of them row 1"):
+        column(["a"] * 6, ["yes", " ", "no", "  ", "no", "yes"])
+
+
+@pytest.mark.parametrize("pair", [("Red", "red"), ("\uff11\u697c", "1\u697c")])
+def test_categories_that_differ_in_case_or_width_are_said(pair: tuple[str, str], capsys) -> None:
+    assert len(column([*pair, "blue"] * 4).columns["c"]["texts"]) == 3
+    first, second = sorted(pair)
+    said = f"'c' is read as 3 categories; it has {first!r} and {second!r}, which differ only in case, width or blanks"
+    assert said in capsys.readouterr().err
 
 
 def test_marks_alone_are_texts() -> None:

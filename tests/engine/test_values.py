@@ -57,6 +57,8 @@ _forms = st.recursive(st.sampled_from(_leaves) | _choices, _with_containers, max
         ("Union[bool, int, str]", st.booleans() | st.integers() | st.text()),
         ("list[int] | int", st.lists(st.integers()) | st.integers()),
         ("list[str] | None", st.lists(st.text()) | st.none()),
+        ("Literal['a'] | list[Literal['a', 'b']]", st.lists(st.sampled_from("ab")) | st.just("a")),
+        ("Literal['1', 1, 'true', True, 1.0]", st.sampled_from(["1", 1, "true", True, 1.0])),
         ("set[int]", st.sets(st.integers(), max_size=3)),
         ("", st.recursive(st.none() | st.booleans() | _numbers | st.text(), st.lists, max_leaves=3)),
         ("Annotated[float, '>= 0'] | None", st.floats(0, 1e9) | st.none()),
@@ -127,6 +129,7 @@ from typing import Literal, NewType
 from torch import nn
 
 Kind = Literal["relu", "gelu"]
+HIDDEN = 7
 Width = NewType("Width", int)
 
 
@@ -191,6 +194,34 @@ class WorkedOut(Base):
     def __init__(self, num_features: int, num_classes: int, hidden: int = HIDDEN):
         super().__init__(num_features, num_classes)
         self.got = {"hidden": hidden}
+""",
+    "set_elsewhere": """
+HIDDEN = 32
+SOME = {1}
+SOME.add(2)
+from values_elsewhere import *
+
+
+class SetElsewhere(nn.Module):
+    def __init__(self, num_features: int, num_classes: int, hidden: int = HIDDEN, some=SOME):
+        super().__init__()
+        self.got = (hidden, some)
+""",
+    "few_keys": """
+Depth = NewType("Depth", int)
+
+
+class FewKeys(nn.Module):
+    def __init__(self, num_features: int, num_classes: int, weights={(0, 1): 2}, depth: Depth = 3, gaps=[None, 1]):
+        super().__init__()
+        self.got = (weights, depth, gaps)
+""",
+    "behind_if": """
+class BehindIf(nn.Module):
+    if True:
+        def __init__(self, num_features: int, num_classes: int, width: int = 4):
+            super().__init__()
+            self.got = {"width": width}
 """,
     "sets_default": """
 class SetsDefault(Base):
@@ -397,6 +428,11 @@ def test_unusual_types_and_defaults(project: Path, mistake: Callable[..., str]) 
     [
         (["worked_out"], {"hidden": 7}),
         (["worked_out", "--hidden", "9"], {"hidden": 9}),
+        (["set_elsewhere"], (7, {1, 2})),
+        (["few_keys"], ({(0, 1): 2}, 3, [None, 1])),
+        (["few_keys", "--depth", "5", "--weights", "{a: 1}", "--gaps", "none,2"], ({"a": 1}, 5, [None, 2])),
+        (["behind_if"], {"width": 4}),
+        (["behind_if", "--width", "5"], {"width": 5}),
         (["sets_default"], {"width": 16, "act": "relu"}),
         (["sets_default", "--width", "4"], {"width": 4, "act": "relu"}),
         (["hands_on", "--width", "4"], {"width": 4, "act": "relu"}),
@@ -420,10 +456,14 @@ def test_defaults_are_left_to_python(project: Path, argv: list[str], got: Any) -
     network = built(*line(name, *rest))
     assert network.got == got
     assert list(map(type, network.got)) == list(map(type, got))
+    Path("again.yaml").write_text(config_file.dump(parsed(*line(name, *rest)).flags), encoding="utf-8")
+    assert built("--config", "again.yaml").got == got
 
 
 def test_what_a_constructor_works_out_is_kept_as_it_is(project: Path) -> None:
     assert parsed(*line("worked_out")).flags["hidden"] == 7
+    assert parsed(*line("set_elsewhere")).flags["hidden"] == 7
+    assert parsed(*line("set_elsewhere")).flags["some"] == [1, 2]
     assert not {"width", "act"} & parsed(*line("sets_default")).flags.keys()
     assert "lr" not in parsed(*line("system")).flags
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data._tables import look_alike
+from engine.datamodule.class_balance import look_alike
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +16,10 @@ OTHER_DATES = r"\d\d?[-/.]\d\d?[-/.]\d{4}.*|\d{4}[.年]\d\d?[.月]\d\d?.*"
 CURRENCIES = "$€£¥￥₹₩₽"
 SIGNS = f"{CURRENCIES}%‰°℃℉²³㎡㎥"  # a unit that has one of them is no part of a name
 MARKED = rf"[+-]?[{CURRENCIES}]?[+-]?[\d.,]*\d\D{{0,8}}"
+PLAIN = str.maketrans("０１２３４５６７８９．，％＋－−", "0123456789.,%+--")  # full-width signs; the minus of print
 BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # which pandas reads as True and False
 # What stands for a missing value in a column of numbers, in small letters.
-NO_NUMBER = {"na", "n/a", "n.a.", "nan", "null", "none", "<na>", "#n/a", "\\n", "unknown", "missing"}
+NO_NUMBER = {"", "na", "n/a", "n.a.", "nan", "null", "none", "<na>", "#n/a", "\\n", "unknown", "missing"}
 NO_NUMBER |= {"?", "-", "--", "–", "—", ".", "*", "/", "无", "未知", "暂无"}
 
 
@@ -45,11 +46,11 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
     swapped = texts.str.translate(str.maketrans(",.", ".,")) if decimal == "," else texts
     if len(texts) and np.isfinite(plain := pd.to_numeric(swapped, errors="coerce")).all():  # the usual case, at once
         return plain.reindex(column.index), ""
-    cells = pd.Series(texts.unique(), texts.unique(), dtype=str).str.strip()  # each text once
+    cells = pd.Series(texts.unique(), texts.unique(), dtype=str).str.strip().str.translate(PLAIN)  # each text once
     cells = cells[~cells.str.lower().isin(NO_NUMBER)]
     days = _dates(cells)
     if cells.empty or days is not None:
-        return texts.map(days).reindex(column.index), "" if cells.empty else DAYS
+        return texts.map(days).astype(float).reindex(column.index), "" if cells.empty else DAYS
     point, between = re.escape(decimal or "."), " \u00a0\u2009\u202f'’" + {",": ".", ".": ","}.get(decimal or "", "")
     digits = rf"(?:[1-9]\d{{0,2}}(?:[{between}]\d{{3}})+|\d+)(?:{point}\d*)?(?:[eE][+-]?\d+)?|{point}\d+|inf"
     form = rf"([+-]?)([{CURRENCIES}]?)\s*([+-]?(?:{digits}))\s*((?:[^\s\d.,+-]\D{{0,7}})?)$"
@@ -77,8 +78,8 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
 
 def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None) -> str:
     """What is wrong with a column that `measure` made numbers of; "" for nothing."""
-    if numbers.isin([np.inf, -np.inf]).any():
-        return "has infinite values"
+    if (numbers.abs() > 1e150).any():  # the square of such a one is infinite
+        return "has infinite values, or nearly infinite ones"
     lost = column[numbers.isna()].dropna().astype(str).unique()
     return _marked([text for text in map(str.strip, lost) if re.fullmatch(MARKED, text)], decimal)
 
@@ -94,14 +95,14 @@ def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bo
     kind: classes, number or None. typed: the file itself says what is a number.
     """
     if typed and is_number(column):
-        return column, ""
+        return column, wrong(column, column, decimal)
     texts = column.astype(object).map(str, na_action="ignore")
-    texts = texts.where(texts != "")
+    texts = texts.where(texts.map(str.strip, na_action="ignore") != "")
     if kind != "number" and texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all():
         return texts.replace(BOOLEANS), ""
     numbers, unit = measure(texts, decimal, told=kind == "number")
-    names = numbers.isna().all() and texts.nunique() > 1  # classes such as "none" and "unknown"
-    if unit is None or ((names or unit == DAYS) and kind != "number"):
+    names = (numbers.isna().all() and texts.nunique() > 1) or (kind == "classes" and numbers.count() < texts.count())
+    if unit is None or ((names or unit == DAYS) and kind != "number"):  # names: classes such as "none" and "unknown"
         mend, said = unclear(texts, decimal)
         if said and kind is None:
             mend = f"{said.partition(': ')[0]}: --target_kind number, or --target_kind classes"
@@ -118,10 +119,12 @@ def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:
     if all(re.fullmatch(MARKED, text) for text in known) and (marked := _marked(known, decimal)):
         return marked, ""
     if len(texts) <= 100 and (alike := look_alike(texts)):
-        return f"has {alike}", ""
+        return f"has {alike}, which look alike: write them in one way", ""
     if known and all(re.fullmatch(OTHER_DATES, text) for text in known):
         return "", f"has dates, such as {known[0]}: written as 2024-05-31 they are read as days"
     numbers, unit = measure(column, decimal, told=True)
+    if unit is None and all(re.fullmatch(MARKED, text) for text in known) and {*"".join(known)} & {*SIGNS}:
+        return "", f"has numbers in several units, such as {known[0]} and {known[-1]}: write one"
     found = numbers.dropna()
     if unit is None or len(found) < column.count() / 2 or (found.nunique() <= 20 and (found % 1 == 0).all()):
         return "", ""
@@ -130,6 +133,19 @@ def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:
         return "", f"has dates, such as {known[0]}: --number_columns"
     what = f"among texts such as {other.iloc[0]!r}" if len(other) else f"with a unit, such as {known[0]}"
     return "", f"has numbers {what}: --number_columns"
+
+
+def joined_rows(rows: "pd.DataFrame", separator: str) -> str:
+    """Which cell looks as if it held further rows, as behind a quote that nothing closes; "" for none."""
+    for name in (name for name in rows if rows[name].dtype.kind == "O"):
+        cells = rows[name].dropna().astype(str)
+        cells = cells[cells.str.contains("\n", regex=False)]
+        cells = cells[cells.str.count(re.escape(separator)) >= rows.shape[1] - 1]
+        if len(cells):
+            return (
+                f"{name!r} of row {cells.index[0]}, from 0, has several lines: {cells.iloc[0]!r:.60}; is a quote open?"
+            )
+    return ""
 
 
 def same(column: "pd.Series", target: "pd.Series", classes: bool) -> bool:

@@ -16,12 +16,20 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from engine.errors import FileError
+from engine.errors import FileError, UsageError
 
 
 def is_image(path: str | Path) -> bool:
     """Whether a file has the extension of an image and is not hidden."""
     return Path(path).suffix.lower() in IMG_EXTENSIONS and not Path(path).name.startswith(".")
+
+
+def check_split_folders(root: Path) -> None:
+    """Raises UsageError: a folder in `root` has the name of a split, but not train, val or test."""
+    words = ("train", "training", "val", "valid", "validation", "test", "testing")
+    for name in sorted(one.name for one in root.iterdir() if one.is_dir()):
+        if name.casefold() in words and name not in ("train", "val", "test"):
+            raise UsageError(f"{root / name} would be no split: call the folders train, val and test")
 
 
 @rank_zero_only
@@ -97,6 +105,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The image of a file, rotated by its EXIF orientation."""
     try:
         with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photograph and its preview
+                _say_once(f"of {Path(path).suffix} files with several pages or frames the first one is read")
             yield ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
         raise FileError(f"{path} is no image, or is broken ({error}): mend it or take it away") from None

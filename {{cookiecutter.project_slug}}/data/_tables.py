@@ -1,7 +1,5 @@
 """Errors of data/csv_table.py and data/text_lines.py about a file."""
 
-import unicodedata
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,8 @@ def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
     if isinstance(error, LookupError):
         return UsageError(f"--encoding {encoding}: there is no such encoding")
     content = path.read_bytes()
+    if content.startswith(b"PK"):
+        return UsageError(f"{path} is a zip file, as Excel writes: save the table as CSV")
     marked = ["utf-16"] if content[:2] in (b"\xff\xfe", b"\xfe\xff") else []
     for other in (*marked, "utf-8", "gbk", "gb18030", "big5", "shift_jis", "cp1252"):
         with suppress(UnicodeError):
@@ -43,13 +43,3 @@ def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
         damaged = getattr(other_error, "start", 0)
     line = content.count(b"\n", 0, damaged) + 1
     return UsageError(f"{path} is not {encoding}, nor gbk, big5, shift_jis or cp1252: line {line} is damaged, or mixed")
-
-
-def look_alike(texts: Iterable[str]) -> str:
-    """Two of the texts that differ only in blanks, or in how Unicode composes a letter; "" where there are none."""
-    found = dict[str, str]()
-    for text in texts:
-        first = found.setdefault(" ".join(unicodedata.normalize("NFC", text).split()), text)
-        if first != text:
-            return f"{first!r} and {text!r}, which look alike: write them in one way"
-    return ""

@@ -3,6 +3,8 @@
 import re
 import shlex
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset
 
 from data import _columns
 from data._tables import missing, no_column, not_in
+from engine.datamodule.class_balance import look_alike
 from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
 
@@ -88,6 +91,8 @@ class CsvTable(Dataset):
         path = Path(data_dir, table)
         self._set_format(id_column, separator, decimal, encoding, number_columns)
         rows = self._read(path, target, id_column, split_column, written=(target, id_column))
+        if split == "train" and (joined := _columns.joined_rows(rows, self.separator)):
+            _print(f"{path}: {joined}")
         self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
         told, said = _columns.target(rows[target], decimal, target_kind, typed=path.suffix == ".parquet")
@@ -115,6 +120,11 @@ class CsvTable(Dataset):
         learn, mine = rows[part == "train"], rows[part == split]
         if learn.empty or not inputs:
             raise UsageError(f"{path}: no {'row' if inputs else f'column but {target!r}'} is left to learn from")
+        cells = ((name, rows[name].map(type)) for name in inputs if rows[name].dtype == object)
+        if nested := [name for name, kinds in cells if kinds.isin([list, dict, np.ndarray]).any()]:
+            raise UsageError(
+                f"{path}: {nested[0]!r} has lists or dicts in its cells: --drop {shlex.join([*dropped, *nested])}"
+            )
         for name in inputs:
             if _columns.same(rows[name], told, classes=bool(kinds)):
                 why = f"says the same as {target!r} in every row; unless it is known before: --drop"
@@ -131,7 +141,12 @@ class CsvTable(Dataset):
             if split_column and (strange := sorted(set(kinds) - set(told[learn.index]))):
                 said = f"{split_column!r} leaves no row to learn from where {target!r} is"
                 raise UsageError(f"{path}: {said} {', '.join(map(str, strange))}")
-            self.classes, self.num_classes = _names(kinds, told, rows[target]), len(kinds)
+            spellings = [rows[target][told == kind].astype(str).unique().tolist() for kind in kinds]
+            for one in (one for one in spellings if len(one) > 1):
+                _note(split, f"{path}: {', '.join(map(repr, one[:5]))} in {target!r} are taken for one class")
+            unique = all(len(one) == 1 for one in spellings)
+            self.classes = [one[0] for one in spellings] if unique else [str(kind) for kind in kinds]
+            self.num_classes = len(kinds)
             self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
         elif not _columns.is_number(told):
             raise UsageError(f"--target_kind number: {path} has texts in {target!r}")
@@ -208,6 +223,10 @@ class CsvTable(Dataset):
                 wrong, reading = _columns.unclear(rows[name], self.decimal)
                 numbers = f"--number_columns {shlex.join([*self.number_columns, name])}"
                 reading = reading.replace("--number_columns", numbers)
+                if not reading and len(texts) <= 100 and (alike := look_alike(texts, fold=True)):
+                    reading = f"has {alike}, which differ only in case, width or blanks"
+                elif not reading and 20 < len(texts) <= 100 and all(re.search(r"\d", text) for text in texts):
+                    reading = f"has texts with digits, such as {texts[0]!r}"
             elif _columns.rounded(rows[name], values.astype(float)):
                 reading = (
                     f"has whole numbers beyond 2^53, which are rounded; where they name the rows: --id_column {name}"
@@ -217,7 +236,7 @@ class CsvTable(Dataset):
             elif reading:
                 _note(split, f"{path}: {name!r} {f'is read as {len(texts)} categories; it ' if texts else ''}{reading}")
             elif len(texts) > 100:
-                useless[name] = f"has {len(fitted['texts'])} different texts, too many for categories"
+                useless[name] = f"has {len(texts)} different texts, such as {texts[0]!r}, too many for categories"
         said = [f"{name!r} {why}" for name, why in useless.items()]
         drop = [f": --drop {shlex.join((*dropped, *useless))}"] if useless else []
         if unclear or useless:
@@ -304,14 +323,12 @@ class CsvTable(Dataset):
             raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
         except (UnicodeError, LookupError) as error:
             raise not_in(path, self.encoding, error) from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:  # of .gz and .zip too
             raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
         if not rows.index.equals(pd.RangeIndex(len(rows))):
             raise UsageError(f"{path} has more fields in its rows than in its head line: another --separator?")
         if strange := [name for name in wanted if name is not None and name not in rows]:
             raise no_column(path, strange[0], rows)
-        if endless := [name for name in rows if rows[name].isin([np.inf, -np.inf]).any()]:
-            raise UsageError(f"{path} has infinite values in {endless[0]!r}")
         return rows
 
 
@@ -352,10 +369,3 @@ def _note(split: str, text: str) -> None:
 @rank_zero_only
 def _print(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _names(kinds: list[Any], told: "pd.Series", written: "pd.Series") -> list[str]:
-    """The names of the classes: as the file has them, where it writes each in one way."""
-    spellings = [written[told == kind].astype(str).unique() for kind in kinds]
-    one_each = all(len(one) == 1 for one in spellings) and _columns.is_number(told)
-    return [str(one[0]) for one in spellings] if one_each else [str(kind) for kind in kinds]

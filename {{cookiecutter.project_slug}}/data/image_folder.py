@@ -14,8 +14,9 @@ from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from data._images import is_image, read, read_cached, say_left_out
+from data._images import check_split_folders, is_image, read, read_cached, say_left_out
 from engine.checkpointing.atomic_write import read_json, write_json
+from engine.datamodule.class_balance import look_alike
 from engine.datamodule.splits import hash_files, hash_texts, split_indices
 from engine.errors import FileError, UsageError
 
@@ -73,6 +74,7 @@ class ImageFolder(Dataset):
         root = Path(data_dir)
         pool = root / "train" if (root / "train").is_dir() else root
         self.classes, self.in_channels, self.img_size = _classes(pool), 1 if grey else 3, img_size
+        check_split_folders(root)
         self.num_features, self.cache_dir = self.in_channels * img_size**2, cache_dir
         others = list[str]()
         splits = {
@@ -180,6 +182,8 @@ def _classes(folder: Path) -> list[str]:
     names = [one.name for one in inside if one.is_dir() and one.name[0] != "." and one.name not in ("val", "test")]
     if not names:
         raise UsageError(f"{folder} should have a folder of images for each class; see --data_dir")
+    if alike := look_alike(sorted(names)):
+        raise UsageError(f"{folder} has the folders {alike}, which look alike: put their images into one")
     return sorted(names)
 
 

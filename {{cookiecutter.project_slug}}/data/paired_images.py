@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from data._images import is_image, numbers, read, say_left_out
+from data._images import check_split_folders, is_image, numbers, read, say_left_out
 from engine.datamodule.splits import hash_files, split_indices
 from engine.errors import FileError, UsageError
 
@@ -87,6 +87,7 @@ class PairedImages(Dataset):
         others = set[Path]()
         pool = _pairs(root / "train" if (root / "train").is_dir() else root, *names, others)
         splits = {name: _pairs(root / name, *names, others) for name in ("val", "test") if (root / name).is_dir()}
+        check_split_folders(root)
         val, test = 0.0 if "val" in splits else val_fraction, 0.0 if "test" in splits else test_fraction
         found = split_indices(len(pool), seed, val, test)
         splits = {name: [pool[place] for place in sorted(found[name].tolist())] for name in found} | splits
@@ -147,6 +148,10 @@ def _pairs(folder: Path, images: str, targets: str, others: set[Path]) -> list[t
         for name, paths in listed.items()
     }
     others.update(path for paths in listed.values() for path in paths if not is_image(path) and path.is_file())
+    for name, paths in listed.items():
+        for path in filter(is_image, paths):
+            if (other := found[name][path.relative_to(folder / name).with_suffix("")]) != path:
+                raise UsageError(f"{path} and {other} have one name: which of them belongs to a pair?")
     if not found[images]:
         raise UsageError(f"{folder / images} has no image; see --data_dir")
     if alone := [path for key, path in found[images].items() if key not in found[targets]]:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from data._tables import look_alike, missing, no_column, not_in
+from data._tables import missing, no_column, not_in
+from engine.datamodule.class_balance import look_alike
 from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError
 
@@ -116,7 +117,8 @@ class TextLines(Dataset):
         self.texts = self._inputs(mine)  # (N, T)
         if not pairs:
             if alike := look_alike(labels):
-                raise UsageError(f"{Path(data_dir, file)}: {target_column!r} has {alike}")
+                said = f"{alike}, which look alike: write them in one way"
+                raise UsageError(f"{Path(data_dir, file)}: {target_column!r} has {said}")
             self.classes = labels
             if strange := [row for row in mine if row.target not in labels]:
                 raise UsageError(f"{strange[0].where}: {strange[0].target!r} is no label to learn: {', '.join(labels)}")

@@ -63,7 +63,9 @@ def from_syntax(node: ast.expr | None, names: Mapping[str, ast.expr] = {}) -> An
         return _with_ranges(from_syntax(inner[0], names), ranges)
     if node is None or name:
         return _of_name(name, [from_syntax(one, names) for one in inner])
-    return (NONE,) if getattr(node, "value", "") is None else (Type("...", "..."),)
+    if not isinstance(node, ast.Constant):  # NewType("Width", int)
+        return (Type("?", ast.unparse(node)),)
+    return (NONE,) if node.value is None else (Type("...", "..."),)
 
 
 def from_text(text: str, names: Mapping[str, ast.expr] = {}) -> Annotation:
@@ -104,7 +106,8 @@ def of_default(value: Any) -> Annotation:
     if name == "Expression" and (made := re.match(r"(list|tuple|set|frozenset)\(", value.text)):
         return (Type("list", made[1], ((),)),)
     if name in ("list", "tuple", "set"):  # not an Expression, which is a tuple too
-        return (Type("list", name, (tuple(dict.fromkeys(one for item in value for one in of_default(item))),)),)
+        items = dict.fromkeys(one for item in value for one in of_default(item))
+        return (Type("list", name, ((*items, NONE) if items and None in value else tuple(items),)),)
     types = {"bool": ("bool",), "int": ("int", "float"), "float": ("float",), "str": ("str",), "dict": ("dict",)}
     return tuple(Type(one, one) for one in types.get(name, ()))
 
@@ -174,7 +177,7 @@ def plain(value: Any) -> Any:
     A path is its text, a member of an Enum its name, a set a list. Anything else stays as it is.
     """
     if isinstance(value, dict):
-        return {plain(key): plain(one) for key, one in value.items()}
+        return {key if isinstance(key, tuple) else plain(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(one) for one in (sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)]
     if hasattr(type(value), "__members__"):

@@ -231,9 +231,10 @@ def _read(path: Path, name: str) -> Signature:
 def _signature(reference: ClassReference, used: Collection[str]) -> Signature:
     """The arguments of a class: from its source, as far as that tells them, or else from the class itself."""
     signature = from_source(reference.node, reference.tree) if reference.tree else None
-    types = [one for name in used if signature and name in signature.parameters
-             for one in annotations.inner(signature.parameters[name].annotation)]  # fmt: skip
-    if signature is None or any(one.kind == "?" for one in types):
+    given = [signature.parameters[name] for name in used if signature and name in signature.parameters]
+    untyped = any(isinstance(one.default, Expression) and not one.annotation for one in given)  # a set or a list?
+    kinds = [each.kind for one in given for each in annotations.inner(one.annotation)]
+    if signature is None or untyped or "?" in kinds:
         return signatures_from_import.from_object(reference.load(), reference.name)
     return signature
 

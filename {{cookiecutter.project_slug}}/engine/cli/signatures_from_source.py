@@ -145,7 +145,8 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
             return None  # it may descend from a LightningModule
         if not functions:
             signature = Signature(node.name, {}, _attributes(node), base=base_of(bases), ignored=ignored_flags([node]))
-            return signature if bases <= _BASES_WITHOUT_ARGUMENTS else None
+            behind_if = any(getattr(one, "name", getattr(one, "id", "")) == "__init__" for one in ast.walk(node))
+            return None if behind_if or not bases <= _BASES_WITHOUT_ARGUMENTS else signature
         function = functions[0]
         docs += "\n" + (ast.get_docstring(function, clean=False) or "")
     spec, is_system = function.args, bases == {"MInterface"}
@@ -160,9 +161,11 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
     parameters = {}
     for argument, expression in pairs:
         default = REQUIRED if expression is None else _literal(names.get(getattr(expression, "id", ""), expression))
-        if isinstance(default, Expression) or (isinstance(expression, ast.Name) and isinstance(default, (list, dict))):
-            default = Expression(ast.unparse(expression))  # a list that has a name may be another one by now
         annotation = annotations.from_syntax(argument.annotation, names) or annotations.of_default(default)
+        if isinstance(default, Expression) or (
+            isinstance(expression, ast.Name) and isinstance(default, (list, dict, set))
+        ):
+            default = Expression(ast.unparse(expression))  # a list that has a name may be another one by now
         parameters[argument.arg] = Parameter(argument.arg, annotation, default, docs, node.name)
     known = not keyword_only and bases <= _BASES_WITHOUT_ARGUMENTS
     text = ast.unparse(node) if parameters.keys() & {*_SPLIT_ARGUMENTS} else ""  # costs more than all else here
@@ -290,7 +293,7 @@ def _names_of(tree: ast.Module) -> dict[str, ast.expr]:
         elif isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
             stored.append(one.id)
     names: dict[str, ast.expr] = {}
-    for node in tree.body:
+    for node in tree.body if "*" not in stored else ():  # `from settings import *` may set any
         targets = getattr(node, "targets", None) or [getattr(node, "target", getattr(node, "name", None))]
         target, value = targets[0], getattr(node, "value", None)
         if isinstance(target, ast.Name) and isinstance(value, ast.expr) and stored.count(target.id) == 1:
@@ -310,6 +313,6 @@ def _literal(node: ast.expr) -> Any:
 def is_plain(value: Any) -> bool:
     """Whether YAML and a checkpoint can hold it as it is."""
     if isinstance(value, dict):
-        return all(map(is_plain, [*value, *value.values()]))
+        return all(map(is_plain, [*value, *value.values()])) and not any(isinstance(key, tuple) for key in value)
     return all(map(is_plain, value)) if isinstance(value, (list, tuple, set)) else (
         value is None or type(value) in (bool, int, float, str))  # fmt: skip

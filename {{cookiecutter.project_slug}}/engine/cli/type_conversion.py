@@ -46,7 +46,7 @@ def convert(value: Any, annotation: Annotation) -> Any:
     for one in sorted(types, key=lambda one: _RANK.index(one.kind)):
         try:
             found = _of_text(value, one, kinds) if isinstance(value, PlainText) else _of_typed(value, one)
-        except (ValueError, KeyError, RecursionError):
+        except (ValueError, KeyError, StopIteration, RecursionError):
             continue
         check_range(found, one.ranges)
         return found
@@ -67,10 +67,10 @@ def check_range(value: Any, ranges: tuple[str, ...]) -> None:
 
 
 def _of_typed(value: Any, one: Type) -> Any:
-    """A value that has a type already, as one of this type. Raises ValueError or KeyError: it is of another type."""
+    """A value that has a type already, as one of this type. Raises ValueError or StopIteration: it is of another."""
     kind = one.kind
     if kind == "choice":
-        return {(type(plain(each)), plain(each)): each for each in one.arguments}[type(value), value]
+        return next(each for each in one.arguments if type(plain(each)) is type(value) and plain(each) == value)
     if kind == "?":
         inner = [Type(kind, kind) for kind in ("list", "dict")] if isinstance(value, (list, dict)) else []
         return convert(value, tuple(inner)) if inner else value
@@ -133,6 +133,7 @@ def _choose(text: str, values: tuple[Any, ...]) -> Any:
     """The one of a Literal's values, or of an Enum's members, that a text means: `gelu`, `1e-3`, `true`, `X|Y`."""
     if "|" in text and all(isinstance(one, Flag) for one in values):
         return reduce(operator.or_, (_choose(part, values) for part in text.split("|")))
+    values = tuple(sorted(values, key=lambda one: isinstance(one, str)))  # of 1 and "1", the text stands in quotes
     for value in values:
         if found := getattr(type(value), "__members__", {}).get(text):  # an alias of an Enum's member too
             return found

@@ -12,9 +12,9 @@ _RANGES: dict[str, dict[tuple[str, ...], str]] = {
     "trainer": {
         (">= -1",): "num_sanity_val_steps",
         (">= -1", "!= 0"): "max_steps",
-        ("> 0",): "limit_train_batches val_check_interval",
-        (">= 0",): "gradient_clip_val overfit_batches limit_val_batches limit_test_batches limit_predict_batches "
-        "fast_dev_run min_epochs min_steps reload_dataloaders_every_n_epochs",
+        ("> 0",): "limit_train_batches limit_predict_batches val_check_interval",
+        (">= 0",): "gradient_clip_val overfit_batches limit_val_batches limit_test_batches fast_dev_run "
+        "min_epochs min_steps reload_dataloaders_every_n_epochs",
         (">= 1",): "log_every_n_steps accumulate_grad_batches num_nodes check_val_every_n_epoch",
     },
     "optimizer": {

@@ -1,6 +1,7 @@
 """Class targets of a dataset: their range, the number of items a class, and sampling weights that balance it."""
 
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,6 +61,19 @@ def absent_classes(dataset: Any) -> list[str]:
     names = getattr(unwrap_subset(dataset), "classes", None) or range(number)
     counts = classes[classes >= 0].bincount(minlength=number)
     return [str(name) for name, count in zip(names, counts.tolist(), strict=False) if not count]
+
+
+def look_alike(names: Iterable[str], fold: bool = False) -> str:
+    """Two of the names that differ only in blanks, or in how Unicode composes a letter; "" where there are none.
+
+    fold: or in upper and lower case, or in the width of letters.
+    """
+    found = dict[str, str]()
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold() if fold else unicodedata.normalize("NFC", name)
+        if (first := found.setdefault(" ".join(plain.split()), name)) != name:
+            return f"{first!r} and {name!r}"
+    return ""
 
 
 def balanced_weights(dataset: Any, get_target: GetTarget) -> torch.Tensor:

@@ -243,6 +243,11 @@ class SplitDataModule(LightningDataModule):
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
             line = f"the {name} split has no item of class {', '.join(absent[:5])}{more}"
             rank_zero_only(print)(line, file=sys.stderr)
+        names = getattr(unwrap_subset(dataset), "classes", None) if name == "train" else None
+        names = map(str, names) if isinstance(names, (list, tuple)) else ()
+        if alike := class_balance.look_alike(names, fold=True):
+            line = f"the classes {alike} differ only in case, width or blanks: they are taken for two"
+            rank_zero_only(print)(line, file=sys.stderr)
 
     def _prepare(self) -> None:
         """Downloads what the dataset needs, in one process a machine at a time; the next one finds it there."""

@@ -97,8 +97,8 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     if data is not split:
         found["indices"] = _hash(indices.numpy().tobytes())
     if (ids := item_ids(split)) is not None:
-        root = os.path.join(data_dir, "")
-        found["ids"] = hash_texts([one.removeprefix(root) for one in ids])
+        given, plain = os.path.join(data_dir, ""), os.path.join(os.path.normpath(data_dir), "")  # `./a/` and `a`
+        found["ids"] = hash_texts([one.removeprefix(given).removeprefix(plain) for one in ids])
         with suppress(OSError):  # they are no files
             found["files"] = hash_files(ids)
     if isinstance(known := getattr(data, "fingerprint", None), str):

@@ -78,7 +78,9 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
     step = "validation_step" if settings.action == "validate" else "test_step"
     if not is_overridden(step, model):
         raise UsageError(f"{settings.action} calls {type(model).__name__}.{step}, which it does not have: write it")
-    evaluate = trainer.validate if settings.action == "validate" else trainer.test
+    stage, evaluate = ("val", trainer.validate) if settings.action == "validate" else ("test", trainer.test)
+    if settings.arguments["trainer"].get(f"limit_{stage}_batches") == 0:
+        raise UsageError(f"--limit_{stage}_batches 0 leaves nothing to {settings.action}")
     evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return _latest_metrics(trainer)
 

@@ -69,8 +69,8 @@ def run(
         name = type(model).__name__
         raise UsageError(f"predict calls {name}.predict_step, which it does not have: one may return self(batch[0])")
     data.predict_dataset = prediction_dataset(data, images, rows)
-    source = images or rows
-    name = f"predictions_{Path(source).resolve().stem}" if source else "predictions"
+    source = Path(images or rows or "").resolve()
+    name = f"predictions_{source.name if source.is_dir() else source.stem}" if images or rows else "predictions"
     if layer and explain not in (None, "grad_cam"):
         raise UsageError("--layer goes with --explain grad_cam only: run predict once for each")
     output = LayerOutput(layer) if layer and not explain else None
