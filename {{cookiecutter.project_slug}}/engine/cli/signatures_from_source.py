@@ -162,10 +162,9 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
     for argument, expression in pairs:
         default = REQUIRED if expression is None else _literal(names.get(getattr(expression, "id", ""), expression))
         annotation = annotations.from_syntax(argument.annotation, names) or annotations.of_default(default)
-        if isinstance(default, Expression) or (
-            isinstance(expression, ast.Name) and isinstance(default, (list, dict, set))
-        ):
-            default = Expression(ast.unparse(expression))  # a list that has a name may be another one by now
+        may_change = isinstance(expression, ast.Name) and isinstance(default, (list, dict, set))  # before it is used
+        if may_change or isinstance(default, Expression):
+            default = Expression(ast.unparse(expression))
         parameters[argument.arg] = Parameter(argument.arg, annotation, default, docs, node.name)
     known = not keyword_only and bases <= _BASES_WITHOUT_ARGUMENTS
     text = ast.unparse(node) if parameters.keys() & {*_SPLIT_ARGUMENTS} else ""  # costs more than all else here
