@@ -1,7 +1,9 @@
 """Datasets in memory: whole batches are fetched at once where that is proved to give the same, and nowhere else."""
 
+import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,3 +298,35 @@ def test_a_run_says_so_and_ends_in_the_same_weights(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         weights("Arrays", "resumed", "--max_epochs", "3", callbacks=(Stop(),))
     assert torch.equal(whole, weights("Arrays", "resumed", "--ckpt_path", "last"))
+
+
+class Tuples(Dataset):
+    """Numbers in a list, which are read one by one; counts how often."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.rows = [(at, at % 3, float(at)) for at in range(60)]
+        self.seconds, self.asked = seconds, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, int, float]:
+        time.sleep(self.seconds)
+        self.asked += 1
+        return self.rows[index]
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core loads by itself")
+def test_items_that_are_quick_to_read_start_no_workers() -> None:
+    def workers(seconds: float) -> int:
+        data = DInterface(Tuples, {"seconds": seconds}, batch_size=8)
+        before = torch.get_rng_state() if data.sample() else None
+        loader = data.train_dataloader()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert data.split("train").dataset.asked == 2
+        number = loader.loader.num_workers
+        loader.close()
+        return number
+
+    assert workers(0.002) > 0
+    assert 0 in (workers(0.0) for _ in range(9))  # another process may be in the way

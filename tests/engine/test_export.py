@@ -13,6 +13,7 @@ import main
 import numpy as np
 import pytest
 import torch
+import toys
 from engine.checkpointing.checkpoint_io import load
 from paths import PROJECT
 from PIL import Image, ImageOps
@@ -117,6 +118,80 @@ def test_an_answer_may_be_nan() -> None:
     flags = ["--model_name", "test_export.Roots", "--dataset", "toys.Blobs", "--accelerator", "cpu"]
     main.main(["export", "--init_from", "weights.pt", *flags])
     assert torch.export.load(RUN / "network.pt2").module()(-torch.ones(3, 2)).isnan().all()
+
+
+class Branches(Roots):
+    """Goes on one way or the other."""
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        if points.sum() > 1e9:
+            return self.line(-points)
+        return self.line(points)
+
+
+class Picks(Roots):
+    """Works on numbers of Python."""
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return self.line(points) * float(points.numpy().max() > 1e9)
+
+
+class OwnError(Roots):
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            raise ValueError("my own")
+        return self.line(points)
+
+
+class ReturnsLoss(Roots):
+    def forward(self, points: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.line(points)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class OfSparse(Roots):
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return torch.sparse.mm(points, self.line.weight.T)
+
+
+class Sparse(toys.Blobs):
+    @staticmethod
+    def collate_fn(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        points, targets = zip(*items, strict=True)
+        return torch.stack(points).to_sparse(), torch.tensor(targets)
+
+
+def exported(network: str, dataset: str = "toys.Blobs", *argv: str) -> None:
+    torch.save(Roots().state_dict(), "weights.pt")
+    flags = ["--model_name", f"test_export.{network}", "--dataset", dataset, "--accelerator", "cpu", *argv]
+    main.main(["export", "--init_from", "weights.pt", *flags])
+
+
+def test_what_torch_export_cannot_follow_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    why = {
+        "Branches": "at line N of test_export.py, `if points.sum() > 1e9:` (",
+        "Picks": "at line N of test_export.py, `return self.line(points) * float(points.numpy().max() > 1e9)` (",
+    }
+    for network, said in why.items():
+        with pytest.raises(SystemExit, match="2"):
+            exported(network)
+        err = re.sub(r"line \d+", "line N", capsys.readouterr().err)
+        assert f"torch.export cannot follow {network} {said}" in err
+        assert len(err.splitlines()) == 1
+        assert len(err) < 500
+    with pytest.raises(SystemExit, match="2"):
+        exported("OfSparse", "test_export.Sparse")
+    assert "whose inputs are tensors; OfSparse gets one of layout torch.sparse_coo" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="my own"):
+        exported("OwnError")
+
+
+def test_a_network_that_returns_its_loss_is_exported_with_it() -> None:
+    exported("ReturnsLoss")
+    program = torch.export.load(RUN / "network.pt2").module()
+    points, labels = torch.randn(7, 2), torch.randint(3, (7,))
+    found = program(points, labels=labels)
+    assert found["loss"].item() == pytest.approx(torch.nn.functional.cross_entropy(found["logits"], labels).item())
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import main
 import numpy as np
@@ -527,6 +527,37 @@ def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: f
     capsys.readouterr()
     several = "the network returns several outputs: --head_name, one of kind, mass"
     assert several in refused(capsys, "predict", "--ckpt_path", "last")
+
+
+class TwoNamed(Dataset):
+    """The same, with names."""
+
+    classes: ClassVar = {"kind": ["left", "middle", "right"]}
+
+    def __init__(self) -> None:
+        self.items = TwoTargets()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def test_metrics_of_each_class_of_a_head_are_logged_and_monitored() -> None:
+    flags = ["--max_epochs", 2, "--test_fraction", 0.5, "--head_losses", "kind=cross_entropy"]
+    flags += ["--metrics", "Recall(average='none')", "--monitor", "val_kind_recall_right"]
+    metrics, _ = fit("TwoHeads", "TwoNamed", *flags)
+    main.main(["predict", "--ckpt_path", "best", "--head_name", "kind"])
+    table = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    names = {row["class"]: row["name"] for row in table}
+    assert {*names.items()} <= {("0", "left"), ("1", "middle"), ("2", "right")}
+    part = DInterface(TwoNamed, test_fraction=0.5).split("test")
+    kinds = [TwoTargets().targets[index] for index in part.indices]
+    for number, name in enumerate(("left", "middle", "right")):
+        found = [row["class"] == str(number) for row, kind in zip(table, kinds, strict=True) if kind == number]
+        assert metrics[f"test_kind_recall_{name}"] == pytest.approx(sum(found) / len(found))
+    assert "best_train_kind_recall_right" in metrics  # there is no validation
 
 
 def test_heads_go_on_exactly_after_a_stop_within_an_epoch() -> None:

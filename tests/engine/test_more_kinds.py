@@ -73,6 +73,34 @@ class Experts(Linear):
         return self.layer(points), 3 * shares.mean(0).square().sum()
 
 
+class Answers(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor
+
+
+class Auxiliary(Linear):
+    """Answers once more in training, as torchvision's Inception and GoogLeNet do."""
+
+    def forward(self, points: Tensor) -> Any:
+        logits = self.layer(points)
+        return Answers(logits, 2 * self.layer(points.tanh())) if self.training else logits
+
+
+class Segments(Linear):
+    """Answers by name, and once more, as torchvision's FCN and DeepLab do."""
+
+    def forward(self, points: Tensor) -> dict[str, Tensor]:
+        return {"out": self.layer(points), "aux": 2 * self.layer(points.tanh())}
+
+
+class WithAuxiliary(nn.Module):
+    def forward(self, output: Any, target: Tensor) -> Tensor:
+        if isinstance(output, Tensor):
+            return functional.cross_entropy(output, target)
+        losses = [functional.cross_entropy(one, target) for one in output]
+        return losses[0] + 0.4 * losses[1]
+
+
 class Balanced(nn.Module):
     def forward(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         return functional.cross_entropy(output[0], target) + output[1]
@@ -148,7 +176,24 @@ KINDS = {
         "class",
         "cross_entropy",
         lambda net, batch: functional.cross_entropy(net(batch[0])[0], batch[1]),
-        "output 1 of the network, a part of a loss perhaps, is not in --loss cross_entropy",
+        "--loss cross_entropy leaves out output 1 of the network: a loss of your own",
+    ),
+    "an auxiliary classifier": Kind(
+        Auxiliary,
+        "class",
+        "cross_entropy",
+        lambda net, batch: functional.cross_entropy(net.layer(batch[0]), batch[1]),
+        "--loss cross_entropy leaves out output aux_logits of the network: a loss of your own",
+    ),
+    "an auxiliary classifier that a loss takes": Kind(
+        Auxiliary, "class", f"{HERE}WithAuxiliary", lambda net, batch: WithAuxiliary()(net(batch[0]), batch[1])
+    ),
+    "an auxiliary answer by name": Kind(
+        Segments,
+        "class",
+        "cross_entropy",
+        lambda net, batch: functional.cross_entropy(net.layer(batch[0]), batch[1]),
+        "--loss cross_entropy leaves out output aux of the network: a loss of your own",
     ),
     "a part of the loss that one takes": Kind(
         Experts, "class", f"{HERE}Balanced", lambda net, batch: Balanced()(net(batch[0]), batch[1])

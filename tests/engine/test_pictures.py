@@ -1,6 +1,7 @@
 """The pictures of a run, and weight histograms."""
 
 import csv
+import math
 from pathlib import Path
 
 import main
@@ -14,6 +15,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_loggers import ask, tensorboard
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 RUN = Path("lightning_logs/version_0")
 
@@ -190,6 +192,49 @@ def test_images_of_any_size_and_content(shape: tuple[int, ...]) -> None:
     drawn = figure.axes[0].images
     assert len(drawn) == len(pixels)
     assert max(drawn[0].get_array().shape) <= 160
+
+
+def test_signals_are_drawn_as_lines_the_greatest_above() -> None:
+    short = torch.stack([torch.arange(5.0), -torch.arange(5.0)])[:, None]  # (2, 1, 5)
+    long = torch.zeros(1, 2, 9000)
+    long[0, 0, 4321] = 1.0  # a click
+    figure = images([short, long], ["up", "down", "click"], "title")
+    heights = [line.get_ydata() for line in figure.axes[0].lines]
+    assert [len(one) for one in heights] == [5, 5, 600, 600]
+    assert (np.diff(heights[0]) < 0).all()  # of a picture, whose first row is above
+    assert (np.diff(heights[1]) > 0).all()
+    assert (heights[2] < heights[2][0]).sum() == 1
+    spans = [line.get_xdata()[[0, -1]] for line in figure.axes[0].lines]
+    assert [0 <= low < high <= 1 for low, high in spans[::2]] == [True, True]
+
+
+class Waves(Dataset):
+    """Sines of one or two periods, (1, 32)."""
+
+    num_classes = 2
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return (torch.linspace(0, 2 * math.pi, 32) * (1 + index % 2) + index).sin()[None], index % 2
+
+
+class Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(32, 2)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        return self.line(waves.flatten(1))
+
+
+def test_a_run_on_signals_has_its_first_batch_and_mistakes_and_a_preview() -> None:
+    argv = ["--dataset", f"{__name__}.Waves", "--accelerator", "cpu", "--num_workers", "0"]
+    main.main(["--model_name", f"{__name__}.Wrong", *argv, "--max_epochs", "1", "--lr", "0"])
+    assert {"first_batch.png", "mistakes.png"} <= {path.name for path in RUN.iterdir()}
+    main.main(["preview", *argv])
+    assert Path("preview/train_batch.png").exists()
 
 
 def test_a_run_that_breaks_off_leaves_its_curves(train) -> None:

@@ -374,7 +374,7 @@ class Kinds(Dataset):
      ("masks", ["train_masks1", "train_masks2", "train_masks3", "val_masks1", "val_masks2", "val_masks3"],
       "target: int64 (8, 8)", ""),
      ("pairs", ["train_batch", "val_batch"], "target: float32 (3, 8, 8)", ""),
-     ("signals", ["targets"], "input: float32 (2, 100)", "")],
+     ("signals", ["targets", "train_batch", "val_batch"], "input: float32 (2, 100)", "")],
 )  # fmt: skip
 def test_each_kind_is_drawn_as_a_person_looks_at_it(
     shows: str, pictures: list[str], label: str, cell: str, capsys

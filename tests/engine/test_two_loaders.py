@@ -142,6 +142,13 @@ def test_pictures_of_batches_that_only_the_step_knows_are_left_out() -> None:
     assert not (RUN / "first_batch.png").exists()
 
 
+def test_a_preview_shows_the_first_and_items_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(["preview", *SYSTEM[:6]])
+    where, what = "TwoLoaders.train_dataloader", "what the items are, such as their classes, is read from the first of"
+    assert f"{where}: {what} its loaders" in capsys.readouterr().out
+    main.main([*SYSTEM, "--throughput", "--max_epochs", "1"])
+
+
 def test_workers_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     told = [main.main([*SYSTEM, "--workers", str(number), "--max_epochs", "1"]) for number in (0, 1)]
     assert told[0] == told[1]

@@ -41,7 +41,7 @@ class LightningDataInterface(DInterface):
 
     def __init__(self, module: LightningDataModule, seed: int) -> None:
         """module: the LightningDataModule. seed: of the order of the items."""
-        super().__init__(type(module), seed=seed)  # type: ignore[arg-type]
+        super().__init__(type(module), seed=seed, num_workers=0)  # type: ignore[arg-type]
         self.module = module
         self._stages_set_up: set[str] = set()
         self._set_names: dict[str, list[str]] = {}
@@ -78,6 +78,9 @@ class LightningDataInterface(DInterface):
         if name not in self._splits:
             first = self._own_loaders(name)
             self._set_names[name] = _names(name, first)
+            if name == "train" and not isinstance(first, DataLoader):
+                where = f"{type(self.module).__name__}.train_dataloader"
+                _note(f"{where}: what the items are, such as their classes, is read from the first of its loaders")
             while isinstance(first, (list, tuple, dict, CombinedLoader)):
                 first = first.flattened if isinstance(first, CombinedLoader) else first
                 first = next(iter(first.values() if isinstance(first, dict) else first), None)
@@ -87,8 +90,9 @@ class LightningDataInterface(DInterface):
             self._collate_fns[name] = (lambda items: collate(items[0])) if is_whole else collate
         return self._splits[name]
 
-    def collate_of(self, dataset: Any) -> Any:
+    def collate_of(self, dataset: Any = None) -> Any:
         """The collate_fn of a split's loader; None where it is torch's."""
+        dataset = self._any_split() if dataset is None else dataset
         found = next((self._collate_fns[name] for name, one in self._splits.items() if one is dataset), None)
         return None if found is default_collate else found
 
@@ -124,7 +128,9 @@ class LightningDataInterface(DInterface):
 
     def predict_dataloader(self) -> Any:
         if self.predict_dataset is not None:
-            return ResumableLoader(self.predict_dataset, self.batch_size, seed=self.seed, **self._rank())
+            collate: Any = getattr(self.predict_dataset, "collate_fn", default_collate)
+            options = {"seed": self.seed, "collate_fn": collate, **self._rank()}
+            return ResumableLoader(self.predict_dataset, self.batch_size, **options)
         return self._resumable("predict" if is_overridden("predict_dataloader", self.module) else "test")
 
     def state_dict(self) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class MInterface(MetricLoggingModule):
         for name, head in built.items():
             info = {key: target_info[key] for key in ("ignore_index", "thresholds")}
             info |= target_info.get("heads", {}).get(name, {})
+            classes = target_info.get("classes")
+            info["classes"] = classes.get(name) if isinstance(classes, Mapping) else None
+            by_class = metric_classes.logged_classes(metrics, info)
+            self._classes |= {f"{name}_{key}": one for key, one in by_class.items()}
             for stage in STAGES:
                 found = metric_classes.build(metrics, head.loss_name, info)
                 self.metrics.update({f"{stage}_{name}_{key}": metric for key, metric in found.items()})
@@ -271,12 +275,12 @@ class MInterface(MetricLoggingModule):
                 here = f"here they are {_describe(output)} and {_describe(target)}"
                 needs = "tensors as output and target" if target is not None else "a target, and an item has none"
                 raise UsageError(f"--loss {self.loss_name} needs {needs}; {here}: --loss my_losses.mine takes anything")
-            answer = self.output_spec.align_with_target(answer, target)
+            unaligned, answer = answer, self.output_spec.align_with_target(answer, target)
             if not self._output_checked:
                 self._output_checked = self.training
                 problems = [
                     losses.activation_problem(self.loss_name, answer),
-                    losses.unused_part(self.loss_name, output),
+                    losses.unused_outputs(self.loss_name, output, unaligned),
                 ]
                 for problem in filter(None, problems if self.trainer.is_global_zero else ()):
                     print(problem, flush=True)

@@ -1,10 +1,14 @@
 """`export`: write a checkpoint's network to network.pt2 or network.onnx, which run without this project."""
 
 import importlib.util
+import inspect
 import io
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +21,7 @@ from engine.checkpointing.atomic_write import atomic_folder_update, write_json
 from engine.checkpointing.checkpoint_io import load
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.split_datamodule import plain_value
-from engine.errors import UsageError
+from engine.errors import UsageError, is_own_file, printable
 from engine.training.training_check import NO_GRADIENT
 
 Inputs = dict[Any, torch.Tensor]  # of a network, by position or by name
@@ -57,8 +61,7 @@ def run(
     data.num_workers = 0  # one batch is worth no workers
     batch = data.sample()  # none of a stream
     network, examples = _network_and_inputs(model, next(iter(data.predict_dataloader())) if batch is None else batch)
-    others = [type(one).__name__ for one in examples.values() if not (isinstance(one, torch.Tensor) and one.dim())]
-    if others:
+    if others := [kind for one in examples.values() if (kind := _unfit(one))]:
         raise UsageError(f"export takes networks whose inputs are tensors; {type(network).__name__} gets {others[0]}")
     args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
     try:
@@ -121,6 +124,14 @@ def _network_and_inputs(model: Any, batch: Any) -> tuple[torch.nn.Module, Inputs
     return model.eval(), inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
 
 
+def _unfit(value: Any) -> str:
+    """What an input is that is no dense tensor of a batch; "" of one."""
+    if not (isinstance(value, torch.Tensor) and value.dim()):
+        return type(value).__name__
+    dense = value.layout is torch.strided and not value.is_nested
+    return "" if dense else f"one of layout {value.layout}: let its forward take indices and values"
+
+
 def _export(network: torch.nn.Module, examples: Inputs, others: list[Inputs]) -> tuple[Any, list[Inputs]]:
     """The exported program, and which of `others`, inputs of one item, it takes.
 
@@ -135,7 +146,7 @@ def _export(network: torch.nn.Module, examples: Inputs, others: list[Inputs]) ->
     args, named = _random_inputs(examples, 2)  # a batch of 1 would be taken for fixed
     try:
         program = _export_for(network, args, named, lengths)
-    except Exception:
+    except UsageError:
         if not any(differ.values()):
             raise
         program = _export_for(network, args, named, {key: {0: batch} for key in examples})
@@ -148,13 +159,29 @@ def _export(network: torch.nn.Module, examples: Inputs, others: list[Inputs]) ->
 
 
 def _export_for(network: torch.nn.Module, args: list[Any], named: dict[str, Any], dims: dict[Any, Any]) -> Any:
-    shapes: Any = {key: dims[key] for key in named} if named else tuple(dims.values())
-    with warnings.catch_warnings():
+    shapes: Any = tuple(dims.values())
+    if named:  # then those by position have to be named too
+        names = [*inspect.signature(network.forward).parameters]
+        shapes = {key if key in named else names[key]: one for key, one in dims.items()}
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # torch prints the graph where it stops
         warnings.filterwarnings("ignore", r"The tensor attributes .*_flat_weights")  # nn.LSTM lists its weights twice
         try:
             return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes)
-        except lightning_compat.export_error():  # `len(x)` fixes the batch, unless torch reads the source
-            return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes, strict=True)
+        except Exception as error:  # of many kinds; the network itself has run on these inputs
+            refused = error
+        if isinstance(refused, lightning_compat.export_error()):
+            with suppress(Exception):  # `len(x)` fixes the batch, unless torch reads the source
+                return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes, strict=True)
+        raise UsageError(_why("torch.export", type(network).__name__, refused)) from refused
+
+
+def _why(exporter: str, name: str, error: Exception) -> str:
+    """Why an exporter does not take a network: the line of yours that it stops at, and what to write."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if is_own_file(one.filename)]
+    at = f" at line {frames[-1].lineno} of {Path(frames[-1].filename).name}, `{frames[-1].line}`" if frames else ""
+    reason = printable(re.split(r"\. |\n| \(", str(error).strip())[0])[:200]
+    hint = "an `if` on values becomes torch.where or torch.cond, and parts may be exported alone"
+    return f"{exporter} cannot follow {name}{at} ({type(error).__name__}: {reason}): {hint}"
 
 
 def _takes(module: Any, inputs: Inputs) -> bool:
@@ -213,7 +240,10 @@ def _write_onnx(program: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "_check_is_size will be removed")  # torch's own call, for nn.LSTM and nn.GRU
         names = ["output"] if len(program.graph_signature.user_outputs) == 1 else None
-        written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
+        try:
+            written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
+        except Exception as error:
+            raise UsageError(f"--format onnx: {_why('torch.onnx', 'the network', error)}") from error
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

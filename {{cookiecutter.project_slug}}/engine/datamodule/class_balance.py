@@ -48,9 +48,17 @@ def known_classes(dataset: Any) -> torch.Tensor | None:
 
 
 def num_classes(dataset: Any) -> Any:
-    """The dataset's `num_classes`, or the length of its `classes`; None where it has neither."""
+    """The dataset's `num_classes`, or the length of its `classes`; None where it has neither.
+
+    Both may be dicts, of several targets by name.
+    """
     dataset = unwrap_subset(dataset)
-    return getattr(dataset, "num_classes", len(dataset.classes) if hasattr(dataset, "classes") else None)
+    classes = getattr(dataset, "classes", None)
+    if isinstance(classes, dict) and all(isinstance(one, (list, tuple)) for one in classes.values()):
+        known: Any = {name: len(one) for name, one in classes.items()}
+    else:
+        known = None if classes is None else len(classes)
+    return getattr(dataset, "num_classes", known)
 
 
 def absent_classes(dataset: Any) -> list[str]:

@@ -16,7 +16,7 @@ class CombinedResumableLoader:
     loaders: ResumableLoaders of map-style datasets in lists, tuples or dicts; a batch has the same form.
     mode: max_size_cycle: a shorter one begins again, each time in a new order; max_size: it gives None from its end on;
         min_size: the shortest one ends the epoch.
-    current_epoch: called when an epoch starts, for its number.
+    current_epoch: called when an epoch starts, for its number. flattened: the loaders in a list.
 
     Raises: UsageError: another mode, or a loader without batches.
     """
@@ -25,20 +25,20 @@ class CombinedResumableLoader:
         if mode not in ("max_size_cycle", "max_size", "min_size"):
             raise UsageError(f"CombinedLoader(mode={mode!r}) is not for training: max_size_cycle, max_size or min_size")
         self.loaders, self.mode, self.current_epoch = loaders, mode, current_epoch
-        self._all: list[ResumableLoader] = []
-        apply_to_collection(loaders, ResumableLoader, self._all.append)
-        if not all(map(len, self._all)):
+        self.flattened: list[ResumableLoader] = []
+        apply_to_collection(loaders, ResumableLoader, self.flattened.append)
+        if not all(map(len, self.flattened)):
             why = "its dataset is empty, or smaller than a batch (drop_last)"
             raise UsageError(f"a training loader has no batch: {why}")
         self._resume_from: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return (min if self.mode == "min_size" else max)(map(len, self._all))
+        return (min if self.mode == "min_size" else max)(map(len, self.flattened))
 
     def __iter__(self) -> Iterator[Any]:
         epoch, start = self._start()
         self._resume_from = {}
-        batches = {id(loader): self._batches(loader, epoch, start) for loader in self._all}
+        batches = {id(loader): self._batches(loader, epoch, start) for loader in self.flattened}
         for _ in range(start, len(self)):
             yield apply_to_collection(self.loaders, ResumableLoader, lambda loader: next(batches[id(loader)]))
 
@@ -69,8 +69,8 @@ class CombinedResumableLoader:
 
     def _cut(self) -> list[Any]:
         """What the batches of a step depend on: of each loader its length, the devices and the items of a batch."""
-        loaders = [[len(one), one.world_size, one.global_batch_size] for one in self._all]
-        return [*loaders, self.mode, self._all[0].accumulate]
+        loaders = [[len(one), one.world_size, one.global_batch_size] for one in self.flattened]
+        return [*loaders, self.mode, self.flattened[0].accumulate]
 
     def state_after(self, steps: int) -> dict[str, Any]:
         """The state after that many steps of the epoch, for `load_state_dict`."""

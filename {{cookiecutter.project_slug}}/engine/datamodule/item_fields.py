@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -99,8 +100,10 @@ class ItemFields:
 
 
 def num_items(module: Any, batch: Any) -> int:
-    """The number of items of a batch; a LightningModule of one's own does not say what is what in it."""
-    return int(module.num_items(batch)) if hasattr(module, "num_items") else ItemFields().split(batch).num_items()
+    """The number of items of a batch; a LightningModule or a step of one's own does not say what is what in it."""
+    with suppress(UsageError):
+        return int(module.num_items(batch)) if hasattr(module, "num_items") else ItemFields().split(batch).num_items()
+    return ItemFields().split(batch).num_items()
 
 
 def _is_text(value: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.checkpointing.atomic_write import atomic_file
 
 _MAX_PIXELS = 160  # height and width to which larger images are reduced
+_MAX_BINS = 300  # of a signal
 # Fonts for Chinese characters, and the files that they lie in.
 _CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei")
 _CJK_FILES = re.compile("NotoSansCJK-Regular|wqy-|msyh|simhei", re.IGNORECASE)
@@ -83,22 +84,31 @@ def write_png(path: Path, pixels: Any) -> None:
 
 
 def find_images(inputs: list[Any]) -> Tensor | None:
-    """The first input that is images (B, 1|3, H, W), or the middle frames of clips (B, T, 1|3, H, W)."""
+    """The first input that is images (B, 1|3, H, W), or the middle frames of clips (B, T, 1|3, H, W).
+
+    Without these, the first that is signals of one or two channels (B, 1|2, T).
+    """
     for tensor in inputs:
         if isinstance(tensor, Tensor) and tensor.dim() == 5 and tensor.shape[2] in (1, 3):
             tensor = tensor[:, tensor.shape[1] // 2]
         if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[1] in (1, 3) and tensor.numel():
             return None if tensor.is_complex() else tensor
-    return None
+    return next((one for one in inputs if _are_signals(one)), None)
+
+
+def _are_signals(value: Any) -> bool:
+    is_long = isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] in (1, 2) and value.shape[2] > 2
+    return bool(is_long and value.is_floating_point() and value.numel())
 
 
 def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, row_names: Sequence[str] = ()) -> Any:
-    """Images in a grid, with a label above each.
+    """Images in a grid, with a label above each; or signals, as lines.
 
-    rows: images (N, 1|3, H, W) of any range: each is scaled by its own minimum and maximum; bytes are not scaled.
+    rows: images (N, 1|3, H, W) or signals (N, 1|2, T) of any range: each is scaled by its own minimum and maximum;
+        bytes are not scaled.
     labels: of all images, row by row; or empty. row_names: left of each row.
     """
-    height, width = rows[0].shape[-2:]
+    height, width = rows[0].shape[-2:] if rows[0].dim() == 4 else (2, 3)
     lines = 1 + max((label.count("\n") for label in labels), default=-1)
     ratio = min(max(height / width, 0.2), 5.0)
     columns = max(map(len, rows))
@@ -108,9 +118,13 @@ def images(rows: Sequence[Tensor], labels: Sequence[str], title: str, row_names:
     axes = figure.subplots()
     for row_index, row in enumerate(rows):
         top = row_index * (ratio + gap) + gap
-        for column, image in enumerate(_pixels(row)):
+        for column, image in enumerate(_pixels(row) if row.dim() == 4 else _lines(row)):
             extent = (column + 0.03, column + 0.97, top + 0.97 * ratio, top + 0.03 * ratio)
-            axes.imshow(image, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if row.dim() == 4:
+                axes.imshow(image, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            else:  # (T, channels)
+                across = np.linspace(*extent[:2], len(image))
+                axes.plot(across, extent[2] + image * (extent[3] - extent[2]), linewidth=0.6)
             if labels:
                 label = labels[sum(map(len, rows[:row_index])) + column]
                 options = {"ha": "center", "va": "bottom", "parse_math": False}
@@ -156,16 +170,26 @@ def _pixels(images: Tensor) -> Any:
     return (scaled[:, 0] if images.shape[1] == 1 else scaled.movedim(1, -1)).numpy()
 
 
+def _lines(signals: Tensor) -> Any:
+    """(N, C, T) -> (N, T, C) in 0..1; of long ones the least and the greatest value of each stretch. Bytes: 0..255."""
+    scaled = signals.detach().cpu()
+    scaled = scaled / 255 if signals.dtype == torch.uint8 else _scaled(scaled)
+    if scaled.shape[2] > 2 * _MAX_BINS:
+        pool = torch.nn.functional.adaptive_max_pool1d
+        scaled = torch.stack([-pool(-scaled, _MAX_BINS), pool(scaled, _MAX_BINS)], -1).flatten(2)
+    return scaled.movedim(1, -1).numpy()
+
+
 def _scaled(images: Tensor, reference: Tensor | None = None) -> Tensor:
-    """Images (N, 1|3, H, W) scaled to 0..1, each by its own minimum and maximum, or all by those of `reference`."""
+    """Images (N, C, ...) scaled to 0..1, each by its own minimum and maximum, or all by those of `reference`."""
     images = torch.nan_to_num(images.float(), 0.0, 0.0, 0.0)
     flat = images.flatten(1) if reference is None else torch.nan_to_num(reference.float(), 0.0, 0.0, 0.0).view(1, -1)
-    low, high = flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1)
+    low, high = (one.view(-1, *[1] * (images.dim() - 1)) for one in (flat.amin(1), flat.amax(1)))
     return ((images - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1)
 
 
 def scaled_like(images: Tensor, reference: Tensor) -> Tensor:
-    """Images (N, 1|3, H, W) as bytes, scaled by the minimum and maximum of all of `reference`."""
+    """Images or signals (N, C, ...) as bytes, scaled by the minimum and maximum of all of `reference`."""
     return (255 * _scaled(images, reference)).byte()
 
 

@@ -4,17 +4,21 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from engine.checkpointing import checkpoint_io, run_folder
 from engine.cli.discovery import ROOT
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
+from engine.datamodule.item_fields import ItemFields
 from engine.errors import UsageError
 from engine.training.output_spec import OutputSpec, main_output
+from engine.training.trainer_setup import silence_warnings
 
 
 class LoadedRun:
@@ -33,52 +37,61 @@ class LoadedRun:
         checkpoint_io.check_weights_fit(model, weights := checkpoint["state_dict"])
         model.load_state_dict(weights)
         self._model, self.data, self.config = model.eval(), data, config
+        if not (hasattr(model, "arguments") or is_overridden("predict_step", model)):
+            model.predict_step = self._forward
         self.network = getattr(model, "network", None) or model
 
     def predict(self, inputs: Any) -> Any:
         """What `predict` writes: probabilities of classes (N, C) or of yes (N, ...), or values in their unit (N, ...).
 
         inputs: a tensor (N, ...) as the items of the data are, or a tuple or dict of several for a network of several
-            inputs; an image file, or a list of such, which the dataset opens; or a file of rows, where it opens such.
+            inputs; or a file, or a list of such, which the dataset opens by open_file, open_image or open_rows.
 
         Returns: a tensor; of a network of several outputs, a dict of these.
         Raises: UsageError: there is no such file, or the dataset opens none.
         """
-        names = [*inputs] if isinstance(inputs, Mapping) else None
-        tensors = self._open(tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
-        batches: Any = zip(*(one.split(self.data.batch_size) for one in tensors), strict=True)
-        if names:
-            batches = (dict(zip(names, batch, strict=True)) for batch in batches)
-        with torch.no_grad():
-            self._model.on_predict_start()
-            self._model.on_predict_epoch_start()
-            answers = [self._answer(batch) for batch in batches]
+        batches = self._batches(inputs)
+        for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):  # of a LightningDataModule
+            if is_overridden(hook, self.data):
+                batches = [getattr(self.data, hook)(batch, 0) for batch in batches]
+        off: Any = {f"enable_{one}": False for one in ("checkpointing", "progress_bar", "model_summary")}
+        trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
+        answers: Any = [self._answer(one) for one in trainer.predict(self._model, iter(batches)) or ()]
         if isinstance(answers[0], dict):
             return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
         return torch.cat(answers)
 
-    def _open(self, inputs: Any) -> tuple[Tensor, ...]:
-        if isinstance(inputs, Tensor):
-            return (inputs,)
-        if isinstance(inputs, tuple) and all(isinstance(one, Tensor) for one in inputs):
-            return inputs
+    def _batches(self, inputs: Any) -> list[Any]:
+        """The batches of `inputs`, as the loaders make them, with a 0 for each target."""
+        size = self.data.batch_size
+        if isinstance(inputs, Mapping):
+            parts = zip(*(one.split(size) for one in inputs.values()), strict=True)
+            return [dict(zip(inputs, part, strict=True)) for part in parts]
+        if isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and all(isinstance(one, Tensor) for one in inputs)):
+            columns = (inputs,) if isinstance(inputs, Tensor) else inputs
+            return [*zip(*(one.split(size) for one in (*columns, torch.zeros(len(columns[0])))), strict=True)]
         paths = [inputs] if isinstance(inputs, (str, Path)) else [*inputs] if isinstance(inputs, Iterable) else []
         if not paths or not all(isinstance(path, (str, Path)) for path in paths):
             raise UsageError(f"predict takes tensors or names of files, and no {type(inputs).__name__}")
         if missing := [path for path in paths if not Path(path).is_file()]:
             raise UsageError(f"predict: there is no file {missing[0]}")
+        if (open_file := self.data.attribute("open_file")) is not None:
+            items = [open_file(str(path)) for path in paths]
+            items = [(one, 0) if isinstance(one, (Tensor, np.ndarray)) else one for one in items]
+            collate = self.data.collate_of() or default_collate
+            return [collate(items[at : at + size]) for at in range(0, len(items), size)]
         if (open_image := self.data.image_opener()) is not None:
-            return (torch.stack([open_image(str(path)) for path in paths]),)
+            return self._batches(torch.stack([open_image(str(path)) for path in paths]))
         if (open_rows := self.data.attribute("open_rows")) is not None:
-            return (torch.cat([torch.as_tensor(open_rows(str(path))[1]) for path in paths]),)
-        raise UsageError(f"{self.data.dataset_class.__name__} opens no files: it has neither open_image nor open_rows")
+            return [batch for path in paths for batch in self._batches(open_rows(str(path))[1])]
+        ways = "open_file, open_image nor open_rows"
+        raise UsageError(f"{self.data.dataset_class.__name__} opens no files: it has neither {ways}")
 
-    def _answer(self, batch: tuple[Tensor, ...] | dict[str, Tensor]) -> Any:
-        if hasattr(self._model, "arguments") or is_overridden("predict_step", self._model):
-            whole = batch if isinstance(batch, dict) else (*batch, torch.zeros(len(batch[0])))  # a 0 for the target
-            outputs = self._model.predict_step(whole, 0)
-        else:
-            outputs = self._model(**batch) if isinstance(batch, dict) else self._model(*batch)
+    def _forward(self, batch: Any, batch_idx: int) -> Any:
+        fields = ItemFields(self._model.forward).split(batch)
+        return self._model(*fields.args, **fields.kwargs)
+
+    def _answer(self, outputs: Any) -> Any:
         if heads := getattr(self._model, "heads", {}):
             return {name: head.spec.probabilities(outputs[name]) for name, head in heads.items()}
         if isinstance(outputs, Mapping) and main_output(outputs) is None:
@@ -93,6 +106,7 @@ def load(
     ckpt_path: str, argv: tuple[str, ...], parse: Callable[..., Settings], build_data: Any, build_model: Any
 ) -> LoadedRun:
     """The run of a checkpoint: see `load` of main.py."""
+    silence_warnings()
     settings = _settings_from_anywhere(parse, ["test", "--ckpt_path", ckpt_path, *argv])
     seed_everything(settings.arguments["run"]["seed"], verbose=False)  # a dataset may draw its items
     data = build_data(settings)

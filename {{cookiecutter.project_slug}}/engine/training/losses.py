@@ -71,14 +71,18 @@ def activation_problem(name: str, output: Tensor) -> str:
     return f"the network ends in a {last}, which does not go with --loss {name}: {_WITH_ACTIVATION[short]}"
 
 
-def unused_part(name: str, output: Any) -> str:
-    """A note on a number with a gradient that a network returns beside its output; "" where there is none."""
-    entries = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
-    parts = [str(key) for key, one in entries if isinstance(one, Tensor) and not one.dim() and one.requires_grad]
+def unused_outputs(name: str, output: Any, answer: Tensor) -> str:
+    """A note on tensors with a gradient that a network returns beside its output; "" where there is none.
+
+    Such as a part of a loss, or logits of an auxiliary classifier, which torchvision's Inception has in training.
+    """
+    fields = output._asdict() if hasattr(output, "_asdict") else output
+    entries = fields.items() if isinstance(fields, Mapping) else enumerate(fields) if isinstance(fields, tuple) else ()
+    unused = (key for key, one in entries if isinstance(one, Tensor) and one.requires_grad and one is not answer)
+    if not (names := ", ".join(f"output {key}" for key in unused)):
+        return ""
     own = "a loss of your own (--loss my_losses.mine) gets all outputs"
-    return (
-        f"output {parts[0]} of the network, a part of a loss perhaps, is not in --loss {name}: {own}" if parts else ""
-    )
+    return f"--loss {name} leaves out {names} of the network: {own}"
 
 
 def arguments_from_data(name: str, options: dict[str, Any], attribute: Callable[[str], Any]) -> dict[str, Any]:

@@ -76,12 +76,15 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     target_info: as of `build`, with "classes", their names; without, they are numbers.
     """
     calls = {custom_metrics.metric_name(name): custom_metrics.split_call(name)[1] for name in names or ()}
+    asked = [name for name, given in calls.items() if given.get("average", "") in ("none", None)]
+    if not asked:
+        return {}
     number = target_info.get("num_classes") or (target_info.get("shape") or (0,))[0]
     named = target_info.get("classes")
     classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
-    return {name: classes for name, given in calls.items() if given.get("average", "") in ("none", None)}
+    return dict.fromkeys(asked, classes)
 
 
 def update(metric: Metric, output: Tensor, target: Tensor) -> None:

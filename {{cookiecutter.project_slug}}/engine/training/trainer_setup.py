@@ -111,6 +111,8 @@ def configure(
         enabled.append("malloc keeps memory")
     if (train := data.split("train")) is not None and data.batched_fetch(train):
         enabled.append("whole batches from memory")
+    elif data.reads_quickly:
+        enabled.append("no workers: items are quick to read")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
     channels_last = channels_last and not str(strategy).startswith(_SHARD)

@@ -1,4 +1,4 @@
-"""`predict`: write predictions.csv for the test split, a folder of images, or the rows of a file.
+"""`predict`: write predictions.csv for the test split, for files, or for the rows of files.
 
 Each process writes what it predicts to a file of its own; when all are done the first one merges them. So memory holds
 one batch, whatever the length. All processes must see the same run folder.
@@ -21,7 +21,7 @@ from engine.checkpointing.atomic_write import write_atomically, write_errors
 from engine.commands.predict.explain import Explanations
 from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
 from engine.commands.predict.prediction_files import ImageWriter, write_array, write_table
-from engine.commands.predict.prediction_inputs import ImageFiles, prediction_dataset
+from engine.commands.predict.prediction_inputs import prediction_dataset
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, nearest, printable
@@ -39,6 +39,7 @@ def run(
     format: Literal["csv", "npy", "pt", "png"] | None = None,
     images: str | None = None,
     rows: str | None = None,
+    files: str | None = None,
     head_name: str | None = None,
     layer: str | None = None,
     explain: Literal["integrated_gradients", "saliency", "input_x_gradient", "grad_cam"] | None = None,
@@ -49,28 +50,31 @@ def run(
     the texts that its `decode` makes of whole numbers.
     With npy and pt: the probabilities or output values alone, as an array (items, ...) of float32, of whole numbers of
     int64, and beside it the paths or ids, one a line. With png: the images that come out, or masks of the classes of
-    their pixels, in predictions/. Of images and rows the file is called like the folder or file they come from:
-    predictions_NAME.csv.
+    their pixels, in predictions/. Of images, rows and files the file is called like the folder or file that they come
+    from: predictions_NAME.csv.
 
     format: csv for a table, npy or pt for an array, of images too, png for one file per image. None is csv, or npy with
         layer.
     images: predict each image file below this folder, or this one file, instead of the test split.
-    rows: predict each row of this file instead of the test split, with a target or without.
+    rows: predict each row of this file, or of the files below this folder, instead of the test split, with a target or
+        without, as the dataset's `open_rows` reads it.
+    files: predict each file below this folder, or this one file, instead of the test split, as the dataset's
+        `open_file` reads it; one that raises a ValueError or OSError is left out.
     head_name: which output to write, where the network or a predict_step returns a dict of several.
     layer: write the output of this layer (features.3) instead, with a picture of its first two principal components;
         with explain grad_cam, the layer for Grad-CAM.
     explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for --images.
 
     Raises:
-        UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images or rows,
-            or none is there.
+        UsageError: the outputs do not fit into a table, an array, or pictures; the dataset cannot open images, rows or
+            files, or none is there.
     """
     if not (hasattr(model, "unpack_batch") or is_overridden("predict_step", model)):
         name = type(model).__name__
         raise UsageError(f"predict calls {name}.predict_step, which it does not have: one may return self(batch[0])")
-    data.predict_dataset = prediction_dataset(data, images, rows)
-    source = Path(images or rows or "").resolve()
-    name = f"predictions_{source.name if source.is_dir() else source.stem}" if images or rows else "predictions"
+    data.predict_dataset = prediction_dataset(data, images, rows, files)
+    source = Path(given := images or rows or files or "").resolve()
+    name = f"predictions_{source.name if source.is_dir() else source.stem}" if given else "predictions"
     if layer and explain not in (None, "grad_cam"):
         raise UsageError("--layer goes with --explain grad_cam only: run predict once for each")
     output = LayerOutput(layer) if layer and not explain else None
@@ -134,8 +138,8 @@ class PredictionWriter(Callback):
             what = f"--layer {self.layer.name}" if self.layer else "the network"
             raise UsageError(f"{what} gives {len(values)} rows for a batch of {len(numbers)} items")
         loader: Any = trainer.predict_dataloaders
-        of_files = isinstance(getattr(loader, "data", None), ImageFiles)
-        readable = batch[-1].cpu().numpy() if of_files else np.full(len(values), True)
+        of_files = getattr(getattr(loader, "data", None), "readable", None)
+        readable = np.full(len(values), True) if of_files is None else of_files.numpy()[numbers % len(of_files)]
         if self.format == "png":
             self.images = self.images or ImageWriter(self.folder / self.name, self.data, item_ids(loader.data))
             write = keep & readable
@@ -230,6 +234,7 @@ class PredictionWriter(Callback):
             path = self.folder / self.name
         elif self.format == "csv":
             names = self.data.attribute("classes") if self.classifies else None
+            names = names.get(self.head) if isinstance(names, dict) and self.head else names
             decode = self.data.attribute("decode") if self.integer else None
             write_table(path, records(), ids, self.classifies, names, decode)
         else:

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from engine.checkpointing.atomic_write import atomic_file
 from engine.commands.predict.layer_output import find_layer
-from engine.commands.predict.prediction_inputs import ImageFiles
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
 from engine.logging import plots
@@ -59,9 +58,10 @@ class Explanations(Callback):
         logits = main_output(outputs).float()
         if kwargs or len(args) != 1 or args[0].dim() != 4 or logits.dim() != 2:
             raise UsageError("--explain takes networks with one input, an image (C, H, W), and logits (classes) for it")
-        if isinstance(getattr(trainer.predict_dataloaders, "data", None), ImageFiles):
+        if (given := self.data.predict_dataset) is not None:
             true, loss = torch.full((len(logits),), -1), torch.zeros(len(logits))
-            chosen = batch[-1].cpu()  # those that could be read
+            readable = getattr(given, "readable", torch.ones(len(given), dtype=torch.bool))
+            chosen = readable[self.seen : self.seen + len(logits)]
         else:
             if (true := module.batch_fields(batch).target) is None:
                 raise UsageError("--explain explains mistakes, and the items have no target: give --images")

@@ -37,8 +37,9 @@ def first_batch(data: Any, name: str, drawn: bool) -> FirstBatch:
     Of a stream, and of what is not drawn at random, there is one draw.
     """
     loader = data.train_dataloader() if name == "train" else data.val_dataloader()
-    while isinstance(loader, (list, tuple)):  # of a LightningDataModule
-        loader = loader[0]
+    loader = getattr(loader, "flattened", loader)
+    while isinstance(loader, (list, tuple, dict)):  # of a LightningDataModule
+        loader = next(iter(loader.values() if isinstance(loader, dict) else loader))
     if not isinstance(loader, ResumableLoader) or loader.iterable:
         return FirstBatch([next(iter(loader))])
     indices = list(next(iter(loader.epoch_sampler)))
@@ -81,7 +82,7 @@ def draw_batch(data: Any, split: SplitStatistics, found: FirstBatch) -> dict[str
             f"{split.name}_masks{at}": partial(plots.masks, image, {"target": mask}, classes, f"{label}, {draw}")
             for at, (draw, image, mask) in enumerate(zip(drawn, images, targets, strict=True), 1)
         }
-    raw, labels = _files(found.names[:_ITEMS], images[0]), list[str]()
+    raw, labels = _files(found.names[:_ITEMS], images[0]) if images[0].dim() == 4 else None, list[str]()
     rows = {} if raw is None else {"file": raw}
     for draw, image, target in zip(drawn, images, targets, strict=True):
         rows[draw] = image

@@ -29,8 +29,8 @@ def callbacks(run_dir: Path, data: Any, *, pictures: bool = True) -> list[Callba
 class Pictures(Callback):
     """Draws the first training batch, the metrics, and samples of the test split, or else of the validation split.
 
-    Counts are summed over all ranks; images are from rank 0. Batches and outputs of an unsuitable type or shape get no
-    picture. Outputs are read from `module.last_output`.
+    Counts are summed over all ranks; images, or signals (1|2, T), are from rank 0. Batches and outputs of an unsuitable
+    type or shape get no picture. Outputs are read from `module.last_output`.
     """
 
     def __init__(self, run_dir: Path, data: Any) -> None:

@@ -71,7 +71,7 @@ class PredictionSamples:
         self.mistakes = mistakes
 
     def add_values(self, output: Tensor, target: Tensor, images: Tensor | None) -> None:
-        """output, target: numbers (B,) or (B, D), or images (B, 1|3, H, W), both of the same shape."""
+        """output, target: numbers (B,) or (B, D), images (B, 1|3, H, W) or signals (B, 1|2, T), both of one shape."""
         if output.shape != target.shape or not output.is_floating_point():
             return
         if find_images([output]) is not None:
