@@ -43,8 +43,8 @@ engine/features/data_change_check.py engine/features/device_stats.py engine/feat
 engine/features/freeze.py engine/features/initialization.py engine/features/l1_penalty.py
 engine/features/log_grad_norm.py engine/features/mirror/__init__.py engine/features/mirror/download.py
 engine/features/mirror/storage.py engine/features/mixup.py engine/features/model_parallel/__init__.py
-engine/features/model_parallel/sharded_checkpoint.py engine/features/model_summary.py
-engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
+engine/features/model_parallel/sharded_checkpoint.py engine/features/model_parallel/strategy.py
+engine/features/model_summary.py engine/features/pictures/__init__.py engine/features/pictures/metric_curves.py
 engine/features/pictures/prediction_samples.py engine/features/throughput.py engine/features/weight_averaging.py
 engine/features/weight_histograms.py engine/launch/__init__.py engine/launch/cluster_job.py
 engine/launch/data_parallel_rank.py engine/launch/safe_stdio.py engine/launch/signals.py engine/launch/slurm.py

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from data.digits import Digits
 from data.mnist import MNIST
 
 FLAGS = """
@@ -35,6 +36,14 @@ val_fraction warmup_epochs warmup_steps weight_decay x_axis
 def test_lenet_reads_the_digits() -> None:
     metrics = main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "15", "--num_threads", "1"])
     assert metrics["test_acc"] >= 0.97
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    digits, pixels = load_digits(), (Digits().images * 6.02 + 4.88).squeeze(1)
+    assert (pixels - torch.from_numpy(digits.images)).abs().max() < 1e-5
+    assert Digits().targets.tolist() == digits.target.tolist()
 
 
 def test_the_command_line_grows_only_on_purpose(capsys: pytest.CaptureFixture[str]) -> None:

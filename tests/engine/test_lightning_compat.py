@@ -16,6 +16,7 @@ import hosts
 import pytest
 import torch
 from engine import lightning_compat as compat
+from paths import PROJECT
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
@@ -56,6 +57,46 @@ def test_defer_scipy_signal() -> None:
         print("scipy.signal._signaltools" in sys.modules)
 
     assert hosts.ranks(1, load_torchmetrics) == (0, "True\n")
+
+
+EAGER = """
+import sys
+import engine, torch
+from pytorch_lightning.utilities import compile
+layer, ones = torch.nn.Linear(2, 1), torch.ones(1, 2)
+optimizer = torch.optim.Adam(layer.parameters(), fused=True)
+layer(ones).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+assert not isinstance(layer, compile.OptimizedModule)
+assert "torch._dynamo.eval_frame" not in sys.modules, "it was loaded"
+plain = optimizer.zero_grad.__wrapped__
+assert plain.__dynamo_disable is plain
+"""
+COMPILED = """
+compiled = torch.compile(layer, backend="eager")
+assert (compiled(ones) == layer(ones)).all()
+assert isinstance(compiled, compile.OptimizedModule) and not isinstance(layer, compile.OptimizedModule)
+for name, module in [*sys.modules.items()]:
+    if name.startswith("torch._dynamo"):
+        assert module.__spec__.loader is module.__loader__, name
+for name in ("config", "utils", "eval_frame"):
+    assert getattr(torch._dynamo, name) is sys.modules[f"torch._dynamo.{name}"]
+assert torch._dynamo.eval_frame.config is torch._dynamo.config  # not a second copy
+assert torch._dynamo.convert_frame.counters is torch._dynamo.utils.counters
+optimizer.zero_grad()
+assert plain.__dynamo_disable is not plain  # but the compiler's own
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "torch._dynamo.reset()", "import torch._dynamo.utils"])
+def test_defer_dynamo(first: str) -> None:
+    """It is still needed, stands in for the real one, and gives way to it."""
+    loaded = "import torch, pytorch_lightning, sys; assert 'torch._dynamo.eval_frame' in sys.modules"
+    for words in (EAGER + first + COMPILED, loaded):
+        subprocess.run([sys.executable, "-c", words], cwd=PROJECT, check=True)
 
 
 def test_keep_freed_memory() -> None:

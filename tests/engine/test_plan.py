@@ -43,6 +43,23 @@ class Photos(Words):
         return torch.zeros(3, 224, 224), 0
 
 
+class Rows(Words):
+    """Long rows of numbers, read as whole batches."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.zeros(4096), 0
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(indices), 4096), torch.zeros(len(indices), dtype=torch.long)
+
+
+class Layer(nn.Linear):
+    """A network whose batch is most of what a step holds."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(4096, num_classes)
+
+
 class Block(nn.Module):
     """Attention and a layer of its own for each word, after norms."""
 
@@ -160,17 +177,13 @@ def test_it_foretells_what_a_step_holds(model: str, dataset: str, precision: str
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_it_foretells_the_fullest_moment_of_a_step(precision: str) -> None:
-    words = [
-        "--model_name",
-        "test_plan.Transformer",
-        "--dataset",
-        "test_plan.Words",
-        "--logger",
-        "[]",
-    ]
+@pytest.mark.parametrize(
+    ("model", "dataset"), [("test_plan.Transformer", "test_plan.Words"), ("test_plan.Layer", "test_plan.Rows")]
+)
+def test_it_foretells_the_fullest_moment_of_a_step(model: str, dataset: str, precision: str) -> None:
+    words = ["--model_name", model, "--dataset", dataset, "--logger", "[]"]
     limits = ["--max_steps", "5", "--limit_val_batches", "0", "--limit_test_batches", "0"]
-    told, seen = plan(words[1], words[3], "--precision", precision), Profile()
+    told, seen = plan(model, dataset, "--precision", precision), Profile()
     main.main([*words, *limits, "--accelerator", "cpu", "--num_workers", "0", "--precision", precision], [seen])
     assert told["memory"] == pytest.approx(told["weights"] + told["optimizer_state"] + seen.most, rel=0.1)
 

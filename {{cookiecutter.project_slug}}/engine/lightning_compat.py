@@ -39,6 +39,105 @@ class _LazyScipySignal(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class _IdleModule(types.ModuleType):
+    """A module of torch._dynamo, the compiler, before it is loaded: what others ask of it where nothing is compiled."""
+
+    real_loader: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # such as __wrapped__, when a tool inspects all loaded modules
+            raise AttributeError(name)
+        self.load()
+        return getattr(self, name)
+
+    def load(self) -> None:
+        """Becomes the real module, which others may hold already."""
+        package = sys.modules["torch._dynamo"]
+        if isinstance(package, _IdleDynamo) and package is not self:
+            package.load()
+        if isinstance(self, _IdleModule):  # the package may have loaded it
+            loader = vars(self).pop("real_loader")
+            self.__spec__.loader = self.__loader__ = loader  # type: ignore[union-attr]
+            self.__class__ = types.ModuleType  # type: ignore[assignment]
+            loader.exec_module(self)
+
+
+class _IdleDynamo(_IdleModule):
+    """What optimizers and Lightning ask of torch._dynamo."""
+
+    OptimizedModule = type("OptimizedModule", (), {})  # what torch.compile returns: there is none yet
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.functions = list[Any]()  # that are not disabled
+
+    def graph_break(self) -> None:
+        """Nothing, for there is no graph."""
+
+    def disable(
+        self, function: Any = None, recursive: bool = True, *, reason: Any = None, wrapping: bool = True
+    ) -> Any:
+        """The function itself for torch, which keeps it as an attribute; for others one that asks when it is called."""
+        if wrapping:
+            return sys.modules["torch"]._disable_dynamo(function, recursive)  # type: ignore[attr-defined]
+        self.functions.append(function)
+        return function
+
+    def load(self) -> None:
+        for function in vars(self).pop("functions"):
+            vars(function).pop("__dynamo_disable", None)  # to be asked for again
+        super().load()
+        for name in ("lightning_fabric.wrappers", "pytorch_lightning.utilities.compile"):
+            if name in sys.modules:
+                sys.modules[name].OptimizedModule = self.OptimizedModule  # type: ignore[attr-defined]
+
+
+class _IdleUtils(_IdleModule):
+    """What torchvision asks of torch._dynamo.utils."""
+
+    def is_compile_supported(self, device_type: Any) -> Any:
+        """The real one's answer."""
+        if isinstance(self, _IdleModule):
+            self.load()
+        return self.is_compile_supported(device_type)
+
+
+class _DynamoFinder:
+    """Imports torch._dynamo as an _IdleDynamo, which is loaded before any other module in it is imported."""
+
+    idle = {"torch._dynamo": _IdleDynamo, "torch._dynamo.utils": _IdleUtils}
+    loader: Any = None  # the real one of the module that is being imported
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """How to import a module; None where that is left to Python."""
+        if not name.startswith("torch._dynamo"):
+            return None
+        import importlib.machinery  # not needed for help
+
+        spec, package = None, sys.modules.get("torch._dynamo")
+        if package is None or (isinstance(package, _IdleDynamo) and name in self.idle):
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+        elif isinstance(package, _IdleDynamo):
+            package.load()
+            spec = getattr(sys.modules.get(name), "__spec__", None)  # imported meanwhile, as most are
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self  # type: ignore[assignment]
+        return spec
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        """The module that there is already, or an idle one."""
+        if spec.name in sys.modules:
+            return sys.modules[spec.name]
+        module = self.idle[spec.name](spec.name)
+        module.real_loader = self.loader
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        """Nothing: it has been executed already, or is executed when it is loaded."""
+        if not isinstance(module, _IdleModule):
+            module.__spec__.loader = self.loader
+
+
 def defer_scipy_signal() -> None:
     """Delays the import of scipy.signal until it is used.
 
@@ -46,6 +145,16 @@ def defer_scipy_signal() -> None:
     Without this, a start takes a fifth longer. Upstream: Lightning-AI/torchmetrics#3459.
     """
     sys.modules.setdefault("scipy.signal", _LazyScipySignal("scipy.signal"))
+
+
+def defer_dynamo() -> None:
+    """Delays the import of torch._dynamo, the compiler, until something is compiled.
+
+    torchvision and Lightning import it for a name each, and optimizers to say where a graph ends. Without this, a start
+    takes a third longer. Upstream: pytorch/pytorch#162595 has other parts of torch do without it.
+    """
+    if "torch._dynamo" not in sys.modules:
+        sys.meta_path.insert(0, _DynamoFinder())  # type: ignore[arg-type]
 
 
 def keep_freed_memory() -> bool:

@@ -57,7 +57,10 @@ def run(
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
     data.num_workers = 0
-    steps = _count(partial(step_costs.build_meta, settings, data, build_model), data, precision, device)
+    build = partial(step_costs.build_meta, settings, data, build_model)
+    checked = settings.arguments["callbacks"].get("bad_steps") != "ignore"
+    count = partial(step_costs.count, build, device=device, checks_gradients=checked)
+    steps = _count(count, data, precision)
     setup = ParallelSetup(steps[precision], precision, strategy, num_devices)
     step = setup.step
     print(f"{settings.network.name}: {step.parameters:,} parameters, {step.trainable:,} of them trained")
@@ -82,14 +85,14 @@ def run(
     return result | _print_times(setup, step_seconds, num_steps, settings.arguments["run"]["max_epochs"] or 0)
 
 
-def _count(build: Callable[[], Any], data: Any, precision: str, device: str) -> dict[str, step_costs.StepCosts]:
+def _count(count: Callable[..., step_costs.StepCosts], data: Any, precision: str) -> dict[str, step_costs.StepCosts]:
     """The costs in each precision of the table, the chosen one first."""
     batch = data.sample()
     batch = next(iter(data.train_dataloader())) if batch is None else batch
     steps = {}
     for name in [*dict.fromkeys([precision, *_SHOWN])][:3]:
         try:
-            steps[name] = step_costs.count(build, batch, name, device)
+            steps[name] = count(batch, name)
         except RuntimeError as error:
             if name == precision:
                 raise

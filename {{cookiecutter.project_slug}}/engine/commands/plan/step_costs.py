@@ -30,7 +30,8 @@ class StepCosts(NamedTuple):
     parameters, trainable: numbers of parameters.
     layer, largest: the name of the layer with the most parameters, and how many these are.
     activations: a constant, and the increase per item: the batch and what autograd saves for the backward pass, without
-        the weights. None where it cannot be counted, for the reason in `unknown`.
+        the weights; on a GPU the batch of the step before, too, if its gradients are checked. None where it cannot be
+        counted, for the reason in `unknown`.
     workspace: what else is allocated at the peak, per item: temporary results and gradients. What a kernel allocates
         itself is not seen.
     flops: of the matrix products and convolutions of a forward pass, per item (a multiply-add is two); 0 if unknown.
@@ -50,7 +51,7 @@ class StepCosts(NamedTuple):
     unknown: str
 
 
-def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> StepCosts:
+def count(build: Callable[[], Any], batch: Any, precision: str, device: str, checks_gradients: bool) -> StepCosts:
     """Builds the network without its weights and counts what a training step costs.
 
     batch: of a few items, on the CPU. precision: "32-true", "bf16-mixed" ... device: "cpu" or "cuda".
@@ -73,6 +74,12 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str) -> 
             (small, _, less), (large, beside, more) = (_count_pass(model, batch, size, plugin) for size in (64, 128))
             activations, workspace = (2.0 * small - large, (large - small) / 64), beside / 128
             flops = (more - less) / 64
+            tensors = _tensors(batch)
+            each = bytes_of(tensors) / len(tensors[0])
+            if device == "cpu":  # that of the step before is there until the next one is
+                workspace = max(workspace, 2 * each - activations[1])
+            elif checks_gradients:  # GradientGuard keeps that of the step before until it has read its check
+                activations = activations[0], activations[1] + each
         except _VALUE_ERRORS as error:
             unknown = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
         return StepCosts(
