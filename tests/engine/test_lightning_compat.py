@@ -5,6 +5,7 @@ import ctypes
 import importlib
 import inspect
 import os
+import subprocess
 import sys
 import warnings
 from datetime import timedelta
