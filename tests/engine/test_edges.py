@@ -50,7 +50,9 @@ def test_nothing_to_measure_is_one_line(train, action: str, capsys) -> None:
     for number, said in (
         (
             "0",
-            "limit_predict_batches 0 should be more than 0" if action == "predict" else f"0 leaves nothing to {action}",
+            "limit_predict_batches 0 should be more than 0"
+            if action == "predict"
+            else f"there is nothing to {action}: no ",
         ),
         ("0.001", "Please increase the"),
     ):
@@ -60,6 +62,13 @@ def test_nothing_to_measure_is_one_line(train, action: str, capsys) -> None:
         assert limit in line
         assert said in line
     assert not list(Path().rglob("predictions*"))
+
+
+def test_a_split_that_is_not_there_is_not_validated(train, capsys) -> None:
+    train("--max_epochs", 1, "--val_fraction", 0)
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["validate", "--ckpt_path", "last"])
+    assert "there is nothing to validate: no val split, or --limit_val_batches 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("left", ["--val_fraction", "--test_fraction"])

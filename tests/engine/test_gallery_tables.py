@@ -789,6 +789,15 @@ def test_categories_that_differ_in_case_or_width_are_said(pair: tuple[str, str],
     assert said in capsys.readouterr().err
 
 
+def test_a_number_that_is_missing_for_the_first_time_is_said(capsys) -> None:
+    read = column(["1", "2", "6"])
+    Path("new.csv").write_text("x,c\n1,\n1,5\n1,\n")
+    features = read.open_rows("new.csv")[1][:, 0]
+    torch.testing.assert_close(features, torch.tensor([-1, 2, -1]) / np.std([1, 2, 6]))  # mean 3, median 2
+    said = "new.csv: 'c' is missing in 2 of the rows, and was in none to learn from: its median is taken"
+    assert said in capsys.readouterr().err
+
+
 def test_marks_alone_are_texts() -> None:
     starred = column(["*", "", "*", ""])
     assert starred.columns["c"] == {"texts": ["*", "missing"]}

@@ -300,6 +300,9 @@ class CsvTable(Dataset):
                 raise UsageError(f"{path}: {name!r} {wrong}")
             if new and (reading := _columns.reading(rows[name], values, unit, self.decimal)):
                 _print(f"{path}: {name!r} {reading}")
+            if new and not fitted["missing"] and (number := int(values.isna().sum())):
+                said = f"{number} of the rows, and was in none to learn from: its median is taken"
+                _print(f"{path}: {name!r} is missing in {said}")
             columns.append(_columns.scaled(values, fitted))
         return ids, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
 

@@ -79,8 +79,8 @@ def _run(settings: Settings, context: dict[str, Any], path: str | None) -> Any:
     if not is_overridden(step, model):
         raise UsageError(f"{settings.action} calls {type(model).__name__}.{step}, which it does not have: write it")
     stage, evaluate = ("val", trainer.validate) if settings.action == "validate" else ("test", trainer.test)
-    if settings.arguments["trainer"].get(f"limit_{stage}_batches") == 0:
-        raise UsageError(f"--limit_{stage}_batches 0 leaves nothing to {settings.action}")
+    if not getattr(trainer, f"limit_{stage}_batches"):
+        raise UsageError(f"there is nothing to {settings.action}: no {stage} split, or --limit_{stage}_batches 0")
     evaluate(model, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return _latest_metrics(trainer)
 

@@ -72,9 +72,16 @@ def write_table(
 def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[str, list[str]]:
     """The columns of numbers (N, W), called name0, name1 ..., or `single` where it is given and there is but one."""
     titles = [single] if single and numbers.shape[1] == 1 else [f"{name}{at}" for at in range(numbers.shape[1])]
-    whole = single and (numbers == numbers.round()).all()  # true classes or counts, as floats
-    digits = "d" if np.issubdtype(numbers.dtype, np.integer) else ".16g" if whole else ".6g"  # a rounded id is another
-    return {title: [f"{one:{digits}}" for one in numbers[:, at].tolist()] for at, title in enumerate(titles)}
+    with np.errstate(over="ignore"):
+        short = numbers.astype(np.float32)  # writes 0.1, and not 0.10000000149011612
+    short = short if np.array_equal(short, numbers, equal_nan=True) else numbers
+    whole = ".16g" if (numbers == numbers.round()).all() else ""  # true classes, counts or ids, as floats
+    form = "d" if np.issubdtype(numbers.dtype, np.integer) else ".6g" if name == "p" else whole
+    columns = (numbers[:, at].tolist() if form else short[:, at] for at in range(numbers.shape[1]))
+    return {
+        title: [f"{one:{form}}".removesuffix(".0") for one in column]
+        for title, column in zip(titles, columns, strict=True)
+    }
 
 
 def write_array(path: Path, records: Iterator[np.ndarray], count: int, item: np.dtype[Any]) -> None:
