@@ -616,6 +616,8 @@ def test_a_network_that_is_called_otherwise_now(project: Path, mistake: Callable
 
 RANGES = [
     ("--l1 -1", "--l1 -1 should be at least 0"),
+    ("--dropout nan", "--dropout nan should be at least 0"),
+    ("--dropout 1.5", "--dropout 1.5 should be at most 1"),
     ("--l1 nan", "--l1 nan should be at least 0"),
     ("--lr inf", "--lr inf should be finite"),
     ("--lr_end -5", "--lr_end -5 should be at least 0"),

@@ -1,4 +1,4 @@
-"""The ranges of the Trainer's flags, and of torch's losses and optimisers, beyond what their annotations say.
+"""The ranges of the Trainer's flags, of torch's losses and optimisers, and of dropout, beyond what annotations say.
 
 Flags of this project say theirs themselves: `Annotated[float, ">= 0"]`.
 """
@@ -17,6 +17,7 @@ _RANGES: dict[str, dict[tuple[str, ...], str]] = {
         "min_epochs min_steps reload_dataloaders_every_n_epochs",
         (">= 1",): "log_every_n_steps accumulate_grad_batches num_nodes check_val_every_n_epoch",
     },
+    "network": {(">= 0", "<= 1"): "dropout"},
     "optimizer": {
         (">= 0",): "momentum eps lr_decay initial_accumulator_value dampening",
         (">= 0", "< 1"): "betas",
