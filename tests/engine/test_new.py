@@ -31,5 +31,7 @@ def test_what_is_written_goes_together_and_is_never_written_over(shell, project:
     done = shell("new", "network", "my_net", project=project)
     assert (done.returncode, done.stderr) == (2, "main.py: error: new: model/my_net.py: File exists\n")
     assert files[1].read_text(encoding="utf-8") == before
+    shell("new", "network", "我的_网络", project=project)
+    assert "class 我的网络(nn.Module):" in (project / "model/我的_网络.py").read_text(encoding="utf-8")
     done = shell("new", "network", "../x", project=project)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -321,5 +321,5 @@ def test_characters_that_no_font_has_are_said_once(shell, warm_python: str) -> N
     assert done.returncode == 0, done.stderr
     assert (RUN / "first_batch.png").exists()
     assert (RUN / "confusion_matrix.png").exists()
-    assert done.stderr.count("no installed font has all characters of the class names") == 1
+    assert done.stderr.count("no installed font has all characters of the names in them") == 1
     assert "Glyph" not in done.stderr

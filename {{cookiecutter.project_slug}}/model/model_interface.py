@@ -284,16 +284,14 @@ class MInterface(MetricLoggingModule):
                 ]
                 for problem in filter(None, problems if self.trainer.is_global_zero else ()):
                     print(problem, flush=True)
-            if answer.is_complex():
-                self._leave_out_metrics(answer, target)
-            return self.loss(answer, target), None if answer.is_complex() else answer
+            measured = self._not_aligned(answer, target) if answer.is_complex() else answer
+            return self.loss(answer, target), measured
         comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
         parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
         if aligned is None or not self._fits(aligned, target):
-            self._leave_out_metrics(answer, target)
-            return parts, None
+            return parts, self._not_aligned(answer, target)
         return parts, aligned
 
     def _fits(self, output: Tensor, target: Tensor) -> bool:
@@ -329,15 +327,21 @@ class MInterface(MetricLoggingModule):
             raise UsageError(f"--loss {self.loss_name} needs {', '.join(missing)} of the batch, which has {has}")
         return {name: entries[name] for name in self.loss_from_batch if name in entries}
 
-    def _leave_out_metrics(self, output: Any, target: Any) -> None:
-        """Takes the outputs for what no metric compares with the targets."""
+    def _not_aligned(self, output: Any, target: Any) -> Tensor | None:
+        """What metrics get of an output that does not align with its target: one's own get it as it is.
+
+        Raises: UsageError: some are torchmetrics', which cannot compare the two, or one of the two is no tensor.
+        """
         shapes = f"the network gives {_describe(output)}, and the target is {_describe(target)}"
-        if self.asked_metrics and self.output_spec.task != "other":
-            raise UsageError(f"--metrics {' '.join(self.asked_metrics)}: {shapes}")
+        asked, tensors = self.asked_metrics or (), isinstance(output, Tensor) and isinstance(target, Tensor)
+        if wrong := [name for name in asked if not (metric_classes.is_own(name) and tensors)]:
+            takes = "; one of your own, my_metrics.Mine, takes any two tensors" if tensors else ""
+            raise UsageError(f"--metrics {' '.join(wrong)}: {shapes}{takes}")
         if self.output_spec.task != "other":
             self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
-            if self.trainer.is_global_zero:
+            if not asked and self.trainer.is_global_zero:
                 print(f"no metric but the loss: {shapes}", flush=True)
+        return output if asked else None
 
     def _part_metric(self, name: str) -> Any:
         """The mean of a part of the loss, made when it first comes."""

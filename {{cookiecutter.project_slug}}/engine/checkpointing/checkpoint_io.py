@@ -167,7 +167,9 @@ def init_weights(module: Any, path: Path, partial: bool, evaluates: bool) -> Non
         module.restore_answer(checkpoint)
     weights, own = checkpoint["state_dict"], module.state_dict()
     alone = {f"network.{name}": one for name, one in weights.items()}
-    weights = alone if alone.keys() & own.keys() else weights
+    if alone.keys() & own.keys():  # of the network; constants of the loss, such as class weights, are its constructor's
+        constants = {name: one for name, one in module.named_buffers() if name.startswith(("loss.", "head_losses."))}
+        weights = constants | alone
     wrong = mismatched_weights(module, weights)
     if wrong and not partial:
         raise UsageError(f"--init_from {path}: {wrong[0]} ({len(wrong)} in all; --init_partial leaves them alone)")

@@ -20,7 +20,7 @@ _TRAINER_NOT_FLAGS = {"callbacks", "logger", "plugins", "use_distributed_sampler
 _TRAINER_NOT_FLAGS |= {"enable_checkpointing", "enable_model_summary", "barebones"}
 # Others than the Trainer's. Under torch.inference_mode, torch.enable_grad would have no effect.
 TRAINER_DEFAULTS = {"inference_mode": False}
-_DATASET_NOT_FLAGS = {"split", "train", "download", "root"}  # filled by DInterface
+_DATASET_NOT_FLAGS = {"split", "train", "download"}  # filled by DInterface, as is a "root" without a default
 # Flags that an argument of a network or a dataset may share, as they mean the same there.
 _SHARED = {"seed", "max_epochs", "log_every_n_steps", "batch_size", "num_workers", "data_dir", "val_fraction"}
 _SHARED |= {"test_fraction", "stratify", "lr", "weight_decay", "warmup_steps", "warmup_epochs"}
@@ -132,6 +132,12 @@ def collect(
     if "dataset" in classes:
         dataset, not_flags = _signature(classes["dataset"], used), _DATASET_NOT_FLAGS
         filled = {"data_dir"} & dataset.parameters.keys()  # DInterface only hands it on: the dataset's default counts
+        if "root" in dataset.parameters:
+            if dataset.parameters["root"].default in (REQUIRED, None):
+                not_flags = not_flags | {"root"}
+            else:
+                filled |= {"data_dir"}
+                ignored["data_dir"] = f"{dataset.owner} takes its folder by --root"
         argument, values = dataset.split_values or ("", {})
         if argument:
             filled |= SPLIT_FLAGS - {"seed"} if "val" in values else {"test_fraction"}  # the dataset has its own splits

@@ -81,7 +81,7 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
     """The first sentence of its docstring, type and default. from_data: the attributes of the dataset."""
     text = next((one.help for one in flag.parameters if one.help), "")
     text = re.sub(r"``?([^`]*)``?", r"\1", re.sub(r":\w+:`~?([^`]*)`", r"\1", text))
-    text = re.split(r"\.(?<=[^.]\.)\s", text.partition("Default: ")[0], maxsplit=1)[0].rstrip(". ")
+    text = re.split(r"。|\.(?<=[^.]\.)\s", text.partition("Default: ")[0], maxsplit=1)[0].rstrip(". ")
     default = flag.default
     if differing := flag.differing_defaults:
         note = f"must be given: {differing}"

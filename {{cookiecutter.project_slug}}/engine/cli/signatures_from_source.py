@@ -28,8 +28,9 @@ _SPLIT_WORDS = {
 }
 _STEPS = {"training_step", "validation_step", "test_step"}
 _PROPERTIES = {"property", "cached_property", "functools.cached_property"}
-_HELP_LINE = re.compile(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*:\s+(\S.*)")
+_HELP_LINE = re.compile(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*(?::\s+|：\s*)(\S.*)")
 
+_SENTENCES = re.compile(r"(?<=[.。；])\s*(?=\w+(?::\s|：))")  # `lr: learning rate. width: of the hidden layers.`
 # A function or class down to the end of its (constructor's) docstring.
 _HEAD = re.compile(
     r"(?:class \w+(?:.*\n)*?    def __init__|def \w+)\((?:.*\n)*?.*\)(?: -> .*)?:(?: *#.*)?\n"
@@ -226,19 +227,20 @@ def keys_of(function: ast.AST, kwargs: str) -> tuple[dict[str, str], set[str]]:
 
 @cache
 def _helps(docs: str) -> dict[str, str]:
-    """Argument -> help, from Google's `Args:`, from plain `name: text` lines, and from `:param name: text`."""
+    """Argument -> help, from Google's `Args:`, lines or sentences `name: text`, and `:param name: text`."""
     helps: dict[str, str] = {}
     name, indent = "", 0
     for line in docs.splitlines():
-        found = _HELP_LINE.match(line)
         depth = len(line) - len(line.lstrip())
-        if found and (not name or depth <= indent):
-            name, indent = found[2], depth
-            helps.setdefault(name, found[3].strip())
-        elif name and line.strip() and depth > indent:
-            helps[name] += " " + line.strip()
-        else:
-            name = ""
+        for text in _SENTENCES.split(line):
+            found = _HELP_LINE.match(text)
+            if found and (not name or depth <= indent):
+                name, indent = found[2], depth
+                helps.setdefault(name, found[3].strip())
+            elif name and text.strip() and depth > indent:
+                helps[name] += " " + text.strip()
+            else:
+                name = ""
     return helps
 
 

@@ -1,7 +1,5 @@
 """`new`: write a first network or dataset to edit: `new network my_net --dataset digits`, `new dataset my_data`."""
 
-import re
-
 from engine.cli import discovery
 from engine.cli.discovery import ROOT
 from engine.cli.features_and_commands import CommandParser
@@ -57,7 +55,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dataset", help="dataset for the network, whose attributes become its arguments")
     options = parser.parse_args(argv)
     path = ROOT / ("model" if options.kind == "network" else "data") / f"{options.name}.py"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name) or options.name.endswith("_interface"):
+    named = options.name.isidentifier() and options.name == options.name.lower() and options.name[0] != "_"
+    if not named or options.name.endswith("_interface"):
         raise UsageError(f"new: {options.name} should be lower-case letters, digits and _, such as my_net")
     name = "".join(part.capitalize() for part in options.name.split("_"))
     text = _network(name, options.dataset) if options.kind == "network" else _DATASET.format(name=name)

@@ -21,7 +21,7 @@ from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.cli.features_and_commands import CommandParser
 from engine.errors import UsageError, escape_formula, nearest, printable
-from engine.logging import html_page
+from engine.logging import html_page, plots
 
 _MAX_POINTS = 2000  # of a curve of the page, about
 _WHAT = ("run_name", "network", "dataset")  # columns that say what a run is
@@ -311,15 +311,16 @@ def write_sheets(runs: list[Run], file: Any) -> None:
 
 
 def write_arrays(runs: list[Run], file: Any) -> None:
-    """`runs`, a cell a name, and a struct a metric: `step` (S x 1) and `value` (S x runs), NaN for none."""
+    """`runs`, a cell a name, and a struct a metric: its `name`, `step` (S x 1) and `value` (S x runs), NaN for none."""
     import numpy as np
     from scipy.io import savemat
 
     arrays: dict[str, Any] = {"runs": np.array([run.name for run in runs], dtype=object)}
-    for metric in _metrics(runs):
-        name = re.sub(r"^(?![A-Za-z])", "m_", re.sub(r"\W", "_", metric))[:63]  # what MATLAB takes for a name
+    for number, metric in enumerate(_metrics(runs)):
+        name = re.sub(r"^(?![A-Za-z])", "m_", re.sub(r"\W", "_", metric, flags=re.ASCII))[:63]  # what MATLAB takes
+        name = f"{name[:57]}_{number}" if name in arrays else name
         frame = curves(runs, metric)
-        arrays[name] = {"step": frame.index.to_numpy(float), "value": frame.to_numpy(float)}
+        arrays[name] = {"name": metric, "step": frame.index.to_numpy(float), "value": frame.to_numpy(float)}
     savemat(file, arrays, oned_as="column", long_field_names=True)
 
 
@@ -344,12 +345,18 @@ def _drawn(runs: list[Run]) -> dict[str, Any]:
 
 def draw(runs: list[Run], file: Any) -> None:
     """A panel for each metric that some run has two points of, with the curves of all runs."""
+    from matplotlib.image import imsave
+
+    imsave(file, plots.render(lambda: _curves_figure(runs)), format="png")
+
+
+def _curves_figure(runs: list[Run]) -> Any:
     from matplotlib.figure import Figure
 
     frames = _drawn(runs)
     columns = max(1, math.ceil(math.sqrt(len(frames))))
     rows = max(1, math.ceil(len(frames) / columns))
-    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), dpi=120, layout="constrained")
     for number, (metric, frame) in enumerate(frames.items(), 1):
         axes = figure.add_subplot(rows, columns, number, xlabel=frame.index.name)
         axes.set_title(metric, parse_math=False)
@@ -359,7 +366,7 @@ def draw(runs: list[Run], file: Any) -> None:
         legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
         for text in legend.get_texts():
             text.set_parse_math(False)
-    figure.savefig(file, dpi=120, format="png")
+    return figure
 
 
 def write_page(runs: list[Run], file: Any) -> None:

@@ -4,13 +4,14 @@ import hashlib
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, default_collate
 
+from engine.errors import UsageError
 from engine.launch.signals import SIGNALS
 
 
@@ -69,8 +70,30 @@ class Collate:
         if isinstance(items, CollatedBatch):
             return items.batch
         if isinstance(items, list):
-            return self.collate_fn(items) if items else None  # this process has no item of a last batch
+            try:
+                return self.collate_fn(items) if items else None  # this process has no item of a last batch
+            except RuntimeError:
+                if self.collate_fn is default_collate and (differ := _differing_shapes(items)):
+                    raise UsageError(
+                        f"items of one batch differ in shape, {differ}: cut or pad them, in the dataset or by a static "
+                        "method collate_fn(items) of it, or give --batch_size 1 --accumulate_grad_batches N"
+                    ) from None
+                raise
         return items
+
+
+def _differing_shapes(items: list[Any]) -> str:
+    """`(1, 20, 24) and (1, 28, 24)`, the first two that differ, or ""."""
+    first, *others = [_shapes(item) for item in items]
+    return next((f"{a} and {b}" for other in others for a, b in zip(first, other, strict=False) if a != b), "")
+
+
+def _shapes(item: Any) -> list[tuple[int, ...]]:
+    """The shape of each tensor or array in an item."""
+    entries = list(item.values()) if isinstance(item, Mapping) else item
+    if isinstance(entries, (list, tuple)):
+        return [shape for one in entries for shape in _shapes(one)]
+    return [tuple(entries.shape)] if hasattr(entries, "shape") else []
 
 
 def fetch_items(dataset: Any, indices: list[int]) -> list[Any]:

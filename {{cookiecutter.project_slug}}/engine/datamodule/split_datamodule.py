@@ -55,7 +55,9 @@ class SplitDataModule(LightningDataModule):
         # The argument that asks for a split, and its values; "" where the class has none.
         signature = signatures_from_import.from_object(dataset_class)
         self._split_argument, self._split_values = signature.split_values or ("", {})
-        defaults: dict[str, Any] = {"data_dir": data_dir, "root": data_dir, "seed": seed, "stratify": stratify}
+        defaults: dict[str, Any] = {"data_dir": data_dir, "seed": seed, "stratify": stratify}
+        root = getattr(self._parameters.get("root"), "default", None)
+        defaults["root"] = data_dir if root in (None, inspect.Parameter.empty) else root
         constructor = dataset_class.__init__ if isinstance(dataset_class, type) else dataset_class  # type: ignore[misc]
         if getattr(constructor, "__module__", "").startswith("torchvision."):
             from torchvision.transforms import v2
@@ -63,7 +65,7 @@ class SplitDataModule(LightningDataModule):
             to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
             defaults["transform"] = v2.Compose(to_tensor)  # its images are PIL's otherwise
         self.arguments = {key: value for key, value in defaults.items() if key in self._parameters} | dataset_arguments
-        self.data_dir = str(self.arguments.get("data_dir", data_dir))
+        self.data_dir = str(self.arguments.get("data_dir", self.arguments.get("root", data_dir)))
         self.kept: dict[str, Any] = {}  # the `record` of the data that a checkpoint was trained on
         self.optional: set[str] = set()  # the splits that an action can do without
         self.missing: set[str] = set()  # those of them that cannot be built

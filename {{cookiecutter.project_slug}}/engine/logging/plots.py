@@ -51,7 +51,7 @@ def _fonts() -> list[str]:
 
 @cache
 def _say_no_font() -> None:
-    line = "pictures: no installed font has all characters of the class names; for Chinese, Debian has fonts-noto-cjk"
+    line = "pictures: no installed font has all characters of the names in them; for Chinese, Debian has fonts-noto-cjk"
     print(line, file=sys.stderr, flush=True)
 
 

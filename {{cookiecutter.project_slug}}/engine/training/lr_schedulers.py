@@ -202,6 +202,9 @@ def build(
         raise UsageError("--lr_scheduler multistep decays at --lr_milestones, such as 30,60,90 epochs: give them")
     if name in ("constant", "plateau") and not warmup:
         return None
+    if "." in name and isinstance(_find(name).load(), type):
+        what = "is a class: write a function of the share of training done, in 0..1, that returns a factor of lr"
+        raise UsageError(f"--lr_scheduler {name} {what}")
     over_epochs = name in _OVER_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
     over_run = name in _OVER_RUN or "." in name
     if (math.isinf(total) and over_run) or (math.isinf(epoch) and over_epochs):

@@ -71,12 +71,12 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
 
 
 def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -> dict[str, list[str]]:
-    """By the name of a metric that is asked for with average='none', the classes whose values are logged too.
+    """By the name of a metric of one's own, or one with average='none', the classes whose values are logged too.
 
     target_info: as of `build`, with "classes", their names; without, they are numbers.
     """
-    calls = {custom_metrics.metric_name(name): custom_metrics.split_call(name)[1] for name in names or ()}
-    asked = [name for name, given in calls.items() if given.get("average", "") in ("none", None)]
+    calls = {name: custom_metrics.split_call(name)[1] for name in names or ()}
+    asked = [name for name, given in calls.items() if is_own(name) or given.get("average", "") in ("none", None)]
     if not asked:
         return {}
     number = target_info.get("num_classes") or (target_info.get("shape") or (0,))[0]
@@ -84,7 +84,12 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
-    return dict.fromkeys(asked, classes)
+    return {custom_metrics.metric_name(name): classes for name in asked}
+
+
+def is_own(name: str) -> bool:
+    """Whether one of --metrics is a dotted path, to a metric of one's own."""
+    return "." in custom_metrics.split_call(name)[0]
 
 
 def update(metric: Metric, output: Tensor, target: Tensor) -> None:
