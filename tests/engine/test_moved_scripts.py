@@ -212,7 +212,10 @@ def test_items_of_different_sizes_in_one_batch_are_said_in_a_line(workers: str, 
     with pytest.raises(SystemExit, match="2"):
         main.main([*flags, "--batch_size", "2"])
     error = capsys.readouterr().err
-    assert "items of one batch differ in shape, (4, 4) and (5, 4): cut or pad them, in the dataset or by a" in error
+    assert (
+        "items of one batch differ in shape, [(4, 4), (4, 1)] and [(5, 4), (5, 1)]: cut or pad them, in the dataset or"
+        in error
+    )
     assert error.count("\n") == 1
     main.main([*flags, "--batch_size", "1", "--accumulate_grad_batches", "2"])
 

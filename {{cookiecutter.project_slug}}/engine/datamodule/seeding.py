@@ -4,11 +4,12 @@ import hashlib
 import random
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import Dataset, Subset, default_collate
 
 from engine.errors import UsageError
@@ -73,27 +74,24 @@ class Collate:
             try:
                 return self.collate_fn(items) if items else None  # this process has no item of a last batch
             except RuntimeError:
-                if self.collate_fn is default_collate and (differ := _differing_shapes(items)):
-                    raise UsageError(
-                        f"items of one batch differ in shape, {differ}: cut or pad them, in the dataset or by a static "
-                        "method collate_fn(items) of it, or give --batch_size 1 --accumulate_grad_batches N"
-                    ) from None
-                raise
+                shapes = [*dict.fromkeys(str(_shapes(item)) for item in items)]
+                if self.collate_fn is not default_collate or len(shapes) == 1:
+                    raise
+                said = (
+                    f"items of one batch differ in shape, {shapes[0]} and {shapes[1]}: cut or pad them, in the dataset"
+                )
+                more = (
+                    "or by a static method collate_fn(items) of it, or give --batch_size 1 --accumulate_grad_batches N"
+                )
+                raise UsageError(f"{said} {more}") from None
         return items
-
-
-def _differing_shapes(items: list[Any]) -> str:
-    """`(1, 20, 24) and (1, 28, 24)`, the first two that differ, or ""."""
-    first, *others = [_shapes(item) for item in items]
-    return next((f"{a} and {b}" for other in others for a, b in zip(first, other, strict=False) if a != b), "")
 
 
 def _shapes(item: Any) -> list[tuple[int, ...]]:
     """The shape of each tensor or array in an item."""
-    entries = list(item.values()) if isinstance(item, Mapping) else item
-    if isinstance(entries, (list, tuple)):
-        return [shape for one in entries for shape in _shapes(one)]
-    return [tuple(entries.shape)] if hasattr(entries, "shape") else []
+    shapes: list[tuple[int, ...]] = []
+    apply_to_collection(item, (torch.Tensor, np.ndarray), lambda one: shapes.append(tuple(one.shape)))
+    return shapes
 
 
 def fetch_items(dataset: Any, indices: list[int]) -> list[Any]:
