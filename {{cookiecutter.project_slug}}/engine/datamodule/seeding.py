@@ -77,13 +77,9 @@ class Collate:
                 shapes = [*dict.fromkeys(str(_shapes(item)) for item in items)]
                 if self.collate_fn is not default_collate or len(shapes) == 1:
                     raise
-                said = (
-                    f"items of one batch differ in shape, {shapes[0]} and {shapes[1]}: cut or pad them, in the dataset"
-                )
-                more = (
-                    "or by a static method collate_fn(items) of it, or give --batch_size 1 --accumulate_grad_batches N"
-                )
-                raise UsageError(f"{said} {more}") from None
+                differ = f"items of one batch differ in shape, {shapes[0]} and {shapes[1]}"
+                ways = "a static method collate_fn(items) of the dataset pads them, or give --batch_size 1"
+                raise UsageError(f"{differ}: {ways} --accumulate_grad_batches N") from None
         return items
 
 

@@ -71,15 +71,17 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
 
 
 def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -> dict[str, list[str]]:
-    """By the name of a metric of one's own, or one with average='none', the classes whose values are logged too.
+    """By the name of a metric of one's own, or with average='none', the classes whose values are logged too.
 
     target_info: as of `build`, with "classes", their names; without, they are numbers.
     """
     calls = {name: custom_metrics.split_call(name)[1] for name in names or ()}
-    asked = [name for name, given in calls.items() if is_own(name) or given.get("average", "") in ("none", None)]
+    known = target_info.get("num_classes")
+    own = [name for name in calls if known and is_own(name)]
+    asked = [*own, *(name for name, given in calls.items() if given.get("average", "") in ("none", None))]
     if not asked:
         return {}
-    number = target_info.get("num_classes") or (target_info.get("shape") or (0,))[0]
+    number = known or (target_info.get("shape") or (0,))[0]
     named = target_info.get("classes")
     classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     if len({*classes}) != number:
