@@ -50,7 +50,7 @@ def run(
     init_from: str | None = None,
     init_partial: bool = False,
     trust: bool = False,
-    seed: Annotated[int, ">= 0"] = 0,
+    seed: Annotated[int, ">= 0", "<= 4294967295"] = 0,
     seed_index: Annotated[int, ">= 1"] | None = None,
     max_epochs: Annotated[int, ">= -1", "!= 0"] | None = None,
     log_every_n_steps: Annotated[int, ">= 1"] = 20,

@@ -114,6 +114,18 @@ def test_a_row_that_says_nothing_is_named(line: str, said: str) -> None:
         texts(split="val", file="{split}.tsv")
 
 
+def test_rows_behind_an_open_quote_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{'ab'[at % 2]},{chr(34) * (at == 5)}word {at}{chr(34) * (at == 9)}" for at in range(20)]
+    Path("texts.csv").write_text("\n".join(["label,text", *rows]) + "\n")
+    flags = {"file": "texts.csv", "val_fraction": 0, "test_fraction": 0}
+    assert len(texts(split="train", **flags)) == 16
+    said = "texts.csv:7 has several lines, and 'a,word 6' looks like a row: is a quote open?"
+    assert said in capsys.readouterr().err
+    Path("texts.csv").write_text('label,text\na,"one\ntwo, three"\nb,four\n')
+    texts(split="train", **flags)
+    assert "several lines" not in capsys.readouterr().err
+
+
 def test_labels_that_look_alike_are_refused() -> None:
     Path("texts.tsv").write_text("label\ttext\nno\ta\nno \tb\n")
     with pytest.raises(UsageError, match=r"texts\.tsv: 'label' has 'no' and 'no ', which look alike"):

@@ -194,3 +194,9 @@ def test_what_a_program_logs_by_itself_is_in_the_runs_folder() -> None:
 def test_no_logger_at_all(train) -> None:
     assert "test_acc" in train("--max_epochs", 1, "--logger", "[]")
     assert not (RUN / "metrics.csv").exists()
+
+
+def test_a_flag_whose_bytes_are_no_text_is_logged_and_kept(train) -> None:
+    train("--max_epochs", 1, "--notes", "a\udcffb", "--logger", "tensorboard", "csv")
+    assert main.parse(["test", "--ckpt_path", "last"]).flags["notes"] == "a\udcffb"
+    main.main(["test", "--ckpt_path", "last"])

@@ -643,6 +643,8 @@ RANGES = [
     ("--devices 1.5x", "--devices 1.5x should be a number of devices, their numbers, or auto"),
     ("--devices -2", "--devices -2 should be a number of devices, their numbers, or auto"),
     ("--deterministic maybe", "--deterministic maybe is not one of true, false, warn"),
+    ("--seed 4294967296", "--seed 4294967296 should be at most 4294967295"),
+    ("--max_time 00:00:00:00", "--max_time 00:00:00:00 should be DD:HH:MM:SS and more than 0"),
     ("--epochs 3", "unknown flag --epochs; it is called --max_epochs here"),
     ("--learning_rate 3", "unknown flag --learning_rate; it is called --lr here"),
     ("--gpus 2", "unknown flag --gpus; it is called --devices here"),

@@ -2,11 +2,13 @@
 
 import csv
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
 from data._tables import missing, no_column, not_in
@@ -98,6 +100,8 @@ class TextLines(Dataset):
         if not learn:
             raise UsageError(f"{Path(data_dir, file.replace('{split}', 'train'))} has no row below its head line")
         labels = sorted({row.target for row in learn})
+        if split == "train" and not pairs:
+            _say_joined(learn, labels, self._separator_of(Path(file)))
         if "{split}" in file:
             mine = self._read(Path(data_dir, file.replace("{split}", split)), target_column)
         else:
@@ -192,10 +196,13 @@ class TextLines(Dataset):
         words = [self.vocabulary[number] for number in numbers[:ends]]
         return BLANK.sub("", " ".join(words)) if self.tokens == "words" else "".join(words)
 
+    def _separator_of(self, path: Path) -> str:
+        return (self.separator or ("\t" if path.suffix == ".tsv" else ",")).replace("\\t", "\t")
+
     def _read(self, path: Path, target_column: str = "") -> list[Row]:
         if not path.is_file():
             raise missing(path, "--data_dir, --file")
-        separator = (self.separator or ("\t" if path.suffix == ".tsv" else ",")).replace("\\t", "\t")
+        separator = self._separator_of(path)
         if len(separator) != 1:
             raise UsageError(f"--separator {separator!r} should be one character")
         csv.field_size_limit(2**31 - 1)  # a text may be long
@@ -225,3 +232,15 @@ class TextLines(Dataset):
         except (UnicodeError, LookupError) as error:
             raise not_in(path, self.encoding, error) from None
         return rows
+
+
+@rank_zero_only
+def _say_joined(rows: list[Row], labels: list[str], separator: str) -> None:
+    """Prints which text holds a line that looks like a row of its own, as behind a quote that nothing closes."""
+    for row in rows:
+        for line in row.text.splitlines()[1:]:
+            if separator in line and {line.partition(separator)[0], line.rpartition(separator)[2]} & {*labels}:
+                print(
+                    f"{row.where} has several lines, and {line!r} looks like a row: is a quote open?", file=sys.stderr
+                )
+                return

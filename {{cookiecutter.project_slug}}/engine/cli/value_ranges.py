@@ -58,8 +58,8 @@ def _trainer_error(name: str, value: Any) -> str:
         return "should be a share up to 1.0, or a whole number of batches"
     if name in _CHOICES and str(value).lower() not in _CHOICES[name].split():
         return f"is not {choices(name)}"
-    if name == "max_time" and isinstance(value, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
-        return "should be DD:HH:MM:SS, such as 00:12:00:00"
+    if name == "max_time" and isinstance(value, str) and not re.fullmatch(r"(?=.*[1-9])\d+:\d\d:\d\d:\d\d", value):
+        return "should be DD:HH:MM:SS and more than 0, such as 00:12:00:00"
     numbers = value if isinstance(value, list) else [value]
     if name == "devices" and value not in ("auto", -1) and (
         value in (0, []) or any(type(one) is not int or one < 0 for one in numbers)):  # fmt: skip

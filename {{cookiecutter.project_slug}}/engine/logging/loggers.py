@@ -20,7 +20,7 @@ from engine.checkpointing import run_folder
 from engine.checkpointing.atomic_write import append, atomic_file, warn_if_unwritable, write_atomically
 from engine.checkpointing.run_records import is_of_epoch
 from engine.cli import config_file
-from engine.errors import UsageError
+from engine.errors import UsageError, printable
 from engine.lightning_compat import summary_writer
 
 
@@ -143,7 +143,9 @@ class TensorBoard(TensorBoardLogger):
         if self._new and params:
             from torch.utils.tensorboard.summary import hparams
 
-            plain = {name: value if isinstance(value, int | float) else str(value) for name, value in params.items()}
+            plain = {
+                key: value if isinstance(value, int | float) else printable(str(value)) for key, value in params.items()
+            }
             _, start, _ = hparams(plain, {})
             self.experiment.file_writer.add_summary(start)
             text = textwrap.indent(config_file.dump(params), "    ")  # as code
