@@ -70,7 +70,6 @@ def run(
     seed: determines the first weights, the splits, the order of the items and every random draw.
     seed_index: take the seed at this position, from 1, of the list SEEDS in main.py, for repeated runs.
     max_epochs: number of epochs to train; -1 for no end; none means 10, or no end where max_steps or max_time is given.
-        Epochs count from 1, and in metrics.csv from 0, as Lightning's.
     log_every_n_steps: optimiser steps between two logged values of train_loss_step.
     enable_progress_bar: show a progress bar, as is done in a terminal; without it, print a line per epoch.
     default_root_dir: folder in which lightning_logs/ is created.
@@ -80,7 +79,6 @@ def run(
 
     from data import build_data
     from engine.checkpointing import checkpoint_io
-    from engine.checkpointing.checkpoint_callbacks import SaveConfig
     from engine.launch import watchdog
     from engine.logging import loggers
     from engine.training import trainer_setup
@@ -99,15 +97,13 @@ def run(
         checkpoint_io.init_weights(model, Path(init_from), init_partial, settings.action != "fit")
     prepared = trainer_setup.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
-    callbacks = load_callbacks(run_dir, model, data, seed, enable_progress_bar, **groups["callbacks"])
+    callbacks = load_callbacks(run_dir, model, data, enable_progress_bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
-    if settings.action == "fit":
-        callbacks.append(SaveConfig(settings, run_dir))
-    trainer = trainer_setup.make_trainer(
+    trainer = trainer_setup.make_run_trainer(
+        settings,
         model,
         data,
         run_dir,
-        **groups["trainer"],
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=enable_progress_bar,
@@ -123,12 +119,9 @@ def run(
 
 
 def load(ckpt_path: str, *argv: str) -> "LoadedRun":
-    """A trained run, for a notebook: its network, its data, its flags, and `predict`.
+    """A trained run, for a notebook in any folder: its network, its data, its flags, and `predict`.
 
-    From another folder, runs and data are looked for in that of the project or of the run where there are none here.
-
-    ckpt_path: as of --ckpt_path: "best" is the best checkpoint of the newest run. argv: further flags, such as
-        "--data_dir", "elsewhere".
+    ckpt_path: as of --ckpt_path: "best" of the newest run. argv: further flags, such as "--data_dir", "elsewhere".
     """
     from data import build_data
     from engine.training import loaded_run
@@ -141,7 +134,6 @@ def load_callbacks(
     run_dir: Path,
     model: "LightningModule",
     data: "DInterface",
-    seed: int,
     bar: bool,
     *,
     monitor: str = "val_loss",
@@ -152,7 +144,7 @@ def load_callbacks(
     patience: Annotated[int, ">= 0"] | None = None,
     bad_steps: Literal["stop", "skip", "ignore"] = "stop",
 ) -> list["Callback"]:
-    """The callbacks of every run. Edit this list in place: an argument behind the `*` is a flag.
+    """The callbacks of a run. Edit this list in place: an argument behind the `*` is a flag.
 
     monitor: metric that decides which checkpoint is best; torchmetrics knows whether lower or higher is better.
     monitor_mode: min if lower is better, max if higher, for a metric of your own.
@@ -168,15 +160,9 @@ def load_callbacks(
     from engine.logging.progress import EpochLines, ProgressBar
     from engine.training.early_stopping import EarlyStopping
     from engine.training.gradient_guard import GradientGuard
-    from engine.training.metric_logging import MetricState
-    from engine.training.step_seeding import SeedEachStep
-    from engine.training.training_check import TrainingCheck
 
     metric = monitored(model, data, monitor, monitor_mode, required=patience is not None)
     callbacks: list[Callback] = [
-        SeedEachStep(seed),
-        MetricState(),
-        TrainingCheck(),
         ProgressBar() if bar else EpochLines(),
         BestCheckpoint(run_dir / "checkpoints", metric, save_top_k),
         LastCheckpoint(run_dir, every_n_train_steps, every_n_minutes),

@@ -17,7 +17,7 @@ import main
 import torch
 import toys
 from data import DInterface
-from engine.datamodule.resumable_sampler import ResumableBatchSampler
+from engine.datamodule.resumable_loader import ResumableBatchSampler
 from paths import TOYS
 from pytorch_lightning import Callback
 from torch import Tensor

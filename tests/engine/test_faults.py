@@ -256,10 +256,11 @@ def test_in_mid_epoch_the_batch_size_cannot_change(train, capsys, monkeypatch: p
     monkeypatch.setattr(toys.Net, "each_forward", keep)
     train("--max_epochs", 2, "--batch_size", 16, "--every_n_train_steps", 1)
     shutil.copy("mid.ckpt", LAST)
-    before = Path("lightning_logs/version_0/config.yaml").read_text()
+    files = [Path("lightning_logs/version_0", name) for name in ("config.yaml", "metrics.csv")]
+    before = [path.read_bytes() for path in files]
     with pytest.raises(SystemExit, match="2"):
         main.main(["--ckpt_path", "last", "--batch_size", "8"])
-    assert Path("lightning_logs/version_0/config.yaml").read_text() == before  # or it would be refused again
+    assert [path.read_bytes() for path in files] == before  # or it would be refused again, and rows would be lost
     assert "stopped within an epoch of --batch_size 16 on 1 device: go on with these until" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main.main(["--ckpt_path", "last", "--balanced"])

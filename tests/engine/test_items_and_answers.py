@@ -524,6 +524,9 @@ def test_each_head_has_a_loss_and_metrics_of_its_own(flags: list[str], weight: f
     main.main(["predict", "--ckpt_path", "last", "--head_name", "kind"])
     table = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
     assert [int(row["class"]) for row in table] == net(points[rows])["kind"].argmax(1).tolist()
+    shares = torch.tensor([[float(row[f"p{at}"]) for at in range(3)] for row in table])
+    torch.testing.assert_close(shares, net(points[rows])["kind"].softmax(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(main.load("last").predict(points[rows])["kind"], shares, rtol=1e-4, atol=1e-5)
     capsys.readouterr()
     several = "the network returns several outputs: --head_name, one of kind, mass"
     assert several in refused(capsys, "predict", "--ckpt_path", "last")

@@ -3,7 +3,6 @@
 import csv
 import re
 import shutil
-import sys
 import time
 from html import unescape
 from html.parser import HTMLParser
@@ -443,15 +442,6 @@ def test_only_so_many_seconds_are_read_unless_all_is_asked_for(capsys) -> None:
     assert 0 < train < 80
     preview("test_preview.Slow", "--check_seconds", "0.1", "--num_items", "100", "--batch_size", "8", "--check_all")
     assert row(capsys.readouterr().out, "items read") == ["80", "10", "10"]
-
-
-def test_without_matplotlib_the_table_and_the_page_are_there(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    preview("test_preview.Twins")
-    said_of = capsys.readouterr()
-    assert "no pictures are drawn: matplotlib is not installed" in said_of.err
-    assert row(said_of.out, "items") == ["20", "20", "20"]
-    assert "1 item is in two splits" in PAGE.read_text()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from engine.datamodule.seeding import unwrap_subset
 from engine.datamodule.split_datamodule import SplitDataModule, Splitter
 from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.training.evaluation_steps import prepare_evaluation
+from engine.training.metric_logging import prepare_evaluation
 
 _HAND_OVER = 2e-3  # seconds that a batch from a worker process costs, about
 
@@ -75,8 +75,6 @@ class DInterface(SplitDataModule):
         """
         fractions: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "stratify": stratify}
         super().__init__(dataset_class, dataset_arguments or {}, splitter, seed=seed, data_dir=data_dir, **fractions)
-        if batch_size < 1:
-            raise UsageError(f"--batch_size {batch_size} should be at least 1")
         self.batch_size, self.num_workers, self.balanced = batch_size, num_workers, balanced
         self.predict_dataset: Dataset[Any] | None = None  # None: the test split
         self._train_loader: ResumableLoader | CombinedResumableLoader | None = None

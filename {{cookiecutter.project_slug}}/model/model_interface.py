@@ -343,12 +343,6 @@ class MInterface(MetricLoggingModule):
                 print(f"no metric but the loss: {shapes}", flush=True)
         return output if asked else None
 
-    def _part_metric(self, name: str) -> Any:
-        """The mean of a part of the loss, made when it first comes."""
-        if name not in self.metrics:
-            self.metrics[name] = metric_classes.Mean().to(self.device)
-        return self.metrics[name]
-
     def batch_fields(self, batch: Any) -> Fields:
         """The inputs, the target and the rest of a batch."""
         if type(self).unpack_batch is MInterface.unpack_batch:

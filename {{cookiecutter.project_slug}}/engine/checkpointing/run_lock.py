@@ -15,10 +15,8 @@ def acquire(run: Path, job_id: str) -> None:
 
     The lock is a folder beside the run, `.version_3.lock`, with one empty file, the claim. Its name says host, process,
     when that started, and the cluster's job. The folder is made elsewhere and moved into place, which on every kind of
-    disk succeeds for one process alone, and only where no folder is or an empty one. So there is no moment at which a
-    run is claimed and the claim cannot be read, and whoever removes the claim of a dead process removes no other.
-
-    A job that its cluster starts again, perhaps on another host, takes over from itself.
+    disk succeeds for one process alone, and only where no folder is or an empty one. A job that its cluster starts
+    again, perhaps on another host, takes over from itself.
 
     Raises: UsageError: another process trains the run, or may do so on another host.
     """

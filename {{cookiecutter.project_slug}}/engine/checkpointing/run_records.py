@@ -116,9 +116,9 @@ def without_duplicates(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name not in doubles}
 
 
-def is_of_epoch(metric: str | None) -> bool:
-    """Whether a metric is one of training or validation over a whole epoch."""
-    return bool(metric) and re.match("(train|val)[_/]", metric) is not None and not metric.endswith("_step")  # type: ignore[union-attr, arg-type]
+def is_of_epoch(metric: Any, stages: str = "train|val") -> bool:
+    """Whether the name of a metric is that of one over a whole epoch, and no step or setting."""
+    return re.match(f"({stages})[_/](?!.*_step$)", metric or "") is not None
 
 
 def _condition(text: str, records: list[RunRecord]) -> Any:

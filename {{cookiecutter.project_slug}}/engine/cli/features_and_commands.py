@@ -1,8 +1,6 @@
-"""The features and the commands of a project: whatever lies in engine/features and engine/commands.
+"""The features and the commands of a project: whatever lies in engine/features and engine/commands. No torch here.
 
-A file or sub-package of features/ defines `callbacks(*, FLAG: type = default)`, with any of run_dir, model and data
-before the `*`. One of commands/ defines `run(NEEDS, *, FLAG: type = default)`, with any of NEEDS, or `main(argv)`,
-which reads its words itself. Deleting one removes its flags, or the command. No torch here.
+What a file there defines stands in the `__init__.py` of its folder.
 """
 
 import argparse
@@ -42,15 +40,11 @@ class CommandParser(argparse.ArgumentParser):
 
 @cache
 def features() -> list[str]:
-    """The names of the features, in alphabetical order.
-
-    Raises: UsageError: one of them does not define `callbacks`.
-    """
-    for path in _modules("features").values():
+    """The names of the features, in alphabetical order. Raises: UsageError: one of them does not define `callbacks`."""
+    for path in sources("features").values():
         if not _defines(path, "callbacks"):
-            form = "callbacks(*, FLAGS)"
-            raise UsageError(f"{_relative(path)} is no feature: it should define {form}")
-    return list(_modules("features"))
+            raise UsageError(f"{_relative(path)} is no feature: it should define callbacks(*, FLAGS)")
+    return list(sources("features"))
 
 
 @cache
@@ -60,7 +54,7 @@ def commands() -> dict[str, list[str]]:
     Raises: UsageError: one of them defines neither or both, or needs what there is not.
     """
     commands = {}
-    for name, path in _modules("commands").items():
+    for name, path in sources("commands").items():
         functions = [function for function in ("run", "main") if _defines(path, function)]
         if len(functions) != 1:
             has = "both" if functions else "neither"
@@ -75,13 +69,13 @@ def commands() -> dict[str, list[str]]:
 
 def actions() -> dict[str, str]:
     """The actions of main.py with a line of help each; of a command, what follows the colon in its first line."""
-    lines = {name: _text(path).partition("\n")[0] for name, path in _modules("commands").items()}
+    lines = {name: _text(path).partition("\n")[0] for name, path in sources("commands").items()}
     return _TRAINER_ACTIONS | {name: line.partition(": ")[2].strip('."') for name, line in lines.items()}
 
 
 def placeholder_network(action: str) -> str | None:
     """A dotted path to the class `NoNetwork` of a command, which then needs no --model_name; None of any other."""
-    has_one = action in commands() and "\nclass NoNetwork(" in _text(source("commands", action))
+    has_one = action in commands() and "\nclass NoNetwork(" in _text(sources("commands")[action])
     return f"engine.commands.{action}.NoNetwork" if has_one else None
 
 
@@ -99,7 +93,7 @@ def load_features(run_dir: Path, model: Any, data: Any, arguments: dict[str, dic
     for name, callbacks in hooks("callbacks").items():
         asked = inspect.getfullargspec(callbacks).args
         if len(asked) != len(there) and (unknown := [one for one in asked if one not in there]):
-            where = _relative(source("features", name))
+            where = _relative(sources("features")[name])
             raise UsageError(f"{where}: callbacks asks for {', '.join(unknown)}; there are {', '.join(there)}")
         # All three, in this order, may have names of their own.
         needs = {one: there.get(one, in_order) for one, in_order in zip(asked, there.values(), strict=False)}
@@ -119,17 +113,12 @@ def listed(constant: Literal["NOT_KEPT", "SPLIT_FLAGS"]) -> set[str]:
     Raises: UsageError: a feature writes it otherwise.
     """
     flags = set[str]()
-    for path in _modules("features").values():
+    for path in sources("features").values():
         for rest in re.findall(rf"^{constant}\b(.*)", _text(path), re.MULTILINE):
             if not (line := re.match(r" = (\(.*\))", rest)):
                 raise UsageError(f'{_relative(path)}: write {constant} = ("flag", "other_flag"), in one line')
             flags.update(ast.literal_eval(line[1]))
     return flags
-
-
-def source(folder: str, name: str) -> Path:
-    """The file in which a feature or a command begins."""
-    return _modules(folder)[name]
 
 
 @cache
@@ -146,8 +135,8 @@ def _relative(path: Path) -> str:
 
 
 @cache
-def _modules(folder: str) -> dict[str, Path]:
-    """Name -> file of the modules and sub-packages of a folder of engine/, in alphabetical order."""
+def sources(folder: str) -> dict[str, Path]:
+    """Name -> first file of the modules and sub-packages of a folder of engine/, in alphabetical order."""
     root = ROOT / "engine" / folder
     files = {path.stem: path for path in root.glob("*.py")}
     packages = {path.parent.name: path for path in root.glob("*/__init__.py")}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from engine.cli import annotations, discovery, signatures_from_import, signatures_of_torch
 from engine.cli.annotations import Annotation
 from engine.cli.discovery import FOLDERS, ROOT, ClassReference
-from engine.cli.features_and_commands import commands, features, source
+from engine.cli.features_and_commands import commands, features, sources
 from engine.cli.signatures_from_source import REQUIRED, Expression, Parameter, Signature, find_definition, from_source
 from engine.errors import UsageError, nearest
 
@@ -165,7 +165,7 @@ def collect(
         "callbacks": _read(ROOT / "main.py", "load_callbacks"),
         "loggers": _read(ROOT / "engine/logging/loggers.py", "build"),
         "hardware": _read(ROOT / "engine/training/trainer_setup.py", "configure"),
-        **{name: _read(source("features", name), "callbacks") for name in features()},
+        **{name: _read(sources("features")[name], "callbacks") for name in features()},
         **action_group(action),
     }
     trainer = _read(signatures_of_torch.source_of("pytorch_lightning", "trainer/trainer.py"), "Trainer")
@@ -186,7 +186,7 @@ def collect(
 
 def action_group(action: str) -> dict[str, Signature]:
     """The signature of a command, as the group "action"; {} for fit, validate and test."""
-    return {"action": _read(source("commands", action), "run")} if action in commands() else {}
+    return {"action": _read(sources("commands")[action], "run")} if action in commands() else {}
 
 
 def flags_of(groups: dict[str, Signature]) -> dict[str, Flag]:

@@ -1,6 +1,7 @@
 """argv -> Settings, from top to bottom: words, classes, their signatures as flags, values. Without torch."""
 
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -9,13 +10,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import annotations, config_file, discovery, features_and_commands, flag_table, value_ranges
+from engine.cli import annotations, config_file, discovery, features_and_commands, flag_table, signatures_of_torch
 from engine.cli.config_file import RawValue
 from engine.cli.credentials import HIDDEN, hide, hide_value
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_table import TORCH_GROUPS, FlagTable
 from engine.cli.settings import Settings, ask_for_defaults, complete, refuse_changes
-from engine.cli.tokenize_argv import Argument, texts_of, tokenize
 from engine.cli.type_conversion import OutOfRange, PlainText, convert
 from engine.errors import UsageError, nearest, printable
 
@@ -23,6 +23,13 @@ _HELP = {"-h", "--help", "--help_all"}
 _CLASS_FLAGS = (*FOLDERS, *TORCH_GROUPS)  # their values decide which other flags there are
 _NONE = ("none", "null")
 _RESUME_FLAGS = ("ckpt_path", "init_from", "default_root_dir", "trust")  # what a run goes on from
+
+
+class Argument(NamedTuple):
+    """A flag and the words behind it: `--dims 4 5` is ("dims", ["4", "5"]), `--norm` is ("norm", [])."""
+
+    name: str
+    words: list[str]
 
 
 class Restored(NamedTuple):
@@ -80,12 +87,12 @@ def _parse(
         raise SystemExit(0)
 
     # Words -> flags and their texts: of config files, of the command line, of the run that wrote a checkpoint.
-    arguments = tokenize([word for word in argv if word not in _HELP])
+    arguments = _tokenize([word for word in argv if word not in _HELP])
     given: dict[str, RawValue] = {}
-    for _, path in texts_of(("config",), arguments):
+    for _, path in _texts_of(("config",), arguments):
         given |= config_file.read(find_config(path))
-    given |= {key: RawValue(PlainText(text)) for key, text in texts_of(_CLASS_FLAGS, arguments)}
-    texts = {key: raw.text for key, raw in given.items()} | dict(texts_of(_RESUME_FLAGS, arguments))
+    given |= {key: RawValue(PlainText(text)) for key, text in _texts_of(_CLASS_FLAGS, arguments)}
+    texts = {key: raw.text for key, raw in given.items()} | dict(_texts_of(_RESUME_FLAGS, arguments))
     restored = restore(action, argv, texts)
 
     # The names of network, dataset, loss and optimiser -> their classes -> their signatures -> flags.
@@ -228,6 +235,44 @@ def _without_gone_flags(
     return {key: raw for key, raw in kept.items() if key not in gone}, rest
 
 
+def _tokenize(argv: list[str]) -> list[Argument]:
+    """The flags in the order of the command line.
+
+    Raises:
+        UsageError: a word belongs to no flag, is a flag without a name, or begins with a single dash and is no number.
+    """
+    arguments: list[Argument] = []
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            if not name:
+                raise UsageError(f"{word!r} is no flag")
+            arguments.append(Argument(name, [text] if equals else []))
+        elif re.match(r"-[^\W\d]", word) and word.lower() not in ("-inf", "-nan"):  # `-1e-3` and `-` are values
+            raise UsageError(f"{word!r}: a flag begins with two dashes")
+        elif not arguments:
+            raise UsageError(f"{word!r} is no flag")
+        else:
+            arguments[-1].words.append(word)
+    return arguments
+
+
+def _texts_of(names: tuple[str, ...], arguments: list[Argument]) -> list[tuple[str, str]]:
+    """Those flags of `names` that are given, with their texts, in the order of `names`; `--trust` alone is `true`.
+
+    Raises: UsageError: a flag other than `--trust` stands without a value, or with an empty one.
+    """
+    texts = []
+    for name, words in arguments:
+        if name in names:
+            if name != "trust" and not (words and words[0]):  # such as `--ckpt_path=$RUN` of a shell without RUN
+                raise UsageError(f"--{name}: expected one argument")
+            texts.append((name, words[0] if words else "true"))
+        elif name == "no-trust" and "trust" in names:
+            texts.append(("trust", "false"))
+    return sorted(texts, key=lambda pair: names.index(pair[0]))
+
+
 def _texts(arguments: list[Argument], table: FlagTable) -> dict[str, RawValue]:
     """The text of each flag on the command line, whose type allows `--dims 4 5`, `--norm` and `--no-norm`."""
     raws = {}
@@ -278,7 +323,7 @@ def _value(name: str, raw: RawValue, table: FlagTable) -> Any:
     except OutOfRange as error:
         raise UsageError(f"{label} {raw.text} {error}") from None
     owners = [key for key, group in table.groups.items() if name in group.parameters]
-    if wrong := value_ranges.range_error(name, value, owners):
+    if wrong := signatures_of_torch.range_error(name, value, owners):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
     is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
     return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`

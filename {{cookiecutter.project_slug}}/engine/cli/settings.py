@@ -106,11 +106,10 @@ def refuse_changes(table: FlagTable, before: dict[str, Any], now: dict[str, Any]
     for key in ("system", "schedule", *TORCH_GROUPS) if fit else ():
         fixed |= dict.fromkeys(groups[key].parameters if key in groups else (), "its optimiser's state")
     if fit or before.get("dataset") == now.get("dataset", before.get("dataset")):
-        fixed |= dict.fromkeys(SPLIT_FLAGS | features_and_commands.listed("SPLIT_FLAGS"), "the splits of its data")
+        of_splits = SPLIT_FLAGS | features_and_commands.listed("SPLIT_FLAGS")
         if (SPLIT_FLAGS - {"seed"}) & groups["data"].parameters.keys():  # not the dataset's own splits
-            fixed |= dict.fromkeys(
-                groups["dataset"].parameters.keys() - {"data_dir", "cache_dir"}, "the splits of its data"
-            )
+            of_splits |= groups["dataset"].parameters.keys() - {"data_dir", "cache_dir"}
+        fixed |= dict.fromkeys(of_splits, "the splits of its data")
     for name, what in fixed.items():
         if name in before and name in now and before[name] != now[name]:
             was = f"the checkpoint was made with {before[name]}"

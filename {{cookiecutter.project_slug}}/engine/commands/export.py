@@ -40,10 +40,8 @@ def run(
 ) -> None:
     """Writes the network for batches of any size, and labels.json: the dataset's classes and preprocessing.
 
-    Where the items differ in length (their `collate_fn` pads them), it is written for any length; a network that takes
-    one length alone is written for that, which a line says.
-    Each file is read again and checked against the network in memory on random inputs, 1, 2 and 5 items, and on items
-    of other lengths.
+    Where the items differ in length, it is written for any length, if the network allows. Each file is read again and
+    checked against the network in memory on random inputs, 1, 2 and 5 items, and on items of other lengths.
 
     format: pt2 for torch.export.load, onnx for ONNX Runtime and others; both may be given.
 

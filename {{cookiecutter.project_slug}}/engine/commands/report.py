@@ -4,14 +4,13 @@ import csv
 import html
 import io
 import math
-import os
 import re
 import shutil
-import struct
 import sys
 import textwrap
 from bisect import bisect_left
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from engine.logging import html_page, plots
 
 _MAX_POINTS = 2000  # of a curve of the page, about
 _WHAT = ("run_name", "network", "dataset")  # columns that say what a run is
+_of_epoch = partial(run_records.is_of_epoch, stages="train|val|test")
 
 
 class Run(NamedTuple):
@@ -83,7 +83,7 @@ def read_run(record: RunRecord, name: str) -> Run | None:
     is_epoch = points["metric"] == "epoch"
     metrics = points[~is_epoch].groupby(["step", "metric"])["value"].last().unstack()
     epoch_of = 1 + points[is_epoch].groupby("step")["value"].first()  # the one that ended there
-    ends = metrics[[metric for metric in metrics if _of_epoch(metric) and metric[:4] != "test"]].dropna(how="all")
+    ends = metrics[[metric for metric in metrics if run_records.is_of_epoch(metric)]].dropna(how="all")
     epoch = epoch_of.reindex(ends.index).max()
     seconds = sum(map(_seconds, run_folder.event_files(folder)))
     return Run(name, record, metrics, epoch_of, 0 if math.isnan(epoch) else int(epoch), seconds)
@@ -133,23 +133,11 @@ def _event_points(folder: Path) -> Any:
 
 
 def _seconds(events: Path) -> float:
-    """The time between the first and the last event of a file, each a record that begins with its time.
+    """The time between the first and the last event of a file, whose own time stamps would be wrong in a copy."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    A record: its length (8 bytes), a check sum (4), an Event (a tag byte, then the time as a double), a check sum (4).
-    The file's own time stamps would be wrong in a copy.
-    """
-    times = []
-    with events.open("rb") as file:
-        while len(head := file.read(21)) == 21:
-            length, tag, time = struct.unpack("<Q4xBd", head)
-            times.append(time if tag == 9 else math.nan)
-            file.seek(length - 9 + 4, os.SEEK_CUR)
+    times = [event.wall_time for event in EventFileLoader(str(events)).Load()]
     return max(times) - min(times) if times else 0.0
-
-
-def _of_epoch(metric: str) -> bool:
-    """Whether a metric is one of an epoch, not of a step or a setting."""
-    return re.match("(train|val|test)[_/]", metric) is not None and not metric.endswith("_step")
 
 
 def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> None:

@@ -106,9 +106,7 @@ class _RateRamp(Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.rates[-1]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
         if not outputs:
             raise UsageError(f"tune --what lr: {type(module).__name__}.training_step returns no loss")
         self._mean = 0.9 * self._mean + 0.1 * float(outputs["loss"])

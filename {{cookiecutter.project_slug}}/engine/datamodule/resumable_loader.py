@@ -1,21 +1,23 @@
-"""ResumableLoader: batches in an order that a resumed run repeats, from any batch of an epoch on."""
+"""ResumableLoader: batches in an order that a resumed run repeats, from any batch of an epoch on; and its sampler."""
 
 import copy
 import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric.utilities.data import sized_len
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
+from engine.datamodule import seeding
 from engine.datamodule.batched_fetch import BatchedFetch
-from engine.datamodule.resumable_sampler import ResumableBatchSampler
-from engine.datamodule.seeding import Collate, SeededDataset, delay_exit_on_signal, reseed
+from engine.datamodule.seeding import Collate, SeededBatch, SeededDataset, dataset_order, reseed, unwrap_subset
 from engine.errors import UsageError
 from engine.lightning_compat import shut_down_workers
 
@@ -29,15 +31,11 @@ class ResumableLoader:
         (`state_dict`, `load_state_dict`), which is exact with num_workers=0. A map-style one that is read in chunks
         may have an `order(generator)` of its own, the indices (items,) of a shuffled epoch; each rank then takes a
         stretch of it, so that few chunks are read by two ranks.
-    batch_size: items a batch and rank. The last batch is smaller; it is a single item only where batches are 1 or 2.
-    shuffle: a new order each epoch, from (seed, epoch).
-    weights: (items,), how often to draw each item, with replacement; overrides `shuffle`.
+    batch_size: items a batch and rank.
     current_epoch: called when a training epoch starts, for its number; None for other loaders.
     accumulate: batches of an optimizer step.
-    rank, world_size: of the data-parallel processes.
-    pad: repeat items where the ranks' shares are not of one size; or else a batch may be None (prepare_evaluation).
-    drop_last: leave out a last batch that is smaller.
     whole: how to fetch whole batches of a dataset without `__getitems__`; default_collate would make the same.
+    sampling: further arguments of the ResumableBatchSampler of a map-style dataset.
     """
 
     def __init__(
@@ -46,23 +44,20 @@ class ResumableLoader:
         batch_size: int,
         *,
         seed: int,
-        shuffle: bool = False,
-        weights: torch.Tensor | None = None,
         current_epoch: Callable[[], int] | None = None,
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
-        pad: bool = True,
-        drop_last: bool = False,
         whole: BatchedFetch | None = None,
+        **sampling: Any,
     ) -> None:
         # Not `dataset` and `sampler`: what has these, Lightning takes for a DataLoader that it may rebuild.
         self.data, self.seed, self.rank, self.world_size = dataset, seed, rank, world_size
         self.global_batch_size, self.current_epoch, self.accumulate = batch_size * world_size, current_epoch, accumulate
         self.iterable = isinstance(dataset, IterableDataset)
-        self.balanced = weights is not None
+        self.balanced = sampling.get("weights") is not None
         self._resume_from: dict[str, Any] = {}
         self._states: deque[dict[str, Any]] = deque([{"epoch": 0, "batches": 0}], maxlen=3)  # after the latest batches
         self._initial_state = self._stream_state()
@@ -70,17 +65,7 @@ class ResumableLoader:
         self._read_ahead = self.iterable and num_workers == 0 and sized_len(dataset) is None
         batching: dict[str, Any] = {"dataset": dataset, "batch_size": batch_size}
         if not self.iterable:
-            self.epoch_sampler = ResumableBatchSampler(
-                dataset,
-                batch_size,
-                seed=seed,
-                shuffle=shuffle,
-                weights=weights,
-                rank=rank,
-                world_size=world_size,
-                pad=pad,
-                drop_last=drop_last,
-            )
+            self.epoch_sampler = ResumableBatchSampler(dataset, batch_size, seed, rank, world_size, **sampling)
             batching = {"dataset": SeededDataset(dataset, whole), "batch_sampler": self.epoch_sampler}
         self.loader = DataLoader(
             **batching,
@@ -88,7 +73,7 @@ class ResumableLoader:
             collate_fn=Collate(collate_fn),
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=delay_exit_on_signal,
+            worker_init_fn=seeding.delay_exit_on_signal,
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
         self.close = weakref.finalize(self, shut_down_workers, self.loader)  # by hand, or by the garbage collector
@@ -191,3 +176,85 @@ def _copy(batch: Any) -> Any:
     """A batch whose tensors and arrays have memory of their own."""
     kinds = (torch.Tensor, np.ndarray)
     return apply_to_collection(batch, kinds, lambda one: one.clone() if torch.is_tensor(one) else one.copy())
+
+
+@dataclass(eq=False)
+class ResumableBatchSampler(Sampler[list[int]]):
+    """Yields this rank's batches of epoch `epoch` from batch `start` on; both are set before each iteration.
+
+    Each rank takes every `world_size`-th item of a global batch. All ranks take the same number of steps: in training
+    the order is padded with its own beginning, elsewhere a rank's last batch may be smaller, or empty.
+
+    batch_size: items a batch and rank. The last batch is smaller; it is a single item only where batches are 1 or 2.
+    rank, world_size: of the data-parallel processes.
+    shuffle: a new order each epoch, from (seed, epoch).
+    weights: (items,), how often to draw each item, with replacement; overrides `shuffle`.
+    pad: repeat items where the ranks' shares are not of one size; or else a batch may be None (prepare_evaluation).
+    drop_last: leave out a last batch that is smaller.
+    """
+
+    dataset: Dataset[Any]
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    shuffle: bool = False
+    weights: torch.Tensor | None = None
+    pad: bool = True
+    drop_last: bool = False
+    epoch: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        self.chunked = hasattr(unwrap_subset(self.dataset), "order")
+        if self.weights is not None and self.chunked:
+            name = type(unwrap_subset(self.dataset)).__name__
+            raise UsageError(f"--balanced: {name} is read in chunks, not item by item")
+
+    def __len__(self) -> int:
+        return len(self.batch_bounds) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, end = self._order(), self.batch_bounds[-1]
+        if end > len(order):
+            order = order.repeat(-(-end // len(order)))
+        if self.shuffle and self.chunked and self.world_size > 1:  # a stretch for each rank: few chunks are read twice
+            order = order[:end].view(self.world_size, -1).T.flatten()
+        for number in range(self.start, len(self)):
+            seed_key = ("batch", self.seed, self.epoch, number, self.rank)
+            indices = order[self._rank_slice(number)].tolist()
+            if not self.pad:
+                indices = indices[: int((self.positions(number) < len(self.dataset)).sum())]  # type: ignore[arg-type]
+            yield SeededBatch(indices, seed_key)
+
+    def positions(self, number: int) -> torch.Tensor:
+        """The positions of this rank's items of a batch in the order; from the dataset's length on they are padding."""
+        part = self._rank_slice(number)
+        return torch.arange(part.start, part.stop, part.step)
+
+    @cached_property
+    def batch_bounds(self) -> list[int]:
+        """The position at which each global batch begins, and the one at which the last batch ends."""
+        global_size, total = self.batch_size * self.world_size, -(-len(self.dataset) // self.world_size)  # type: ignore[arg-type]
+        total *= self.world_size
+        if self.drop_last:
+            total -= total % global_size
+        bounds = [*range(0, total, global_size), total]
+        if len(bounds) > 2 and total - bounds[-2] == self.world_size and self.batch_size > 2:
+            bounds[-2] -= self.world_size  # batch norm cannot train on a batch of one: give it a companion
+        return bounds
+
+    def _rank_slice(self, number: int) -> slice:
+        begin, end = self.batch_bounds[number : number + 2]
+        return slice(begin + self.rank, end, self.world_size)
+
+    def _order(self) -> torch.Tensor:
+        """Indices (items,) of the epoch: a tensor, since ten million Python integers take seconds and 400 MB."""
+        length: int = len(self.dataset)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        if self.weights is not None:
+            return torch.multinomial(self.weights, length, replacement=True, generator=generator)
+        if not self.shuffle:
+            return torch.arange(length)
+        order = dataset_order(self.dataset, generator)
+        return torch.randperm(length, generator=generator) if order is None else order

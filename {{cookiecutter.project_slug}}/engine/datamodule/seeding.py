@@ -1,27 +1,27 @@
-"""Random draws that follow from a key such as (seed, epoch, batch), in whichever process a batch is fetched."""
+"""Random draws that follow from a key: of a batch (seed, epoch, batch), wherever it is fetched, and of a step."""
 
 import hashlib
 import random
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.data import Dataset, Subset, default_collate
 
 from engine.errors import UsageError
+from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.launch.signals import SIGNALS
 
 
 def reseed(*key: int | str) -> None:
-    """Seeds the global generators of Python, NumPy (if imported) and torch with a hash of `key`."""
+    """Seeds the global generators of Python, NumPy and torch with a hash of `key`."""
     seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
     random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
@@ -154,3 +154,22 @@ def delay_exit_on_signal(worker: int) -> None:
     """Lets a worker outlive a signal to its process group by 30 seconds: the main process saves first."""
     for number in SIGNALS if hasattr(signal, "alarm") else ():
         signal.signal(number, lambda *_: signal.alarm(30))
+
+
+class SeedEachStep(Callback):
+    """Seeds each step (dropout, noise) from (seed, step, rank), so that a resumed run repeats its draws."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        reseed("train", self.seed, trainer.fit_loop.total_batch_idx, data_parallel_rank(trainer).rank)
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("val", self.seed, batch_idx, data_parallel_rank(trainer).rank)
+
+    def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("test", self.seed, batch_idx, data_parallel_rank(trainer).rank)
+
+    def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        reseed("predict", self.seed, batch_idx, data_parallel_rank(trainer).rank)

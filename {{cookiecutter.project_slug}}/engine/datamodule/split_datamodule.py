@@ -229,6 +229,11 @@ class SplitDataModule(LightningDataModule):
         dataset = dataset if dataset is not None else self._any_split()
         return num_classes(dataset) if name == "num_classes" else getattr(unwrap_subset(dataset), name, None)
 
+    def in_unit(self, values: Any) -> Any:
+        """Numbers in the unit of the data, as the dataset's `inverse_transform` makes them; as they are without one."""
+        invert = self.attribute("inverse_transform")
+        return values if invert is None else invert(values)
+
     def _any_split(self) -> Dataset[Any]:
         """The train split, or where there is none, the first other one."""
         return next(one for name in ("train", "test", "val") if (one := self.split(name)) is not None)

@@ -76,8 +76,6 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
     After each fold, fold.json is written into its run folder; after the last one, folds.json with the mean and sample
     standard deviation of every metric, which are printed too.
 
-    settings: of the command line. run: trains by settings and returns the metrics.
-
     Returns: The metrics of the fold, or their means over all folds.
     """
     flags = settings.arguments["cross_validation"]
@@ -97,10 +95,9 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
         changed = {"fold": fold, "all_folds": all_folds}
         name = settings.flags.get("run_name")
         label = {"run_name": name and f"{re.sub(r'-fold[0-9]+$', '', name)}-fold{fold}"}
-        arguments = settings.arguments | {"cross_validation": flags | changed}
-        arguments["loggers"] = settings.arguments["loggers"] | label
-        changed |= label
-        metrics = run(settings._replace(flags=settings.flags | changed, arguments=arguments, ckpt_path=ckpt_path))
+        own = {"cross_validation": flags | changed, "loggers": settings.arguments["loggers"] | label}
+        one = settings._replace(flags=settings.flags | changed | label, arguments=settings.arguments | own)
+        metrics = run(one._replace(ckpt_path=ckpt_path))
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             run_dir = (run_folder.run_of(ckpt_path) if ckpt_path else None) or _runs_of_fold(settings, root, fold)[-1]
             write_json(run_dir / "fold.json", {"fold": fold, "num_folds": num_folds, "metrics": metrics})

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import LambdaCallback
 
 from engine.checkpointing import data_record
 from engine.checkpointing.atomic_write import write_json
@@ -18,7 +18,7 @@ from engine.datamodule.splits import difference
 from engine.errors import UsageError
 
 
-def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[Callback]:
+def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[LambdaCallback]:
     """Compares the dataset with the one of the checkpoint, if of the same class; writes data.json, from which `predict`
     reads new files without the training data.
 
@@ -35,7 +35,18 @@ def callbacks(run_dir: Path, data: Any, *, new_data: bool = False) -> list[Callb
             ways = "restore its files and flags or start a new run; validate, test and predict take it with --new_data"
             raise UsageError(f"{said}. Ways on: {ways}")
         print(f"--new_data: {said}", file=sys.stderr)
-    return [SaveDataRecord(run_dir, record, refuse_fit=new_data)]
+
+    def write(trainer: Any, module: Any, stage: str) -> None:
+        if stage == "fit" and new_data:
+            hint = "training goes on with the data it began with"
+            raise UsageError(f"--new_data is for validate, test and predict: {hint}")
+        if stage == "fit" and trainer.is_global_zero:
+            write_json(run_dir / data_record.FILE, record)
+
+    def keep(trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[data_record.KEY] = record
+
+    return [LambdaCallback(setup=write, on_save_checkpoint=keep)]
 
 
 def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -58,22 +69,3 @@ def _changes(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif before and after and (how := difference(before, after)):
             changed.append(f"the {name} split {how}")
     return changed
-
-
-class SaveDataRecord(Callback):
-    """Writes data.json when training starts, and the same into each checkpoint."""
-
-    def __init__(self, run_dir: Path, record: dict[str, Any], refuse_fit: bool) -> None:
-        self.path, self.record, self.refuse_fit = run_dir / data_record.FILE, record, refuse_fit
-
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        if self.refuse_fit:
-            hint = "training goes on with the data it began with"
-            raise UsageError(f"--new_data is for validate, test and predict: {hint}")
-        if trainer.is_global_zero:
-            write_json(self.path, self.record)
-
-    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[data_record.KEY] = self.record

@@ -1,18 +1,22 @@
-"""How SLURM or torchrun started this process: ranks per node, and the run folder that a restarted job resumes.
+"""SLURM and torchrun: ranks per node, the run folder of a restarted job, a job put back into the queue, the rendezvous.
 
-No torch here.
+No torch here before ranks meet.
 """
 
 import math
 import os
 import re
+import signal
+import sys
 import time
 import zlib
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.launch.slurm import slurm_job_id
+
+WARNING = getattr(signal, "SIGUSR1", 0)  # sbatch --signal=SIGUSR1@90: the job's time is nearly up
+_store: Any = None  # of rank 0, which serves the others while the run lasts
 
 
 def job_id(argv: list[str]) -> str:
@@ -80,3 +84,66 @@ def process_layout() -> dict[str, Any]:
     # Lightning reads these two, which srun may leave at those of the whole job, or unset.
     os.environ |= {"SLURM_NTASKS_PER_NODE": even[1], "SLURM_NNODES": nodes}
     return {"num_nodes": int(nodes), "devices": int(even[1])}
+
+
+def slurm_job_id() -> str:
+    """The id of the SLURM job, or "". A task of an array keeps its id when it is started again."""
+    array = "_".join(os.environ.get(f"SLURM_ARRAY_{key}_ID", "") for key in ("JOB", "TASK")).strip("_")
+    return array or os.environ.get("SLURM_JOB_ID", "")
+
+
+def requeue_if_due(signum: int) -> None:
+    """Requeues a job that is warned or preempted; a job that a person cancels ends."""
+    signal.signal(signum, signal.SIG_IGN)
+    if signum == WARNING or _is_preempted():
+        print(f"SLURM: {_scontrol('requeue', slurm_job_id()) or 'requeued'}", file=sys.stderr, flush=True)
+
+
+def _is_preempted() -> bool:
+    """Whether the job makes room for another one: it gets SIGTERM, as if cancelled, and would not come back."""
+    fields = _scontrol("--oneliner", "show", "job", slurm_job_id()).split()
+    return {"JobState=RUNNING", "Requeue=1"} <= {*fields} and "PreemptTime=None" not in fields
+
+
+def _scontrol(*args: str) -> str:
+    """The output of SLURM's `scontrol`, or the error of calling it."""
+    import subprocess  # not needed for help
+
+    try:
+        done = subprocess.run(["scontrol", *args], capture_output=True, encoding="utf-8", timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (done.stdout + done.stderr).strip()
+
+
+def rendezvous() -> None:
+    """Has the ranks of torchrun initialize from a fresh TCPStore.
+
+    torchrun keeps one store for all its restarts, in which a restarted rank may find a stale address: it is refused
+    there, or waits for ever. Here each rank asks rank 0 under a fresh token, so that the answer, the port of a new
+    store, is of this start.
+    """
+    global _store
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    import uuid
+
+    from torch.distributed import TCPStore
+
+    rank, size, host = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.environ["MASTER_ADDR"]
+    agent_store, token = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False), uuid.uuid4().hex
+    if rank == 0:
+        _store = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        port, waiting = str(_store.port), set(range(1, size))
+        while waiting:
+            for other in list(waiting):
+                if agent_store.check([f"{token} {other}"]):
+                    waiting.remove(other)
+                elif agent_store.check([f"asks {other}"]):
+                    agent_store.set(f"answer {agent_store.get(f'asks {other}').decode()}", f"{port} {token}")
+            time.sleep(0.02)
+    else:
+        agent_store.set(f"asks {rank}", token)
+        port, rank0_token = agent_store.get(f"answer {token}").decode().split()
+        agent_store.set(f"{rank0_token} {rank}", "heard")
+    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any, NoReturn
 
-from engine.launch import slurm
+from engine.launch import cluster_job
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
@@ -88,13 +88,13 @@ def ignore_signals() -> None:
 
 def handle_early_signals() -> None:
     """Requeues a SLURM job whose signal comes while the program is starting and has nothing to save yet."""
-    if slurm.slurm_job_id() and _in_main_thread():
-        for signum in (slurm.WARNING, signal.SIGTERM):
+    if cluster_job.slurm_job_id() and _in_main_thread():
+        for signum in (cluster_job.WARNING, signal.SIGTERM):
             signal.signal(signum, lambda signum, frame: exit_on_signal(signum))
 
 
 def exit_on_signal(signum: int) -> NoReturn:
     """Ends the process with exit status 128 + signum; a SLURM job that is warned or preempted is requeued first."""
-    if slurm.slurm_job_id() and signum in (slurm.WARNING, signal.SIGTERM):
-        slurm.requeue_if_due(signum)
+    if cluster_job.slurm_job_id() and signum in (cluster_job.WARNING, signal.SIGTERM):
+        cluster_job.requeue_if_due(signum)
     raise SystemExit(128 + signum)

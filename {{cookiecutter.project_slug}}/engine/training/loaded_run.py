@@ -98,8 +98,7 @@ class LoadedRun:
             return {name: one.detach() for name, one in outputs.items() if isinstance(one, Tensor) and one.dim()}
         answer = getattr(self._model, "predicts", OutputSpec("other"))
         values = answer.probabilities(main_output(outputs)).detach()
-        invert = None if answer.task == "multiclass" else self.data.attribute("inverse_transform")
-        return values if invert is None else invert(values)
+        return values if answer.task == "multiclass" else self.data.in_unit(values)
 
 
 def load(

@@ -1,5 +1,7 @@
 """Metrics of each stage: MetricLoggingModule logs them after an epoch, MetricState keeps them in checkpoints."""
 
+import functools
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +101,12 @@ class MetricLoggingModule(LightningModule):
         for buffer in self._metric_buffers.values():
             buffer.flush()
 
+    def _part_metric(self, name: str) -> Any:
+        """The metric of that name; of a part of the loss, a mean that is made when it first comes."""
+        if name not in self.metrics:
+            self.metrics[name] = metrics.Mean().to(self.device)
+        return self.metrics[name]
+
     def _log_epoch(self, stage: str) -> None:
         self._metric_buffers[stage].flush()
         updated = [name for name, metric in self.stage_metrics(stage).items() if metric.update_called]
@@ -106,15 +114,13 @@ class MetricLoggingModule(LightningModule):
         for name in dict.fromkeys(name for names in _gather(self.trainer, updated) for name in names):
             if (logged := self._name_in_set(name, self._set)) in self._measured:
                 raise UsageError(f"{logged} is a metric of two {stage}_sets: give one of them another name")
-            if name not in self.metrics:  # a part of the loss
-                self.metrics[name] = metrics.Mean().to(self.device)
-            lightning_compat.mark_as_updated(self.metrics[name])
-            value = self.metrics[name].compute()  # type: ignore[operator]
+            lightning_compat.mark_as_updated(metric := self._part_metric(name))
+            value = metric.compute()
             self._measured[logged] = (value * 1.0).mean()  # of counts too
             by_class = [self._name_in_set(one, self._set) for one in self._names_by_class(name)]
             if value.shape == (len(by_class),):  # else it is no value of each class
                 self._measured |= dict(zip(by_class, value, strict=True))
-            self.metrics[name].reset()  # type: ignore[operator]
+            metric.reset()
         if self._another_follows:
             return
         values, self._measured = self._measured, {}
@@ -249,3 +255,33 @@ class MetricBuffer:
             batches.clear()
             for metric in self.metrics:
                 metrics.update(metric, output, target)
+
+
+def prepare_evaluation(module: Any, set_names: Callable[[str], list[str]]) -> None:
+    """Wraps a module's validation_step and test_step, which then skip None, a batch without items.
+
+    A process has one where another one has an item more: all have to take the same number of steps. A
+    MetricLoggingModule learns of which set a batch is; any other module needs Lightning's `dataloader_idx` for that.
+
+    set_names: of "val" or "test", the names of its sets in the order of their loaders.
+    """
+    for stage, name in (("val", "validation_step"), ("test", "test_step")):
+        if name not in vars(module):
+            object.__setattr__(module, name, _prepared(module, getattr(module, name), stage, set_names))
+
+
+def _prepared(
+    module: Any, step: Callable[..., Any], stage: str, set_names: Callable[[str], list[str]]
+) -> Callable[..., Any]:
+    if not isinstance(module, MetricLoggingModule):
+        return functools.wraps(step)(lambda batch, *args: None if batch is None else step(batch, *args))
+    parameters = inspect.signature(step).parameters.values()
+    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    accepted = None if any_number else len(parameters) - 1  # behind the batch
+
+    def call(batch: Any, *args: Any) -> Any:  # args: batch_idx and, of several sets, dataloader_idx
+        if len(args) > 1:
+            module.begin_set(stage, args[1], set_names(stage))
+        return None if batch is None else step(batch, *args[:accepted])
+
+    return call

@@ -1,5 +1,6 @@
-"""Metrics by name: the mean of the loss, and torchmetrics set up for the task of the loss and the data."""
+"""Metrics by name: the mean of the loss, torchmetrics set up for the task of the loss and the data, and one's own."""
 
+import ast
 import inspect
 import math
 import re
@@ -11,9 +12,9 @@ from torch import Tensor
 from torchmetrics import Metric, classification, image
 
 from engine.checkpointing.monitor_mode import ALIASES
+from engine.cli import discovery
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
-from engine.training import custom_metrics
 from engine.training.output_spec import infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
@@ -64,7 +65,7 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     task = infer_task(loss, target_info)
     if names is None:
         names = () if task == "other" else ("mae",) if task == "regression" else ("acc",)
-    built = {custom_metrics.metric_name(name): _build(name, loss, task, target_info) for name in names}
+    built = {_metric_name(name): _build(name, loss, task, target_info) for name in names}
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
     return {"loss": Mean()} | built
@@ -75,7 +76,7 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
 
     target_info: as of `build`, with "classes", their names; without, they are numbers.
     """
-    calls = {name: custom_metrics.split_call(name)[1] for name in names or ()}
+    calls = {name: _split_call(name)[1] for name in names or ()}
     known = target_info.get("num_classes")
     own = [name for name in calls if known and is_own(name)]
     asked = [*own, *(name for name, given in calls.items() if given.get("average", "") in ("none", None))]
@@ -86,12 +87,12 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
-    return {custom_metrics.metric_name(name): classes for name in asked}
+    return {_metric_name(name): classes for name in asked}
 
 
 def is_own(name: str) -> bool:
     """Whether one of --metrics is a dotted path, to a metric of one's own."""
-    return "." in custom_metrics.split_call(name)[0]
+    return "." in _split_call(name)[0]
 
 
 def update(metric: Metric, output: Tensor, target: Tensor) -> None:
@@ -119,9 +120,9 @@ def memory_notes(metrics: dict[str, Metric], num_items: int, target_info: dict[s
 
 
 def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metric:
-    name, given = custom_metrics.split_call(text)
+    name, given = _split_call(text)
     if "." in name:
-        return custom_metrics.metric(name, target_info | {"task": task}, given)
+        return _own_metric(name, target_info | {"task": task}, given)
     classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
     class_name = classes.get(ALIASES.get(name.lower(), name).lower())
     if class_name is None:
@@ -157,10 +158,55 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             options["thresholds"] = target_info.get("thresholds")
     if "data_range" in accepted:
         options["data_range"] = 1.0
-    custom_metrics.refuse_unknown(name, given, [key for key in accepted if key not in ("cls", "args", "kwargs")])
+    _refuse_unknown(name, given, [key for key in accepted if key not in ("cls", "args", "kwargs")])
     try:
         if given and "validate_args" in options:
             metric_class(**options | given | {"validate_args": True})
         return metric_class(**options | given)
     except ValueError as error:
         raise UsageError(f"--metrics {text}: {' '.join(str(error).split())}") from None
+
+
+def _split_call(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments in one of --metrics, such as `FBetaScore(beta=2.0)`. Raises UsageError: in no such."""
+    name = text.partition("(")[0]
+    try:
+        call = ast.parse(text, mode="eval").body
+        given = {word.arg or "": ast.literal_eval(word.value) for word in getattr(call, "keywords", [])}
+        if "" in given or getattr(call, "args", []) or not re.fullmatch(r"\w+(\.\w+)*", name):
+            raise ValueError(text)
+    except (SyntaxError, ValueError):
+        form = "write a name, or one with arguments: FBetaScore(beta=2.0), Recall(average='none')"
+        raise UsageError(f"--metrics {text!r}: {form}") from None
+    return name, given
+
+
+def _metric_name(text: str) -> str:
+    """What a metric is called in logs: `defect_recall` for my_metrics.DefectRecall, and `f1score` for F1Score."""
+    if "." in (name := _split_call(text)[0]):
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.rpartition(".")[2])
+    return name.lower()
+
+
+def _own_metric(path: str, known: dict[str, Any], given: dict[str, Any]) -> Metric:
+    """The metric of that path, with given arguments. Others that have no default are filled in from `known`.
+
+    Raises: UsageError: it is no class of torchmetrics' kind, has no such argument, or needs what is not known.
+    """
+    metric_class = discovery.find("model", path).load()
+    if not (isinstance(metric_class, type) and issubclass(metric_class, Metric)):
+        raise UsageError(f"--metrics {path} is no subclass of torchmetrics.Metric, which sums up over an epoch")
+    parameters = [*inspect.signature(metric_class).parameters.values()]
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        _refuse_unknown(path, given, [one.name for one in parameters])
+    if missing := [name for name in needed if name not in given and known.get(name) is None]:
+        raise UsageError(f"--metrics {path} needs {missing[0]}, which the dataset does not have: give it a default")
+    return metric_class(**{name: known.get(name) for name in needed} | given)
+
+
+def _refuse_unknown(name: str, given: dict[str, Any], known: list[str]) -> None:
+    """Raises UsageError: something is given that is no argument of a metric."""
+    if unknown := [key for key in given if key not in known]:
+        near = nearest(unknown[0], known)
+        raise UsageError(f"--metrics {name} has no argument {unknown[0]!r}, but {', '.join(known)}{near}")

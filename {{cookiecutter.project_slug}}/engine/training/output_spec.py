@@ -120,7 +120,8 @@ def build_heads(
         except (ValueError, AttributeError):
             form = "HEAD=LOSS or HEAD=LOSS*WEIGHT, such as size=mse_loss*0.1"
             raise UsageError(f"--head_losses {text}: write {form}") from None
-        spec = OutputSpec(infer_task(loss_name, infos.get(name, {})), class_dim, "with_logits" in loss_name)
+        are_logits = functional_name(loss_name) != "binary_cross_entropy"
+        spec = OutputSpec(infer_task(loss_name, infos.get(name, {})), class_dim, are_logits)
         heads[name] = Head(loss_name, function, number, spec)
     return heads
 

@@ -10,22 +10,33 @@ from engine.datamodule.item_fields import num_items
 
 
 class StepTimer(Callback):
-    """Times whole training steps, loading included; the first two warm up and do not count.
+    """Times training steps; the first two warm up and do not count.
 
-    ends: seconds of `time.perf_counter` at the end of each step. num_items: items of each step; the last batch of an
-    epoch has fewer.
+    starts, ends: seconds of `time.perf_counter` when a step has its batch, and when it is done. num_items: items of
+    each step; the last batch of an epoch has fewer.
     """
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.starts, self.ends = list[float](), list[float]()
         self.num_items: list[int] = []
 
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.starts.append(_now())
+
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(_now())
         self.num_items.append(num_items(module, batch))
 
     def step_seconds(self) -> list[float]:
-        """Seconds of each step that counts."""
+        """Seconds of each whole step that counts, the loading of its batch included."""
         return [end - start for start, end in zip(self.ends[1:], self.ends[2:], strict=False)]
+
+    def seconds_without_loading(self) -> list[float]:
+        """Seconds of each step that counts, from when it has its batch."""
+        return [end - start for start, end in zip(self.starts, self.ends, strict=True)][2:]
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

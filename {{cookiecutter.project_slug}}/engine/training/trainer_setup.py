@@ -21,20 +21,23 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from engine import lightning_compat
+from engine.checkpointing.checkpoint_callbacks import SaveConfig
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
-from engine.cli.value_ranges import range_error
+from engine.cli.signatures_of_torch import range_error
+from engine.datamodule.seeding import SeedEachStep
 from engine.errors import UsageError, nearest
-from engine.launch import cluster_job, torchrun_rendezvous
+from engine.launch import cluster_job
 from engine.training import optimizers
+from engine.training.metric_logging import MetricState
 from engine.training.module_modes import evaluation_mode
+from engine.training.training_check import TrainingCheck
 
 _FLATTEN = ("fsdp", "deepspeed")  # so begin the names of strategies that shard flattened weights
 _SHARD = (*_FLATTEN, "model_parallel")  # and of those that shard weights at all
 # Flags of the Trainer that say what happens in a step.
 _OF_A_STEP = "accelerator precision gradient_clip_val gradient_clip_algorithm benchmark deterministic".split()
-_torchrun_store: Any = None  # kept alive while the run lasts
 
 
 class NoProfiler(PassThroughProfiler):
@@ -131,12 +134,24 @@ def cluster_environments() -> list[ClusterEnvironment]:
     LastCheckpoint does it instead. Without srun, the only process may launch others itself.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        global _torchrun_store
-        _torchrun_store = torchrun_rendezvous.rendezvous() or _torchrun_store
+        cluster_job.rendezvous()
         return []
     if not SLURMEnvironment.detect():
         return []
     return [SLURMEnvironment(auto_requeue=False) if "SLURM_STEP_ID" in os.environ else LightningEnvironment()]
+
+
+def make_run_trainer(
+    settings: Settings, model: Any, data: Any, run_dir: Path, *, callbacks: list[Callback], **options: Any
+) -> Trainer:
+    """The Trainer of a run. In front of its callbacks stand those without which it would not be resumed exactly.
+
+    options: further arguments of the Trainer, beside its flags.
+    """
+    first: list[Callback] = [SaveConfig(settings, run_dir)] if settings.action == "fit" else []
+    first += [SeedEachStep(settings.arguments["run"]["seed"]), MetricState(), TrainingCheck()]
+    options |= settings.arguments["trainer"] | {"callbacks": [*first, *callbacks]}
+    return make_trainer(model, data, run_dir, **options)
 
 
 def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None, **options: Any) -> Trainer:

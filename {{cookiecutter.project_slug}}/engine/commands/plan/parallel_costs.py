@@ -86,14 +86,9 @@ def device_type(accelerator: str) -> str:
 
 
 def num_devices(flag: Any, device: str) -> int:
-    """The number of devices of a machine that --devices means: a number, a list of their numbers, or auto.
-
-    Raises: UsageError: it is none of these.
-    """
+    """The number of devices of a machine that --devices means: a number, a list of their numbers, or auto."""
     if flag in ("auto", -1):
         return max(torch.cuda.device_count(), 1) if device == "cuda" else 1
-    if isinstance(flag, str):
-        raise UsageError(f"--devices {flag}: should be a number of devices, their numbers, or auto")
     return flag if isinstance(flag, int) else len(flag)
 
 

@@ -77,7 +77,7 @@ def run(
     name = f"predictions_{source.name if source.is_dir() else source.stem}" if given else "predictions"
     if layer and explain not in (None, "grad_cam"):
         raise UsageError("--layer goes with --explain grad_cam only: run predict once for each")
-    output = LayerOutput(layer) if layer and not explain else None
+    output = LayerOutput(model, layer) if layer and not explain else None
     if output:
         name = f"layer_{layer}{name.removeprefix('predictions')}"
     writer = PredictionWriter(run_dir, format or ("npy" if output else "csv"), data, name, head_name, output)
@@ -112,14 +112,13 @@ class PredictionWriter(Callback):
             self.output_spec = heads[self.head].spec
         self.true_is_class = self.output_spec.task == "multiclass"
         if self.layer:
-            self.layer.attach(module)
             self.output_spec = OutputSpec("other")
         self.classifies = self.output_spec.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")
 
     def on_predict_batch_start(self, *_: Any) -> None:
         if self.layer:
-            self.layer.forget()  # what a hook of the module ran between the batches, such as over a whole catalogue
+            self.layer.kept.clear()  # what a hook of the module ran between the batches, such as over a whole catalogue
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -129,8 +128,8 @@ class PredictionWriter(Callback):
         values = self.output_spec.probabilities(_main_tensor(outputs, head))  # (B, ...)
         if values.is_complex():
             raise UsageError("predict writes real numbers, and the network gives complex ones: torch.view_as_real")
-        if not (self.classifies or self.layer) and (invert := self.data.attribute("inverse_transform")) is not None:
-            values = invert(values)
+        if not (self.classifies or self.layer):
+            values = self.data.in_unit(values)
         self.integer = not values.is_floating_point()
         values = values.detach().to("cpu", torch.int64 if self.integer else torch.float32)
         numbers, keep = self._item_numbers(trainer, batch_idx, len(values))
@@ -201,8 +200,7 @@ class PredictionWriter(Callback):
         target = target.reshape(len(values), -1)
         if target.shape[1] != 1 and (self.classifies or not (self.integer or target.shape == values.shape)):
             return np.empty((len(values), 0))
-        invert = None if self.true_is_class else self.data.attribute("inverse_transform")
-        target = target if invert is None else invert(target)
+        target = target if self.true_is_class else self.data.in_unit(target)
         # Targets of Python numbers are of int64 in one batch and of float32 in another; ids may need all of 64 bits.
         is_id = self.integer and not target.is_floating_point()
         return target.to("cpu", torch.int64 if is_id else torch.float64).numpy()
@@ -225,10 +223,6 @@ class PredictionWriter(Callback):
         skipped = sorted(int(number) for file in files for number in file["number"][~file["readable"]])
         count = sum(map(len, files)) - len(skipped)
         ids = item_ids(dataset)
-
-        def records() -> Iterator[np.ndarray]:
-            return _in_order(files)
-
         path = self.folder / f"{self.name}.{self.format}"
         if self.format == "png":  # each is written already
             path = self.folder / self.name
@@ -236,16 +230,16 @@ class PredictionWriter(Callback):
             names = self.data.attribute("classes") if self.classifies else None
             names = names.get(self.head) if isinstance(names, dict) and self.head else names
             decode = self.data.attribute("decode") if self.integer else None
-            write_table(path, records(), ids, self.classifies, names, decode)
+            write_table(path, _in_order(files), ids, self.classifies, names, decode)
         else:
-            write_array(path, records(), count, self.record["values"])
+            write_array(path, _in_order(files), count, self.record["values"])
             if ids is not None:
-                numbers = (number for some in records() for number in some["number"].tolist())
+                numbers = (number for some in _in_order(files) for number in some["number"].tolist())
                 lines = (f"{printable(ids[number])}\n" for number in numbers)  # a name may hold a newline
                 write_atomically(path.with_suffix(".txt"), "".join(lines))
         if self.layer:
             stride = 1 + count // MAX_POINTS
-            each = enumerate(one for some in records() for one in some)
+            each = enumerate(one for some in _in_order(files) for one in some)
             chosen = [one.copy() for at, one in each if at % stride == 0]
             values, true = (np.stack([record[key] for record in chosen]) for key in ("values", "true"))
             names = self.data.attribute("classes")

@@ -4,7 +4,6 @@ import html
 import itertools
 import math
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor, nn
 
 from engine.checkpointing.atomic_write import atomic_file, write_atomically
@@ -22,11 +21,12 @@ from engine.commands.preview import pictures, split_statistics
 from engine.commands.preview.findings import Finding, problems, table
 from engine.commands.preview.pictures import FirstBatch
 from engine.commands.preview.split_statistics import SplitStatistics
-from engine.datamodule.item_fields import ItemFields, num_items
+from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
 from engine.logging import html_page, plots
 from engine.training import optimizers, trainer_setup
+from engine.training.step_timer import StepTimer
 
 _SHOWN = 10  # lines of a finding that are printed; the page has all
 _POINTS = 1000  # of the learning rate, about
@@ -59,10 +59,8 @@ def run(
 ) -> None:
     """Prints what the splits hold and what may be wrong with them, and draws what the network gets; trains nothing.
 
-    Items that cannot be read are all named, with exit status 1. Items of the same content are named where they are in
-    two splits or have two targets: the same bytes of the file, or else of the input. The page preview_dir/preview.html
-    has everything, and needs no other file. Without --model_name no step is timed; learning rates and speeds are those
-    of one device.
+    Items that cannot be read are all named, with exit status 1; so are items of the same bytes that are in two splits
+    or have two targets. Without --model_name no step is timed; learning rates and speeds are those of one device.
 
     preview_dir: folder for the page and its pictures.
     check_all: read every item, also of a stream, however long that takes. The same item is found by its bytes; a
@@ -120,19 +118,18 @@ def _texts(findings: list[Finding], most: int | None) -> list[str]:
     return lines
 
 
-class _StepProbe(Callback):
-    """Takes the learning rates of the whole run, and the seconds of some steps without the loading of their batches.
+class _StepProbe(StepTimer):
+    """Takes the learning rates of the whole run, and times some steps.
 
     steps, rates: some of the planned steps, and the rates there by name; empty where the run has no end, or schedules
     of its own. transform: of training batches, where a feature sets one.
     """
 
     def __init__(self, num_steps: int) -> None:
-        self.num_steps, self.total, self._begun = num_steps, math.inf, 0.0
+        super().__init__()
+        self.num_steps, self.total = num_steps, math.inf
         self.steps: list[int] = []
         self.rates: dict[str, list[float]] = {}
-        self.seconds: list[float] = []
-        self.num_items: list[int] = []
         self.transform: Callable[..., Any] | None = None
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -158,20 +155,9 @@ class _StepProbe(Callback):
         for group, rate in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = rate
 
-    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        _synchronize()
-        self._begun = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        _synchronize()
-        self.seconds.append(time.perf_counter() - self._begun)
-        self.num_items.append(num_items(module, batch))
-        trainer.should_stop = len(self.seconds) >= self.num_steps
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # type: ignore[override]
+        super().on_train_batch_end(trainer, *args)
+        trainer.should_stop = len(self.ends) >= self.num_steps
 
 
 def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any]) -> tuple[_StepProbe, list[str]]:
@@ -197,8 +183,8 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
     for name, rates in steps.rates.items():
         said = f"starts at {rates[0]:.3g}, peaks at {max(rates):.3g}, ends at {rates[-1]:.3g}"
         lines.append(f"{name}: {said}, over {steps.total:,.0f} steps")
-    if len(steps.seconds) > 2:
-        speed = statistics.median(steps.num_items[2:]) / statistics.median(steps.seconds[2:])
+    if seconds := steps.seconds_without_loading():
+        speed = statistics.median(steps.num_items[2:]) / statistics.median(seconds)
         lines.append(f"{settings.network.name} on {trainer.strategy.root_device.type}: {speed:,.0f} items/s")
         said = ", ".join(f"{speed:,.0f} with {workers}" for workers, speed in speeds.items())
         lines += [f"loading, items/s by --num_workers: {said}", _limit(speeds, speed)] if speeds else []
@@ -237,7 +223,7 @@ def _write(
     draws: dict[str, FirstBatch],
     steps: _StepProbe | None,
 ) -> None:
-    """Writes the pictures, learning_rate.csv and the page; without matplotlib, a page of texts and tables."""
+    """Writes the pictures, learning_rate.csv and the page."""
     parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]
     figures: dict[str, Callable[[], Any]] = {}
     for split in splits:
@@ -245,19 +231,15 @@ def _write(
             figures |= pictures.draw_batch(data, split, found)
             if shown := pictures.table(data, found):
                 parts.append(f"<h2>first items of the {split.name} split</h2>{pictures.html_table(shown)}")
-    invert = data.attribute("inverse_transform") or (lambda values: values)
     numbers = {split.name: torch.tensor(split.numbers) for split in splits if split.numbers}
-    if numbers := {name: invert(one[one.isfinite()]).numpy() for name, one in numbers.items()}:
+    if numbers := {name: data.in_unit(one[one.isfinite()]).numpy() for name, one in numbers.items()}:
         figures["targets"] = partial(pictures.chart, numbers, "target", "density")
     if steps and steps.steps:
         figures["learning_rate"] = partial(pictures.chart, steps.rates, "step", "learning rate", steps.steps)
         rows = [["step", *steps.rates], *zip(steps.steps, *steps.rates.values(), strict=True)]
         write_atomically(folder / "learning_rate.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
-    try:
-        for name, draw in figures.items():
-            plots.write_png(path := folder / f"{name}.png", plots.render(draw))
-            parts.append(html_page.picture(path))
-    except ModuleNotFoundError as error:
-        print(f"no pictures are drawn: {error.name} is not installed", file=sys.stderr)
+    for name, draw in figures.items():
+        plots.write_png(path := folder / f"{name}.png", plots.render(draw))
+        parts.append(html_page.picture(path))
     with atomic_file(folder / "preview.html") as part:
         part.write_bytes(html_page.page("preview", parts))

@@ -128,13 +128,12 @@ def target_text(data: Any, target: Any) -> str:
     """The target of an item: its class by name, its number in the unit of the file, or a text."""
     if not isinstance(target, Tensor):
         return str(target)
-    decode, invert = data.attribute("decode"), data.attribute("inverse_transform")
-    whole = not target.is_floating_point()
+    decode, whole = data.attribute("decode"), not target.is_floating_point()
     if target.numel() == 1 and whole and data.attribute("num_classes") != 1:
         return class_names(data, int(target) + 1)[int(target)] if int(target) >= 0 else str(int(target))
     if target.dim() == 1 and whole and decode:
         return str(decode(target.tolist()))
-    values = (target if whole or invert is None else invert(target)).flatten().tolist()
+    values = (target if whole else data.in_unit(target)).flatten().tolist()
     return ", ".join(f"{one:.4g}" for one in values[:10])
 
 

@@ -20,6 +20,7 @@ from engine.errors import UsageError
 from engine.features.mirror import storage
 
 NOT_KEPT = ("mirror",)  # else a stranger's run could upload files of this machine to his bucket
+fetch = storage.fetch  # for find_checkpoint, which asks the features for it
 _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
@@ -28,13 +29,6 @@ def callbacks(run_dir: Path, *, mirror: str | None = None) -> list[Callback]:
     if mirror == "":  # such as `--mirror=$BUCKET` of a shell that has no BUCKET
         raise UsageError("--mirror: expected an address or a folder, or none")
     return [Mirror(run_dir, mirror)] if mirror else []
-
-
-def fetch(url: str, root: Path, flag: str) -> Path:
-    """Downloads a run, or a file, such as s3://bucket/runs/version_3. flag: the one that gave the address."""
-    from engine.features.mirror import download  # imports fsspec, which is slow
-
-    return download.fetch(url, root, flag)
 
 
 def finish() -> None:
@@ -53,8 +47,6 @@ class Mirror(Callback):
 
     An upload is consistent: hard links keep the checkpoints as they were, all other files (metrics.csv ...) are at
     least as new, and last.ckpt is uploaded last. A failed upload is reported once and retried at the next checkpoint.
-
-    run_dir: the run folder; training never reads from the mirror. url: the remote parent of the run folders.
     """
 
     def __init__(self, run_dir: Path, url: str) -> None:
@@ -84,11 +76,9 @@ class Mirror(Callback):
             _active.append(self)
 
     def _connect(self) -> None:
-        from fsspec.implementations.local import LocalFileSystem
-
         self.fs, base = storage.connect(self.url, "mirror")
         there = Path(base, self.run_dir.name)
-        if isinstance(self.fs, LocalFileSystem) and there.resolve() == self.run_dir.resolve():
+        if storage.is_local(self.fs) and there.resolve() == self.run_dir.resolve():
             print(f"--mirror {self.shown}: {self.run_dir} is in that folder itself and is not copied", file=sys.stderr)
             return
         with storage.one_line_errors(f"--mirror {self.url}"):

@@ -6,18 +6,23 @@ A network may define `parallelize(self, mesh)`; otherwise each of its blocks is 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
 
 from engine.errors import UsageError
 
 
-def callbacks(*, tensor_parallel_size: Annotated[int, ">= 1"] = 1) -> list[Callback]:
+def callbacks(*, tensor_parallel_size: Annotated[int, ">= 1"] = 1) -> list[LambdaCallback]:
     """tensor_parallel_size: number of devices that split each layer, by the network's parallelize(mesh), and see the
     same batch (--strategy model_parallel)."""
     options: dict[str, Any] = {"override": True, "tensor_parallel_size": tensor_parallel_size}
     StrategyRegistry.register("model_parallel", _strategy, "shards the network over the devices", **options)
-    return [CheckStrategy()] if tensor_parallel_size != 1 else []
+
+    def check(trainer: Any, module: Any, stage: str) -> None:
+        if stage == "fit" and not isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UsageError("--tensor_parallel_size goes with --strategy model_parallel")
+
+    return [LambdaCallback(setup=check)] if tensor_parallel_size != 1 else []
 
 
 def load_checkpoint_folder(path: Path) -> dict[str, Any]:
@@ -25,14 +30,6 @@ def load_checkpoint_folder(path: Path) -> dict[str, Any]:
     from engine.features.model_parallel import sharded_checkpoint
 
     return sharded_checkpoint.load(path)
-
-
-class CheckStrategy(Callback):
-    """Raises: UsageError: --tensor_parallel_size without --strategy model_parallel."""
-
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not isinstance(trainer.strategy, ModelParallelStrategy):
-            raise UsageError("--tensor_parallel_size goes with --strategy model_parallel")
 
 
 def _strategy(**options: Any) -> ModelParallelStrategy:

@@ -79,9 +79,10 @@ def check_supported(model: Any, devices: int, tensor_parallel_size: int) -> None
     Raises:
         UsageError: the devices are not divisible, the network has no `parallelize`, or a callback averages the weights.
     """
-    if tensor_parallel_size < 1 or devices % tensor_parallel_size:
+    if devices % tensor_parallel_size:
         raise UsageError(f"--tensor_parallel_size {tensor_parallel_size} does not divide the {devices} devices")
-    target, trainer = _sharded_module(model), model.trainer
+    target: Any = getattr(model, "network", None) or model  # itself where it has several networks
+    trainer = model.trainer
     if tensor_parallel_size > 1 and not hasattr(target, "parallelize") and not is_overridden("configure_model", model):
         raise UsageError(f"--tensor_parallel_size: {type(target).__name__} has no method parallelize(self, mesh)")
     if trainer.state.fn == "fit" and any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
@@ -96,7 +97,8 @@ def shard(model: LightningModule, mesh: DeviceMesh) -> None:
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return
-    target, data_mesh = _sharded_module(model), mesh["data_parallel"]
+    target: Any = getattr(model, "network", None) or model
+    data_mesh = mesh["data_parallel"]
     if hasattr(target, "parallelize"):
         target.parallelize(mesh)
     is_sharded = any(isinstance(module, FSDPModule) for module in target.modules())
@@ -105,11 +107,6 @@ def shard(model: LightningModule, mesh: DeviceMesh) -> None:
             fully_shard(block, mesh=data_mesh)
         if target is not model:
             fully_shard(target, mesh=data_mesh)
-
-
-def _sharded_module(model: Any) -> Any:
-    """`model.network`, or the model itself where it has several networks."""
-    return model if getattr(model, "network", None) is None else model.network
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

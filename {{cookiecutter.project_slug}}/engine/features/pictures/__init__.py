@@ -79,7 +79,7 @@ class Pictures(Callback):
         elif getattr(module, "is_multiclass", False):
             self.samples.add_classes(output, target, images)
         else:
-            self.samples.add_values(self._in_unit(output), self._in_unit(target), images)
+            self.samples.add_values(self.data.in_unit(output), self.data.in_unit(target), images)
 
     on_validation_batch_end = on_test_batch_end  # type: ignore[assignment]
 
@@ -141,11 +141,6 @@ class Pictures(Callback):
             rows |= {name: plots.scaled_like(rows[name], rows["target"]) for name in ("output", "target")}
             save("images", plots.images, [*rows.values()], [], f"first items of the {split}", [*rows])
 
-    def _in_unit(self, values: Tensor) -> Tensor:
-        """Numbers as the dataset's `inverse_transform` makes them, where it has one."""
-        invert = self.data.attribute("inverse_transform")
-        return values if invert is None else invert(values)
-
     def _class_names(self, num_classes: int) -> list[str]:
         """The names in the dataset's `classes`, cut to 14 letters, or else the class indices."""
         names = self.data.attribute("classes")
@@ -159,7 +154,7 @@ class Pictures(Callback):
             return []
         target = target[:count]
         if target.is_floating_point() or not getattr(module, "is_multiclass", False):
-            return [f"{value:.3g}" for value in self._in_unit(target).tolist()]
+            return [f"{value:.3g}" for value in self.data.in_unit(target).tolist()]
         classes = self.data.attribute("classes")
         names = self._class_names(len(classes)) if isinstance(classes, list | tuple) else []
         return [names[index] if 0 <= index < len(names) else str(index) for index in target.tolist()]
