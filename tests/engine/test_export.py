@@ -186,6 +186,21 @@ def test_what_torch_export_cannot_follow_is_said_in_one_line(capsys: pytest.Capt
         exported("OwnError")
 
 
+class Bessel(Roots):
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        return self.line(torch.special.i1e(points))
+
+
+@pytest.mark.filterwarnings("default")  # the exporter's own
+def test_what_onnx_does_not_have_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(SystemExit, match="2"):
+        exported("Bessel", "toys.Blobs", "--format", "onnx")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "torch.onnx cannot write the network (DispatchError: No ONNX function found for" in line
+    assert line.endswith("): --format pt2 can")
+
+
 def test_a_network_that_returns_its_loss_is_exported_with_it() -> None:
     exported("ReturnsLoss")
     program = torch.export.load(RUN / "network.pt2").module()

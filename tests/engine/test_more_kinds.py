@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import main
+import numpy as np
 import pytest
 import torch
 from data import build_data
@@ -152,6 +153,61 @@ class Gaussian(Linear):
         return torch.distributions.Normal(mean, scale.exp())
 
 
+class Mixture(Linear):
+    """A share, a mean and a deviation (Bishop, 1994) for each of two normal distributions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, ...]:
+        share, mean, deviation = self.layer(points).chunk(3, 1)
+        return share.softmax(1), mean, deviation.exp()
+
+
+class MixtureLikelihood(nn.Module):
+    def forward(self, output: tuple[Tensor, ...], target: Tensor) -> Tensor:
+        share, mean, deviation = output
+        each = torch.distributions.Normal(mean, deviation).log_prob(target[:, None].float())
+        return -(share.log() + each).logsumexp(1).mean()
+
+
+class Lists(Dataset):
+    """Two to five documents, and which of them are relevant; a batch is filled up with zeros."""
+
+    def __init__(self, ask: str = "list") -> None:
+        self.points = torch.randn(60, 5, 4, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        documents = self.points[index, : 2 + index % 4]
+        return {"documents": documents, "target": (documents.sum(1) > 0).float()}
+
+    @staticmethod
+    def collate_fn(items: list[Any]) -> dict[str, Tensor]:
+        batch = {
+            name: nn.utils.rnn.pad_sequence([one[name] for one in items], batch_first=True)
+            for name in ("documents", "target")
+        }
+        lengths = torch.tensor([len(one["target"]) for one in items])
+        return batch | {"mask": torch.arange(int(lengths.max())) < lengths[:, None]}
+
+
+class Scores(Linear):
+    def forward(self, documents: Tensor) -> Tensor:
+        return self.layer(documents)[..., 0]
+
+
+class ListNet(nn.Module):
+    """Cao et al., "Learning to rank: from pairwise approach to listwise approach", 2007."""
+
+    def forward(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        shares, logs = (one.masked_fill(~mask, -1e9) for one in (target, output))
+        return -(shares.softmax(1) * logs.log_softmax(1).masked_fill(~mask, 0)).sum(1).mean()
+
+
 class Likelihood(nn.Module):
     def forward(self, output: torch.distributions.Normal, target: Tensor) -> Tensor:
         return -output.log_prob(target.float()).mean()
@@ -218,6 +274,21 @@ KINDS = {
     "sparse": Kind(
         OfSparse, "sparse", "cross_entropy", lambda net, batch: functional.cross_entropy(net(batch[0]), batch[1])
     ),
+    "a mixture": Kind(
+        Mixture,
+        "class",
+        f"{HERE}MixtureLikelihood",
+        lambda net, batch: MixtureLikelihood()(net(batch[0]), batch[1]),
+        predict=(6, 2),
+    ),
+    "lists of different length": Kind(
+        Scores,
+        "list",
+        f"{HERE}ListNet",
+        lambda net, batch: ListNet()(net(batch["documents"]), batch["target"], batch["mask"]),
+        "no metric but the loss: the loss takes mask, and metrics would count what it hides",
+        (6, 5),
+    ),
     "a distribution": Kind(
         Gaussian,
         "class",
@@ -229,11 +300,14 @@ KINDS = {
 }
 
 
+DATA = {"sparse": "Sparse", "list": "Lists"}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_it_trains_as_a_plain_loop_and_goes_on(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = KINDS[name]
     argv = ["--model_name", HERE + kind.network.__name__, *FLAGS, "--loss", kind.loss]
-    argv += ["--dataset", f"{HERE}{'Sparse' if kind.ask == 'sparse' else 'Items'}", "--ask", kind.ask]
+    argv += ["--dataset", f"{HERE}{DATA.get(kind.ask, 'Items')}", "--ask", kind.ask]
     told = goes_on(*argv, epochs=1)
     out = capsys.readouterr().out
     assert kind.said in out
@@ -325,3 +399,18 @@ def test_what_stays_or_is_computed_is_not_said(capsys: pytest.CaptureFixture[str
     argv = ["--dataset", f"{HERE}Items", *FLAGS, "--max_epochs", "2"]
     assert "test_loss" in main.main([*QUICK, "--model_name", f"{HERE}HoldsTensors", *argv])
     assert "which no checkpoint has" not in capsys.readouterr().out
+
+
+def test_each_of_several_outputs_in_a_tuple_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Mixture().state_dict(), "weights.pt")
+    flags = ["--model_name", f"{HERE}Mixture", "--dataset", f"{HERE}Items", "--loss", f"{HERE}MixtureLikelihood"]
+    argv = ["predict", "--init_from", "weights.pt", *flags, "--format", "npy", "--accelerator", "cpu"]
+    data, network = build_data(main.parse(flags)), Mixture()
+    network.load_state_dict(torch.load("weights.pt", weights_only=True))
+    right = network(torch.stack([point for point, _ in data.split("test")]))
+    for number, more in enumerate([["--task", "other"], ["--head_name", "1"], ["--head_name", "2"]]):
+        main.main([*argv, *more])
+        assert ("of the outputs 0, 1, 2 this is the first" in capsys.readouterr().out) is (number == 0)
+        written = np.load(f"lightning_logs/version_{number}/predictions.npy")
+        np.testing.assert_allclose(written, right[number].detach(), rtol=1e-5)
+    refused(capsys, "--head_name 3; there are: 0, 1, 2", *argv, "--head_name", "3")

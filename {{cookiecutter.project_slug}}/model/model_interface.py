@@ -289,9 +289,14 @@ class MInterface(MetricLoggingModule):
         comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
-        parts = self.loss(*(given, target)[: self.num_loss_inputs], **self._loss_arguments(batch))
+        further = self._loss_arguments(batch)
+        parts = self.loss(*(given, target)[: self.num_loss_inputs], **further)
         if aligned is None or not self._fits(aligned, target):
             return parts, self._not_aligned(answer, target)
+        bools = [name for name, one in further.items() if isinstance(one, Tensor) and one.dtype is torch.bool]
+        if masks := [name for name in bools if target.dim() > 1 and further[name].shape == target.shape]:
+            why = f"the loss takes {masks[0]}, and metrics would count what it hides"
+            return parts, self._not_aligned(aligned, target, why)
         return parts, aligned
 
     def _fits(self, output: Tensor, target: Tensor) -> bool:
@@ -327,20 +332,20 @@ class MInterface(MetricLoggingModule):
             raise UsageError(f"--loss {self.loss_name} needs {', '.join(missing)} of the batch, which has {has}")
         return {name: entries[name] for name in self.loss_from_batch if name in entries}
 
-    def _not_aligned(self, output: Any, target: Any) -> Tensor | None:
+    def _not_aligned(self, output: Any, target: Any, why: str = "") -> Tensor | None:
         """What metrics get of an output that does not align with its target: one's own get it as it is.
 
         Raises: UsageError: some are torchmetrics', which cannot compare the two, or one of the two is no tensor.
         """
-        shapes = f"the network gives {_describe(output)}, and the target is {_describe(target)}"
+        why = why or f"the network gives {_describe(output)}, and the target is {_describe(target)}"
         asked, tensors = self.asked_metrics or (), isinstance(output, Tensor) and isinstance(target, Tensor)
         if wrong := [name for name in asked if not (metric_classes.is_own(name) and tensors)]:
             takes = "; one of your own, my_metrics.Mine, takes any two tensors" if tensors else ""
-            raise UsageError(f"--metrics {' '.join(wrong)}: {shapes}{takes}")
+            raise UsageError(f"--metrics {' '.join(wrong)}: {why}{takes}")
         if self.output_spec.task != "other":
             self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
             if not asked and self.trainer.is_global_zero:
-                print(f"no metric but the loss: {shapes}", flush=True)
+                print(f"no metric but the loss: {why}", flush=True)
         return output if asked else None
 
     def batch_fields(self, batch: Any) -> Fields:

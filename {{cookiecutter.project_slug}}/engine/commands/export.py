@@ -170,16 +170,23 @@ def _export_for(network: torch.nn.Module, args: list[Any], named: dict[str, Any]
         if isinstance(refused, lightning_compat.export_error()):
             with suppress(Exception):  # `len(x)` fixes the batch, unless torch reads the source
                 return torch.export.export(network, tuple(args), named, dynamic_shapes=shapes, strict=True)
-        raise UsageError(_why("torch.export", type(network).__name__, refused)) from refused
+        raise UsageError(_why(type(network).__name__, refused)) from refused
 
 
-def _why(exporter: str, name: str, error: Exception) -> str:
-    """Why an exporter does not take a network: the line of yours that it stops at, and what to write."""
+def _why(name: str, error: Exception) -> str:
+    """Why torch.export does not take a network: the line of yours that it stops at, and what to write."""
     frames = [one for one in traceback.extract_tb(error.__traceback__) if is_own_file(one.filename)]
     at = f" at line {frames[-1].lineno} of {Path(frames[-1].filename).name}, `{frames[-1].line}`" if frames else ""
-    reason = printable(re.split(r"\. |\n| \(", str(error).strip())[0])[:200]
     hint = "an `if` on values becomes torch.where or torch.cond, and parts may be exported alone"
-    return f"{exporter} cannot follow {name}{at} ({type(error).__name__}: {reason}): {hint}"
+    return f"torch.export cannot follow {name}{at} ({_reason(error)}): {hint}"
+
+
+def _reason(error: BaseException) -> str:
+    """The kind and the first sentence of what an error of torch's came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = re.split(r"[.] |\n| [(]", str(error).strip())[0]
+    return f"{type(error).__name__}: {printable(first)[:200]}"
 
 
 def _takes(module: Any, inputs: Inputs) -> bool:
@@ -241,7 +248,7 @@ def _write_onnx(program: Any, path: Path) -> Any:
         try:
             written = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
         except Exception as error:
-            raise UsageError(f"--format onnx: {_why('torch.onnx', 'the network', error)}") from error
+            raise UsageError(f"torch.onnx cannot write the network ({_reason(error)}): --format pt2 can") from error
     assert written is not None
     written.save(path, external_data=big)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

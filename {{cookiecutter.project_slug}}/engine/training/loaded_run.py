@@ -37,6 +37,8 @@ class LoadedRun:
         checkpoint_io.check_weights_fit(model, weights := checkpoint["state_dict"])
         model.load_state_dict(weights)
         self._model, self.data, self.config = model.eval(), data, config
+        off: Any = {f"enable_{one}": False for one in ("checkpointing", "progress_bar", "model_summary")}
+        self._trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
         if not (hasattr(model, "arguments") or is_overridden("predict_step", model)):
             model.predict_step = self._forward
         self.network = getattr(model, "network", None) or model
@@ -47,16 +49,14 @@ class LoadedRun:
         inputs: a tensor (N, ...) as the items of the data are, or a tuple or dict of several for a network of several
             inputs; or a file, or a list of such, which the dataset opens by open_file, open_image or open_rows.
 
-        Returns: a tensor; of a network of several outputs, a dict of these.
+        Returns: a tensor; of a network of several outputs, a dict of these, and of a tuple the first.
         Raises: UsageError: there is no such file, or the dataset opens none.
         """
         batches = self._batches(inputs)
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):  # of a LightningDataModule
             if is_overridden(hook, self.data):
                 batches = [getattr(self.data, hook)(batch, 0) for batch in batches]
-        off: Any = {f"enable_{one}": False for one in ("checkpointing", "progress_bar", "model_summary")}
-        trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
-        answers: Any = [self._answer(one) for one in trainer.predict(self._model, iter(batches)) or ()]
+        answers: Any = [self._answer(one) for one in self._trainer.predict(self._model, iter(batches)) or ()]
         if isinstance(answers[0], dict):
             return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
         return torch.cat(answers)

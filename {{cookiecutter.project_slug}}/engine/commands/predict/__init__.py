@@ -60,7 +60,7 @@ def run(
         without, as the dataset's `open_rows` reads it.
     files: predict each file below this folder, or this one file, instead of the test split, as the dataset's
         `open_file` reads it; one that raises a ValueError or OSError is left out.
-    head_name: which output to write, where the network or a predict_step returns a dict of several.
+    head_name: which output to write, where the network or a predict_step returns a dict, or by its number of a tuple.
     layer: write the output of this layer (features.3) instead, with a picture of its first two principal components;
         with explain grad_cam, the layer for Grad-CAM.
     explain: also draw which pixels support a class, for the 12 worst mistakes of the test split, or for --images.
@@ -125,6 +125,12 @@ class PredictionWriter(Callback):
     ) -> None:
         outputs = self.layer.take() if self.layer else outputs
         head = None if self.layer and not isinstance(outputs, dict) else self.head
+        if head and not getattr(module, "heads", {}) and _by_name(outputs).get(head) is not main_output(outputs):
+            self.output_spec, self.classifies = OutputSpec("other"), False  # it is not what the loss compares
+        if isinstance(outputs, tuple) and not (head or self.num_items) and trainer.is_global_zero:
+            named = [name for name, one in _by_name(outputs).items() if isinstance(one, Tensor) and one.dim()]
+            if named[1:]:
+                print(f"of the outputs {', '.join(named)} this is the first: --head_name writes another one")
         values = self.output_spec.probabilities(_main_tensor(outputs, head))  # (B, ...)
         if values.is_complex():
             raise UsageError("predict writes real numbers, and the network gives complex ones: torch.view_as_real")
@@ -265,9 +271,17 @@ def _in_order(files: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
             yield records[records["readable"]]
 
 
+def _by_name(outputs: Any) -> dict[str, Any]:
+    """The entries of a dict or tuple of outputs, by name or by position; {} of a single output."""
+    fields = outputs._asdict() if hasattr(outputs, "_asdict") else outputs
+    if isinstance(fields, tuple) and not hasattr(fields, "batch_sizes"):
+        return {str(at): one for at, one in enumerate(fields)}
+    return fields if isinstance(fields, dict) else {}
+
+
 def _main_tensor(outputs: Any, head: str | None) -> Tensor:
     """The predictions in the output of a batch, (B, ...)."""
-    several = outputs if isinstance(outputs, dict) else {}
+    several = _by_name(outputs)
     if head and head not in several:
         there = f"there are: {', '.join(several)}" if several else "the network gives one output"
         raise UsageError(f"--head_name {head}{nearest(head, several)}; {there}")
