@@ -18,7 +18,7 @@ import pytest
 import torch
 from engine import lightning_compat as compat
 from paths import PROJECT
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -176,20 +176,59 @@ def test_merge_ranks() -> None:
     assert compat.merge_ranks(PearsonCorrCoef(), "mean_x", rows[:1]) == 1
 
 
-def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+class Validating(Module):
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None: ...
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_validation_batch_start", "on_validation_batch_end"])
+def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(Callback, "on_before_backward", lambda *_: calls.append("called"))
+    monkeypatch.setattr(Callback, hook, lambda *_: calls.append("called"))
     loader = DataLoader(torch.zeros(2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain = Callback()
-        trainer(plain).fit(Module(), loader)
+        trainer(plain).fit(Validating(), loader, loader)
         assert calls  # without it
         calls.clear()
-        made, module = trainer(plain), Module()
+        made, module = trainer(plain), Validating()
         compat.skip_unused_hooks(made, module)
-        made.fit(module, loader)
+        made.fit(module, loader, loader)
     assert not calls
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cache_data_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.trainer.connectors import data_connector
+
+    asked: list[str] = []
+    is_overridden = data_connector.is_overridden
+    monkeypatch.setattr(data_connector, "is_overridden", lambda *words: asked.append(words[0]) or is_overridden(*words))
+    selector = data_connector._DataHookSelector
+    monkeypatch.setattr(selector, "get_instance", getattr(selector.get_instance, "__wrapped__", selector.get_instance))
+
+    class Data(LightningDataModule):
+        moved = 0
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(torch.zeros(4, 2))
+
+        def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+            self.moved += 1
+            return batch
+
+    counts = []
+    for cache in (lambda: None, compat.cache_data_hooks, compat.cache_data_hooks):
+        cache()
+        asked.clear()
+        trainer().fit(Module(), datamodule=(data := Data()))
+        assert data.moved == 4
+        counts.append(asked.count("on_after_batch_transfer"))
+    assert counts[0] > counts[1] == counts[2]
+
+
+def test_idle_threads_soon_sleep() -> None:
+    assert "OMP_WAIT_POLICY" in os.environ or os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 class Logging(Module):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _STEP_HOOKS = "on_train_batch_start on_before_zero_grad on_before_backward on_after_backward".split()
 _STEP_HOOKS += ["on_before_optimizer_step", "on_train_batch_end"]
+_EVALUATION_HOOKS = [f"on_{stage}_batch_{at}" for stage in ("validation", "test", "predict") for at in ("start", "end")]
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # as glibc's malloc.h numbers them
 
 
@@ -200,17 +201,40 @@ def count_epochs(trainer: Any) -> None:
 
 
 def skip_unused_hooks(trainer: Any, module: Any) -> None:
-    """Sets the hooks of a training step that a callback or module does not define to None: these are not called.
+    """Sets the hooks of a step that a callback or module does not define to None: these are not called.
 
-    Without it, Lightning calls six empty hooks of every callback at each step.
+    Without it, Lightning calls six empty hooks of every callback at each step, two at one of evaluation.
     Upstream: discussed in Lightning-AI/pytorch-lightning#10575.
     """
     from pytorch_lightning import Callback, LightningModule
 
     for one, base in [*((callback, Callback) for callback in trainer.callbacks), (module, LightningModule)]:
-        for name in _STEP_HOOKS:
+        for name in _STEP_HOOKS + (_EVALUATION_HOOKS if base is Callback else []):  # it looks at a module's
             if getattr(getattr(one, name), "__func__", None) is getattr(base, name):
                 object.__setattr__(one, name, None)
+
+
+def cache_data_hooks() -> None:
+    """Has Lightning look once, not thrice a batch, whether the network or its data overrides a hook of a batch.
+
+    Without it, each batch takes some 20 us longer.
+    """
+    import functools
+
+    from pytorch_lightning.trainer.connectors.data_connector import _DataHookSelector
+
+    original = _DataHookSelector.get_instance
+    if hasattr(original, "__wrapped__"):
+        return  # it does already
+
+    @functools.wraps(original)
+    def get_instance(self: Any, hook_name: str) -> Any:
+        found = vars(self).setdefault("found", {})
+        if hook_name not in found:
+            found[hook_name] = original(self, hook_name)
+        return found[hook_name]
+
+    _DataHookSelector.get_instance = get_instance  # type: ignore[method-assign]
 
 
 def set_process_group_timeout(strategy: Any, timeout: "timedelta") -> None:

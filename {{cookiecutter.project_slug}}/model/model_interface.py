@@ -398,6 +398,8 @@ class MInterface(MetricLoggingModule):
         args, kwargs = self.arguments(batch)
         return self._with_gradients(lambda: self(*args, **kwargs))
 
+    cache_signature(predict_step)
+
     def sample_images(self, batch: Any) -> dict[str, Any]:
         """Images to save after each validation, by file name, from its first batch.
 

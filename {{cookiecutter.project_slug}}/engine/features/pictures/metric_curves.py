@@ -39,6 +39,7 @@ def curves(path: Path) -> Any:
     columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     figure = new_figure(4 * columns, 2.8 * num_rows)
+    figure.set_layout_engine("tight")  # in half of the time of a constrained one
     axes = iter(figure.subplots(num_rows, columns, squeeze=False).flat)
     for metric in sorted(panels, key=lambda name: (_FIRST.index(name) if name in _FIRST else 3, name == "lr", name)):
         _draw_panel(next(axes), metric, panels[metric], ends)
@@ -68,6 +69,8 @@ def _draw_panel(
     finite = [value for points in lines.values() for _, value in points if math.isfinite(value)]
     if metric != "lr" and finite and min(finite) > 0 and max(finite) > 30 * min(finite):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # what looks like 10^-1 takes long to draw
+        axes.yaxis.set_minor_formatter("")
     axes.set_title(metric, parse_math=False)
     axes.set_xlabel("epoch" if by_epoch else "step")
     axes.grid(alpha=0.25)
