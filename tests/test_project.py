@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import INNER, PYTEST, ROOT, run, search_path
+from tests.conftest import INNER, ROOT, run, search_path
 from tests.test_bake import GALLERY
 
 pytestmark = pytest.mark.slow
@@ -27,10 +27,10 @@ def green(project: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_the_core_trains_and_resumes_as_the_whole_engine_does(bake, warm_python: str) -> None:
+def test_the_core_trains_and_resumes_as_the_whole_engine_does(bake) -> None:
     project = bake(engine="core")
     tests = ["tests/engine/test_train.py", "tests/engine/test_resume.py"]
-    command = [warm_python, PYTEST, "-n", "0", "-m", "not slow", *tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "not slow", *tests]
     done = run(*command, "-o", f"pythonpath={project} {ROOT / 'tests/engine'}", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-5000:]
 
