@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from gallery import QUICK
+from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
 
 HERE = f"{__name__}."
@@ -181,6 +182,82 @@ def test_items_of_different_sizes_in_one_batch_are_said_in_a_line(workers: str, 
     assert "items of one batch differ in shape, [(4, 4), (4, 1)] and [(5, 4), (5, 1)]: a static method" in error
     assert error.count("\n") == 1
     main.main([*flags, "--batch_size", "1", "--accumulate_grad_batches", "2"])
+
+
+class Masks(Dataset):
+    """Images (1, 4, W) of different widths with a class for each pixel, a batch each."""
+
+    classes = ["nothing", "organ", "tumour"]
+
+    def __init__(self, split: str = "train") -> None:
+        self.widths = [3, 9, 4, 7]
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = torch.rand(1, 4, self.widths[index], generator=torch.Generator().manual_seed(index))
+        return image, (image[0] * 3).long()
+
+
+class Pixels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images)
+
+
+def dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - Dice of classes 1 and 2, the mean over the items."""
+    share, true = logits.softmax(1)[:, 1:], nn.functional.one_hot(mask, 3).movedim(-1, 1)[:, 1:]
+    both = (share * true).flatten(2).sum(2)
+    return (1 - 2 * both / (share.flatten(2).sum(2) + true.flatten(2).sum(2))).mean()
+
+
+class DiceOf(Metric):
+    """Dice of each class, the mean over the items."""
+
+    higher_is_better = True
+
+    def __init__(self, classes: list[str]) -> None:
+        super().__init__()
+        self.add_state("each", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, mask: Tensor) -> None:
+        said, true = (nn.functional.one_hot(one, 3).flatten(1, 2) for one in (logits.argmax(1), mask))
+        self.each.append(2 * (said * true).sum(1) / (said.sum(1) + true.sum(1)))
+
+    def compute(self) -> Tensor:
+        return torch.cat(self.each).mean(0)
+
+
+class MasksModule(LightningDataModule):
+    """The same, with loaders of its author's."""
+
+    classes = Masks.classes
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Masks(), 1, shuffle=True)
+
+    val_dataloader = test_dataloader = lambda self: DataLoader(Masks(), 1)
+
+
+@pytest.mark.parametrize("data", ["Masks", "MasksModule"])
+def test_masks_of_different_sizes_are_measured_an_item_at_a_time(data: str) -> None:
+    flags = ["--accelerator", "cpu", "--model_name", f"{HERE}Pixels", "--dataset", HERE + data, "--lr", "0.2"]
+    flags += ["--loss", f"{HERE}dice", *(["--batch_size", "1", "--num_workers", "0"] if data == "Masks" else [])]
+    told = main.main([*flags, "--metrics", f"{HERE}DiceOf", "--monitor", "val_dice_of_tumour", "--max_epochs", "2"])
+    saved = torch.load(next((RUN / "checkpoints").glob("best-*")), weights_only=True)["state_dict"]
+    net, loss, metric = Pixels(), [], DiceOf(Masks.classes)
+    net.load_state_dict({name.removeprefix("network."): one for name, one in saved.items()})
+    for image, mask in DataLoader(Masks(), 1):
+        loss.append(dice(net(image), mask).item())
+        metric.update(net(image), mask)
+    assert told["test_loss"] == pytest.approx(np.mean(loss))
+    wanted = dict(zip(Masks.classes, metric.compute().tolist(), strict=True))
+    assert {name: told[f"test_dice_of_{name}"] for name in wanted} == pytest.approx(wanted)
 
 
 class 余弦(torch.optim.lr_scheduler.LambdaLR):

@@ -249,7 +249,11 @@ class MInterface(MetricLoggingModule):
         """The weight of a batch in the mean of the loss over an epoch."""
         if not self.is_multiclass:
             return len(target)
-        return losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
+        weight = losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
+        of_items = self.own_loss and not hasattr(self.loss, "ignore_index")
+        if of_items and target.dim() > 2 and not target.is_floating_point():
+            return weight * len(target) / max(1, target.numel())  # a mean over items, such as Dice's, of any size
+        return weight
 
     def _compare(self, output: Any, fields: Fields, batch: Any) -> tuple[Any, Tensor | None]:
         """The loss of an output, or its parts by name; and the output aligned with the target, None where it cannot be.

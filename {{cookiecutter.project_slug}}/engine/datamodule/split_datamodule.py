@@ -25,7 +25,7 @@ from engine.cli import signatures_from_import
 from engine.datamodule import class_balance
 from engine.datamodule.class_balance import num_classes
 from engine.datamodule.item_fields import ItemFields
-from engine.datamodule.seeding import fetch_items, reseed, resolve_subset, unwrap_subset
+from engine.datamodule.seeding import Collate, fetch_items, reseed, resolve_subset, unwrap_subset
 from engine.datamodule.splits import fingerprint, split_indices
 from engine.errors import UsageError, printable
 
@@ -148,7 +148,7 @@ class SplitDataModule(LightningDataModule):
     def sample(self) -> Any:
         """A batch of two training items on the CPU; None of a stream, which reading would move on, and of a record.
 
-        Where there is no train split, it is of another one.
+        It is of one where the two differ in size. Where there is no train split, it is of another one.
         """
         dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
@@ -156,7 +156,10 @@ class SplitDataModule(LightningDataModule):
             begun = time.perf_counter()
             items = fetch_items(dataset, indices := [0, 1][: len(dataset)])
             self._item_seconds = (time.perf_counter() - begun) / len(indices)
-            self._sample = self._collate(items)
+            try:
+                self._sample = self._collate(items)
+            except UsageError:  # of different sizes, for batches of one
+                self._sample = self._collate(items[:1])
         return self._sample
 
     def seconds_of_batch(self, size: int) -> float:
@@ -188,7 +191,7 @@ class SplitDataModule(LightningDataModule):
         return self._collate(fetch_items(self._any_split(), indices))
 
     def _collate(self, items: list[Any]) -> Any:
-        return (self.collate_of() or default_collate)(items)
+        return Collate(self.collate_of() or default_collate)(items)
 
     def collate_of(self, dataset: Any = None) -> Callable[[list[Any]], Any] | None:
         """What makes a batch of the items of a split, or of any; None where torch's default_collate does."""

@@ -77,14 +77,14 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     target_info: as of `build`, with "classes", their names; without, they are numbers.
     """
     calls = {name: _split_call(name)[1] for name in names or ()}
-    known = target_info.get("num_classes")
+    named = target_info.get("classes")
+    classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
+    known = target_info.get("num_classes") or len({*classes})
     own = [name for name in calls if known and is_own(name)]
     asked = [*own, *(name for name, given in calls.items() if given.get("average", "") in ("none", None))]
     if not asked:
         return {}
     number = known or (target_info.get("shape") or (0,))[0]
-    named = target_info.get("classes")
-    classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
     return {_metric_name(name): classes for name in asked}
