@@ -146,7 +146,7 @@ def test_rows_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -
     write(100)
     main.main([*gallery.QUICK, *FLAGS, "--max_epochs", "1"])
     Path("empty.csv").write_text("x,y,colour\n")
-    for name, said in (("gone.csv", "there is no such file"), ("empty.csv", "there is no row in it")):
+    for name, said in (("gone.csv", "there is no such folder or file"), ("empty.csv", "there is no row in it")):
         with pytest.raises(SystemExit, match="2"):
             main.main(["predict", "--ckpt_path", "last", "--rows", name])
         assert f"--rows {name}: {said}" in capsys.readouterr().err
