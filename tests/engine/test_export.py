@@ -216,7 +216,9 @@ def lenet() -> None:
     pytest.importorskip("data.digits")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "1", "--accelerator", "cpu"])
+    main.main(
+        ["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "1", "--accelerator", "cpu", "--no-pictures"]
+    )
     main.main(["export", "--ckpt_path", "version_0", "--format", "pt2", "onnx"])
 
 

@@ -238,7 +238,9 @@ def lenet() -> list[str]:
     """A network that has learned the digits a little, in version_0."""
     pytest.importorskip("model.lenet")  # the examples may have been deleted
     pytest.importorskip("data.digits")
-    main.main(["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "2", "--accelerator", "cpu"])
+    main.main(
+        ["--model_name", "lenet", "--dataset", "digits", "--max_epochs", "2", "--accelerator", "cpu", "--no-pictures"]
+    )
     return ["predict", "--ckpt_path", "version_0"]
 
 
