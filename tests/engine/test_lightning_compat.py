@@ -91,6 +91,34 @@ assert plain.__dynamo_disable is not plain  # but the compiler's own
 """
 
 
+DISABLED = """
+import engine, torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.compiler.disable(torch.nn.Linear(2, 1))
+        self.encode = torch.compiler.disable(self.encode)
+
+    def encode(self, values):
+        return self.body(values)
+
+@torch.compiler.disable
+class Heir(Net):
+    def __init__(self):
+        super(Heir, self).__init__()
+
+layer = Heir()
+assert isinstance(layer, Net) and len([*layer.parameters()]) == 2
+assert layer.encode(torch.ones(1, 2)).shape == (1, 1)
+"""
+
+
+def test_what_is_kept_from_the_compiler_stays_what_it_is() -> None:
+    """Modules, methods and classes, where the compiler is not loaded yet."""
+    subprocess.run([sys.executable, "-c", DISABLED], cwd=PROJECT, check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "torch._dynamo.reset()", "import torch._dynamo.utils"])
 def test_defer_dynamo(first: str) -> None:

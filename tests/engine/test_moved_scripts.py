@@ -290,6 +290,20 @@ def test_names_and_docstrings_may_be_chinese(train, capsys: pytest.CaptureFixtur
     assert main.main(["test", "--ckpt_path", "last"])["test_loss"] == told["test_loss"]
 
 
+class Abbreviates(网络):
+    def __init__(self, num_features: int, num_classes: int, width: int = 8, share: float = 0.5) -> None:
+        """width: units, a multiple of torch.nn.Linear: of 8. share: of those, such as 0.5: half. See also: it."""
+        super().__init__(num_features, num_classes, width, share)
+
+
+def test_a_full_stop_within_a_word_or_a_number_ends_no_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["--model_name", f"{HERE}Abbreviates", "--dataset", "toys.Blobs", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--width units, a multiple of torch.nn.Linear: of 8 (int; default 8)" in said
+    assert "--share of those, such as 0.5: half (float; default 0.5)" in said
+
+
 def test_a_report_holds_metrics_of_chinese_names(capsys: pytest.CaptureFixture) -> None:
     io = pytest.importorskip("scipy.io")
     for number in range(2):

@@ -59,8 +59,12 @@ class _IdleModule(types.ModuleType):
         if isinstance(self, _IdleModule):  # the package may have loaded it
             loader = vars(self).pop("real_loader")
             self.__spec__.loader = self.__loader__ = loader  # type: ignore[union-attr]
-            self.__class__ = types.ModuleType  # type: ignore[assignment]
-            loader.exec_module(self)
+            idle, self.__class__ = type(self), types.ModuleType  # type: ignore[assignment]
+            try:
+                loader.exec_module(self)
+            except BaseException:  # the next import tries again, as Python's own does
+                self.__class__, self.real_loader = idle, loader  # type: ignore[assignment]
+                raise
 
 
 class _IdleDynamo(_IdleModule):
@@ -79,8 +83,11 @@ class _IdleDynamo(_IdleModule):
         self, function: Any = None, recursive: bool = True, *, reason: Any = None, wrapping: bool = True
     ) -> Any:
         """The function itself for torch, which keeps it as an attribute; for others one that asks when it is called."""
-        if wrapping:
+        if wrapping and isinstance(function, types.FunctionType):
             return sys.modules["torch"]._disable_dynamo(function, recursive)  # type: ignore[attr-defined]
+        if wrapping:  # a module, a class, a method
+            self.load()
+            return self.disable(function, recursive, reason=reason)
         self.functions.append(function)
         return function
 

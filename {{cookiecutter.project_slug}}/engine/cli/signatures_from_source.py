@@ -29,8 +29,8 @@ _SPLIT_WORDS = {
 _STEPS = {"training_step", "validation_step", "test_step"}
 _PROPERTIES = {"property", "cached_property", "functools.cached_property"}
 _HELP_LINE = re.compile(r"(\s*)(?::param\s+(?:[\w\[\], .|]+\s)?)?\*{0,2}(\w+)(?:\s*\([^)]*\))?\s*(?::\s+|：\s*)(\S.*)")
-
-_SENTENCES = re.compile(r"(?<=[.。；])\s*(?=\w+(?::\s|：))")  # `lr: learning rate. width: of the hidden layers.`
+# Between `lr: learning rate.` and `width: of the hidden layers.` in one line.
+_SENTENCES = re.compile(r"(?:(?<=\.)\s+|(?<=[。；])\s*)(?=[^\W\d]\w*(?::\s|：))")
 # A function or class down to the end of its (constructor's) docstring.
 _HEAD = re.compile(
     r"(?:class \w+(?:.*\n)*?    def __init__|def \w+)\((?:.*\n)*?.*\)(?: -> .*)?:(?: *#.*)?\n"
