@@ -1,7 +1,8 @@
 """Every network and every dataset of the project trains two steps, goes on for two more, and is exported.
 
 A new file in model/ or data/ is found by itself, and tried with the first file of the other folder that goes with it.
-Give it flags in FLAGS where it needs any; name it in NEEDS_FILES where it cannot run without files.
+Give a network or a dataset that needs flags some in FLAGS, by its name (`"prices": "--loss mse_loss"`); name one in
+NEEDS_FILES that cannot run without files.
 """
 
 from pathlib import Path
