@@ -306,6 +306,18 @@ def test_a_lightning_module_runs_as_it_is(kill, capsys: pytest.CaptureFixture[st
     assert [int(row["true"]) for row in rows] == [test[index][1] for index in range(9)]
 
 
+class Silent(Plain):
+    """Logs nothing."""
+
+    training_step = lambda self, batch, batch_idx: cross_entropy(self(batch[0]), batch[1])  # noqa: E731
+    validation_step = test_step = lambda self, batch, batch_idx: None
+
+
+def test_one_that_logs_nothing_trains_to_the_end(train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--model_name", f"{__name__}.Silent", "--max_epochs", 2)["epoch"] == 2
+    assert str(RUN) in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_it_trains_as_under_lightning_alone(train) -> None:
     """The same weights as by a loop written by hand, over the batches that the run saw."""
     batches: list[list[Tensor]] = []

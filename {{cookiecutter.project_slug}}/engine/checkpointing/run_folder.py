@@ -116,7 +116,7 @@ def _table(metrics: dict[str, float]) -> str:
         best = {name.removeprefix("best_"): value for name, value in best.items()}
     labelled = (("", last), ("best: ", best))
     heads = [f"{label}epoch {one.pop('epoch')}" if "epoch" in one else "" for label, one in labelled]
-    width = max(12, *map(len, last | best))
+    width = max([12, *map(len, last | best)])
     rows = [("", *heads)] if any(heads) else []
     rows += [(name, *(f"{one[name]:.4f}" if name in one else "" for one in (last, best))) for name in last | best]
     return "\n".join(f"{name:<{width}} {value:<10} {chosen}".rstrip() for name, value, chosen in rows)
