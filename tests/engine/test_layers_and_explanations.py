@@ -10,6 +10,7 @@ import pytest
 import torch
 from data import DInterface
 from PIL import Image
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -58,6 +59,36 @@ class Plane(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+
+class Late(LightningModule):
+    """Builds its layers in `configure_model`."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.body = num_classes, None
+
+    def configure_model(self) -> None:
+        if self.body is None:
+            self.body, self.head = nn.Linear(72, 4), nn.Linear(4, self.num_classes)
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.head(self.body(batch[0].flatten(1)))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.predict_step(batch, 0), batch[1])
+
+    validation_step = training_step
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Sized(Plane):
+    """Has a length, of 0."""
+
+    def __len__(self) -> int:
+        return 0
 
 
 def trained(network: type[nn.Module]) -> tuple[Any, Tensor, Tensor]:
@@ -128,6 +159,21 @@ def test_a_layers_output_in_the_order_of_the_items_and_its_components(capsys: py
     assert "--layer act: it runs 2 times a batch" in error(capsys, "--layer", "act")
     assert "--layer unused: it runs 0 times a batch" in error(capsys, "--layer", "unused")
     assert "an output of shape (4, 4, 4) is no table" in error(capsys, "--layer", "convs.1", "--format", "csv")
+
+
+def test_a_layer_that_is_built_when_the_run_starts() -> None:
+    main.main(["--model_name", f"{HERE}Late", "--dataset", f"{HERE}Noise", *FLAGS])
+    main.main(["predict", "--ckpt_path", "last", "--layer", "body"])
+    state = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    images = Noise().images[DInterface(Noise).split("test").indices].flatten(1)
+    right = images @ state["body.weight"].T + state["body.bias"]
+    np.testing.assert_allclose(np.load(RUN / "layer_body.npy"), right.numpy(), atol=1e-5)
+
+
+def test_a_layer_of_a_network_that_has_a_length() -> None:
+    net, images, _ = trained(Sized)
+    main.main(["predict", "--ckpt_path", "best", "--layer", "layers.1"])
+    np.testing.assert_allclose(np.load(RUN / "layer_layers.1.npy"), net(images).detach().numpy(), atol=1e-5)
 
 
 def test_integrated_gradients_of_the_worst_mistakes() -> None:

@@ -20,6 +20,12 @@ def matching_parameters(module: nn.Module, pattern: str, flag: str) -> list[str]
     return found
 
 
+def find_network(module: nn.Module) -> nn.Module:
+    """The network of a LightningModule: the module itself where it is none of ours, or has several."""
+    network: nn.Module | None = getattr(module, "network", None)
+    return module if network is None else network  # not `or`: a network may have a length, of 0
+
+
 def matching_modules(module: nn.Module, pattern: str, flag: str) -> list[nn.Module]:
     """The submodules of the network whose name matches: the name itself (`blocks`) or wildcards (`blocks.*`).
 
@@ -27,8 +33,7 @@ def matching_modules(module: nn.Module, pattern: str, flag: str) -> list[nn.Modu
 
     Raises: UsageError: there is none; the message names the submodules.
     """
-    network = getattr(module, "network", None) or module
-    named = {name: one for name, one in network.named_modules() if name}
+    named = {name: one for name, one in find_network(module).named_modules() if name}
     found, in_lists = list[str](), set[str]()
     for name, one in named.items():  # the outer ones first
         matches = name in in_lists or fnmatch.fnmatchcase(name, pattern)

@@ -10,7 +10,7 @@ from torch import nn
 from engine.cli import discovery
 from engine.errors import UsageError
 from engine.training.muon import Muon
-from engine.training.name_patterns import matching_parameters
+from engine.training.name_patterns import find_network, matching_parameters
 
 _FUSED = {"Adam", "AdamW", "SGD", "Adagrad", "Muon"}  # have a fused kernel, on the CPU too
 
@@ -53,7 +53,7 @@ def build(
         patterns.setdefault(scale, []).append(pattern)
         factors |= {key: scale for key in matching_parameters(module, pattern, "lr_scale") if key in factors}
     if not factors:
-        name = type(getattr(module, "network", None) or module).__name__
+        name = type(find_network(module)).__name__
         raise UsageError(f"nothing is trained: {name} has no parameter that requires a gradient")
     named = dict(module.named_parameters())
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}

@@ -77,7 +77,7 @@ def run(
     name = f"predictions_{source.name if source.is_dir() else source.stem}" if given else "predictions"
     if layer and explain not in (None, "grad_cam"):
         raise UsageError("--layer goes with --explain grad_cam only: run predict once for each")
-    output = LayerOutput(model, layer) if layer and not explain else None
+    output = LayerOutput(layer) if layer and not explain else None
     if output:
         name = f"layer_{layer}{name.removeprefix('predictions')}"
     writer = PredictionWriter(run_dir, format or ("npy" if output else "csv"), data, name, head_name, output)
@@ -112,6 +112,7 @@ class PredictionWriter(Callback):
             self.output_spec = heads[self.head].spec
         self.true_is_class = self.output_spec.task == "multiclass"
         if self.layer:
+            self.layer.attach(module)  # not before: configure_model and setup may build layers
             self.output_spec = OutputSpec("other")
         self.classifies = self.output_spec.task == "multiclass"
         self.file = self._rank_file(trainer.global_rank).open("wb")

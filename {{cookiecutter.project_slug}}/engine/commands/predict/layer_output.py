@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.errors import UsageError, nearest
 from engine.logging import plots
+from engine.training.name_patterns import find_network
 
 MAX_POINTS, _MAX_CLASSES = 5000, 20  # that are drawn; that get a colour and a name of their own
 
@@ -18,7 +19,7 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
 
     module: the LightningModule.
     """
-    layers = {key: one for key, one in (getattr(module, "network", None) or module).named_modules() if key}
+    layers = {key: one for key, one in find_network(module).named_modules() if key}
     if name not in layers:
         raise UsageError(f"--layer {name}{nearest(name, layers)}; there are: {', '.join(layers)}")
     return layers[name]
@@ -27,10 +28,12 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
 class LayerOutput:
     """The output of a layer, batch by batch."""
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        """Keeps the outputs of the layer of that name. Raises: UsageError: the network has no such layer."""
+    def __init__(self, name: str) -> None:
         self.name, self.kept = name, list[Any]()
-        find_layer(module, name).register_forward_hook(lambda layer, inputs, output: self.kept.append(output))
+
+    def attach(self, module: nn.Module) -> None:
+        """Keeps the outputs of the layer from now on. Raises: UsageError: the network has no such layer."""
+        find_layer(module, self.name).register_forward_hook(lambda layer, inputs, output: self.kept.append(output))
 
     def take(self) -> Any:
         """The output for the latest batch. Raises: UsageError: it ran never, or several times."""

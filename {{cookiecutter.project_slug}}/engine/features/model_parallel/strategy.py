@@ -22,6 +22,7 @@ from engine.checkpointing import checkpoint_io
 from engine.errors import UsageError
 from engine.features.model_parallel import sharded_checkpoint
 from engine.lightning_compat import set_data_parallel_size
+from engine.training.name_patterns import find_network
 
 
 class ShardedModelParallel(ModelParallelStrategy):
@@ -81,7 +82,7 @@ def check_supported(model: Any, devices: int, tensor_parallel_size: int) -> None
     """
     if devices % tensor_parallel_size:
         raise UsageError(f"--tensor_parallel_size {tensor_parallel_size} does not divide the {devices} devices")
-    target: Any = getattr(model, "network", None) or model  # itself where it has several networks
+    target: Any = find_network(model)
     trainer = model.trainer
     if tensor_parallel_size > 1 and not hasattr(target, "parallelize") and not is_overridden("configure_model", model):
         raise UsageError(f"--tensor_parallel_size: {type(target).__name__} has no method parallelize(self, mesh)")
@@ -97,7 +98,7 @@ def shard(model: LightningModule, mesh: DeviceMesh) -> None:
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return
-    target: Any = getattr(model, "network", None) or model
+    target: Any = find_network(model)
     data_mesh = mesh["data_parallel"]
     if hasattr(target, "parallelize"):
         target.parallelize(mesh)
