@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -422,6 +422,30 @@ def test_a_datamodule_of_ones_own_is_looked_at(capsys) -> None:
     assert row(printed, "items") == ["20", "20"]
     assert said(printed, "1 item is in two splits") == ["train item 0 (train) = val item 19 (val)"]
     assert "first items of the val split" in PAGE.read_text()
+
+
+class Skips(LightningModule):
+    """Ends each epoch before its third batch."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(num_features, num_classes)
+
+    def on_train_batch_start(self, batch: list[Tensor], batch_idx: int) -> int | None:
+        return -1 if batch_idx == 2 else None
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    validation_step = training_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_step_that_is_skipped_is_not_timed(capsys) -> None:
+    preview("toys.Blobs", "--batch_size", "16", "--max_epochs", "4", "--num_workers", "0", model="test_preview.Skips")
+    assert re.search(r"Skips on cpu: [\d,]+ items/s", capsys.readouterr().out)
 
 
 class Mistaken(Blobs):

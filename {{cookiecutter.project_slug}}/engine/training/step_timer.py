@@ -21,7 +21,7 @@ class StepTimer(Callback):
         self.num_items: list[int] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        self.starts.append(_now())
+        self.starts[len(self.ends) :] = [_now()]  # a step that on_train_batch_start of the module skipped has no end
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ends.append(_now())
@@ -33,7 +33,7 @@ class StepTimer(Callback):
 
     def seconds_without_loading(self) -> list[float]:
         """Seconds of each step that counts, from when it has its batch."""
-        return [end - start for start, end in zip(self.starts, self.ends, strict=True)][2:]
+        return [end - start for start, end in zip(self.starts, self.ends, strict=False)][2:]
 
 
 def _now() -> float:
