@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine.cli import discovery
 from engine.commands.plan.step_costs import bytes_of
+from model import MInterface
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -295,6 +296,28 @@ def test_a_stream_is_planned_too() -> None:
     told = plan("toys.Net", "toys.Stream", "--batch_size", 8, measure=1)
     assert (told["parameters"], told["steps"]) == (51, 4)
     assert "steps" not in plan("toys.Net", "toys.Endless", measure=1)
+
+
+class Texts(Words):
+    """Items of text alone."""
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return "word"
+
+
+class Reader(MInterface):
+    """Reads texts, and is its own loss."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(nn.Linear(1, 1), **kwargs)
+
+    def step(self, batch: list[str], stage: str) -> Tensor:
+        return self.network(torch.tensor([[float(len(text))] for text in batch])).mean()
+
+
+def test_of_a_batch_without_tensors_the_rest_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("test_plan.Reader", "test_plan.Texts")["parameters"] == 2
+    assert "Reader: a batch without tensors is not traced" in capsys.readouterr().out
 
 
 def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

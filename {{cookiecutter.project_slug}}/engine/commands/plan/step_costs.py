@@ -189,6 +189,8 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
     """
     if type(model).training_step.__qualname__ != "MInterface.training_step":
         raise NotImplementedError("its own training_step is not traced")
+    if not _tensors(batch):
+        raise NotImplementedError("a batch without tensors is not traced")
     items = _tensors(batch)[0].shape[0]
     resized = lambda tensor: tensor.new_empty((tensor.shape[0] * size // items, *tensor.shape[1:]))  # noqa: E731
     batch = apply_to_collection(batch, Tensor, resized)
