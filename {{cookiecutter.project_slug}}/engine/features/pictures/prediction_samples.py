@@ -60,12 +60,15 @@ class PredictionSamples:
         loss = functional.cross_entropy(output, target, reduction="none")
         mistakes = {"loss": loss, "image": images, "true": target, "predicted": predicted}
         mistakes["probability"] = output.softmax(1).amax(1)
+        top = loss.topk(min(_MAX_MISTAKES, len(loss))).indices
+        mistakes = {name: values[top].cpu() for name, values in mistakes.items()}
         if self.mistakes:
             if mistakes["image"].shape[1:] != self.mistakes["image"].shape[1:]:
                 return  # images of different sizes do not fit into one grid
-            mistakes = {name: torch.cat([self.mistakes[name].to(loss.device), mistakes[name]]) for name in mistakes}
-        top = mistakes["loss"].topk(min(_MAX_MISTAKES, len(mistakes["loss"]))).indices
-        self.mistakes = {name: values[top].cpu() for name, values in mistakes.items()}
+            mistakes = {name: torch.cat([self.mistakes[name], values]) for name, values in mistakes.items()}
+            top = mistakes["loss"].topk(min(_MAX_MISTAKES, len(mistakes["loss"]))).indices
+            mistakes = {name: values[top] for name, values in mistakes.items()}
+        self.mistakes = mistakes
 
     def add_values(self, output: Tensor, target: Tensor, images: Tensor | None) -> None:
         """output, target: numbers (B,) or (B, D), images (B, 1|3, H, W) or signals (B, 1|2, T), both of one shape."""
