@@ -53,6 +53,18 @@ CHANGES = {
 }
 
 
+def test_a_folder_of_the_same_name_within_the_data_is_part_of_a_name(train, capsys) -> None:
+    Path("a").mkdir()
+    names = [f"item{number} {number % 3}\n" for number in range(100)]
+    Path("a/items.txt").write_text("".join(f"a/{name}" for name in names))
+    train(*FLAGS, "--data_dir", "a")
+    main.main(["test", "--ckpt_path", str(RUN), "--data_dir", "./a"])
+    Path("a/items.txt").write_text("".join(names))
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", str(RUN)])
+    assert "has other items" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("knows", ["ids", "targets", "nothing"])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("lone", [False, True])

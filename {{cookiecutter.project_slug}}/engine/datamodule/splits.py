@@ -97,8 +97,9 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     if data is not split:
         found["indices"] = _hash(indices.numpy().tobytes())
     if (ids := item_ids(split)) is not None:
-        given, plain = os.path.join(data_dir, ""), os.path.join(os.path.normpath(data_dir), "")  # `./a/` and `a`
-        found["ids"] = hash_texts([one.removeprefix(given).removeprefix(plain) for one in ids])
+        folders = [os.path.join(one, "") for one in (data_dir, os.path.normpath(data_dir))]  # `./a/` and `a`
+        starts = (next(filter(one.startswith, folders), "") for one in ids)
+        found["ids"] = hash_texts([one.removeprefix(start) for one, start in zip(ids, starts, strict=True)])
         with suppress(OSError):  # they are no files
             found["files"] = hash_files(ids)
     if isinstance(known := getattr(data, "fingerprint", None), str):
