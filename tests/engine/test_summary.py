@@ -7,7 +7,10 @@ from pathlib import Path
 import main
 import pytest
 import torch
+from data import DInterface
 from engine.features import environment_info
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 RUN = Path("lightning_logs/version_0")
 
@@ -16,6 +19,34 @@ def test_one_line_on_the_network(train, capsys: pytest.CaptureFixture[str]) -> N
     train("--max_epochs", 1)
     # 2 * 8 + 8 and 8 * 3 + 3 weights of 4 bytes; 2 * (2 * 8 + 8 * 3) operations; the metrics are a few bytes more
     assert capsys.readouterr().out.splitlines()[1] == "Net: 51 parameters, 0.000204 MB, 80 FLOPs an item"
+
+
+class Sequences(Dataset):
+    """Points of different number."""
+
+    num_classes = 2
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.ones(10 + index, 2), index % 2
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 2)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.line(points).mean(1)
+
+
+def test_the_operations_are_those_of_the_first_item_where_sizes_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model_name", f"{__name__}.Pooled", "--dataset", f"{__name__}.Sequences", "--batch_size", "1"]
+    main.main([*argv, "--accelerator", "cpu", "--num_workers", "0", "--max_steps", "1"])
+    points = 10 + DInterface(Sequences).split("train").indices[0]
+    assert f"Pooled: 6 parameters, 2.4e-05 MB, {2 * 2 * 2 * points} FLOPs an item" in capsys.readouterr().out
 
 
 def test_the_table_is_printed_when_asked_for(train, capsys: pytest.CaptureFixture[str]) -> None:

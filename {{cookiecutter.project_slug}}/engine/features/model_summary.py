@@ -7,6 +7,7 @@ from matplotlib.ticker import EngFormatter
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 
+from engine.datamodule.item_fields import num_items
 from engine.training.module_modes import evaluation_mode
 
 
@@ -50,6 +51,6 @@ def _flops(module: Any, data: Any) -> float | None:
         args, kwargs = module.transfer_batch_to_device(module.arguments(sample), module.device, 0)
         with torch.no_grad(), evaluation_mode(network), counter:
             network.forward(*args, **kwargs)  # __call__ may be compiled
-        return counter.get_total_flops() / 2  # a sample is two items
+        return counter.get_total_flops() / num_items(module, sample)
     except Exception:  # an error of the network is raised in training
         return None
