@@ -317,16 +317,32 @@ class Tuples(Dataset):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core loads by itself")
-def test_items_that_are_quick_to_read_start_no_workers() -> None:
-    def workers(seconds: float) -> int:
+def test_that_items_are_quick_to_read_is_said_and_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(seconds: float) -> bool:
         data = DInterface(Tuples, {"seconds": seconds}, batch_size=8)
         before = torch.get_rng_state() if data.sample() else None
-        loader = data.train_dataloader()
+        quick, loader = data.reads_quickly, data.train_dataloader()
         assert torch.equal(torch.get_rng_state(), before)
         assert data.split("train").dataset.asked == 2
-        number = loader.loader.num_workers
+        assert loader.loader.num_workers == min(len(os.sched_getaffinity(0)), 8)
         loader.close()
-        return number
+        return quick
 
-    assert workers(0.002) > 0
-    assert 0 in (workers(0.0) for _ in range(9))  # another process may be in the way
+    assert not said(0.002)
+    assert True in [said(0.0) for _ in range(9)]  # another process may be in the way of some
+    assert not DInterface(Tuples, num_workers=1).reads_quickly
+    import main
+
+    names = [
+        "--model_name",
+        "test_batched_fetch.Net",
+        "--dataset",
+        "test_batched_fetch.Recorded",
+        "--accelerator",
+        "cpu",
+    ]
+    lines = []
+    for _ in range(3):
+        main.main([*names, "--max_steps", "1", "--batch_size", "1", "--limit_val_batches", "0"])
+        lines.append(capsys.readouterr().out)
+    assert any("items are quick to read: try --num_workers 0" in line for line in lines)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import cached_property
 from types import MethodType
 from typing import Annotated, Any, cast
 
@@ -65,8 +64,7 @@ class DInterface(SplitDataModule):
         splitter: (dataset, indices, seed) -> indices of train and of val, in place of val_fraction.
         seed: the splits and the order of the items follow from it.
         batch_size: items per step on each device.
-        num_workers: processes that load data; none is 0 for streams, whole batches and items that are quick to read,
-            else one a core, 8 at most.
+        num_workers: processes that load data; none is 0 for streams and whole batches, else one a core, 8 at most.
         data_dir: folder that holds the data, or into which it is downloaded.
         val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
         test_fraction: share of the items for the test, where the dataset has no such split.
@@ -150,19 +148,16 @@ class DInterface(SplitDataModule):
     def _default_workers(self, dataset: Any, whole: bool) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         whole = whole or hasattr(unwrap_subset(dataset), "__getitems__")
-        if whole or isinstance(dataset, IterableDataset) or cores < 2 or self.reads_quickly:
+        if whole or isinstance(dataset, IterableDataset) or cores < 2:
             return 0  # a stream keeps its state only where this process reads it
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
         return min(cores // ranks, 8)
 
     @property
     def reads_quickly(self) -> bool:
-        """Whether a worker process would take longer to hand a batch over than this one takes to read it."""
-        return self.num_workers is None and self._seconds_of_batch < _HAND_OVER
-
-    @cached_property
-    def _seconds_of_batch(self) -> float:
-        return self.seconds_of_batch(self.batch_size)
+        """Whether workers, the default, seem to take longer to hand a batch over than this process to read it."""
+        quick = self.num_workers is None and self.item_seconds * self.batch_size < _HAND_OVER
+        return quick and self._default_workers(self._any_split(), False) > 0
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training epoch, for the checkpoint."""

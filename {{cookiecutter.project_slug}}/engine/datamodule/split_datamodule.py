@@ -1,6 +1,5 @@
 """SplitDataModule: the train, val and test split of a dataset class, each built when it is first asked for."""
 
-import copy
 import inspect
 import json
 import math
@@ -10,7 +9,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,17 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from engine.cli import signatures_from_import
 from engine.datamodule import class_balance
 from engine.datamodule.class_balance import num_classes
 from engine.datamodule.item_fields import ItemFields
-from engine.datamodule.seeding import Collate, fetch_items, reseed, resolve_subset, unwrap_subset
+from engine.datamodule.seeding import Collate, fetch_items, reseed, unwrap_subset
 from engine.datamodule.splits import fingerprint, split_indices
 from engine.errors import UsageError, printable
 
 Splitter = Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]]
-_SLOW = 2.5e-4  # seconds that it takes to read an item, when that may be due to the disk
 
 
 class SplitDataModule(LightningDataModule):
@@ -74,7 +71,7 @@ class SplitDataModule(LightningDataModule):
         self._splits: dict[str, Dataset[Any] | None] = {}
         self._prepared = False
         self._sample: Any = None
-        self._item_seconds = math.inf  # that it took to read one of its items
+        self.item_seconds = math.inf  # that each item of `sample` took, which may differ from run to run
 
     def split(self, name: str) -> Dataset[Any] | None:
         """The "train", "val" or "test" split, or another one of `set_names`.
@@ -154,31 +151,13 @@ class SplitDataModule(LightningDataModule):
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
             reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
             begun = time.perf_counter()
-            items = fetch_items(dataset, indices := [0, 1][: len(dataset)])
-            self._item_seconds = (time.perf_counter() - begun) / len(indices)
+            items = fetch_items(dataset, [0, 1][: len(dataset)])
             try:
                 self._sample = self._collate(items)
             except UsageError:  # of different sizes, for batches of one
                 self._sample = self._collate(items[:1])
+            self.item_seconds = (time.perf_counter() - begun) / len(items)
         return self._sample
-
-    def seconds_of_batch(self, size: int) -> float:
-        """About the CPU time that a batch takes, judged by the items of `sample`; infinite where there is none.
-
-        So it is where an item took long when it was first read, as from a slow disk.
-        """
-        with isolate_rng(include_cuda=False), suppress(Exception):  # what is wrong is raised in training
-            if self.sample() is not None and self._item_seconds < _SLOW:
-                split: Any = self._any_split()
-                dataset, indices = resolve_subset(split, [0, 1][: len(split)])
-                dataset = copy.copy(dataset)  # of one that counts, say, what it is asked for
-                begun = time.thread_time()
-                items = fetch_items(dataset, indices)
-                seconds = (time.thread_time() - begun) * size / len(items)
-                begun = time.thread_time()
-                self._collate((items * size)[:size])
-                return seconds + time.thread_time() - begun
-        return math.inf
 
     def batches_of_one(self, count: int) -> list[Any]:
         """The first training items, each as a batch: what differs in size shows; none where `sample` gives None."""

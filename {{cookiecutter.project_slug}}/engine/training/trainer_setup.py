@@ -115,7 +115,7 @@ def configure(
     if (train := data.split("train")) is not None and data.batched_fetch(train):
         enabled.append("whole batches from memory")
     elif data.reads_quickly:
-        enabled.append("no workers: items are quick to read")
+        enabled.append("items are quick to read: try --num_workers 0")
     network = getattr(model, "network", None) or nn.Identity()
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
     channels_last = channels_last and not str(strategy).startswith(_SHARD)
