@@ -218,3 +218,25 @@ def test_explanations_without_captum_say_which_extra_has_it(train, capsys, monke
         importlib.util, "find_spec", lambda name, *more: None if name == "captum" else find(name, *more)
     )
     assert 'pip install -e ".[explain]"' in error(capsys, "--explain", "saliency")
+
+
+class Attends(nn.Module):
+    """A layer that returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(12, 1, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.movedim(1, 2).flatten(2)  # (N, 6, 12)
+        return self.head(self.attention(rows, rows, rows)[0].mean(1))
+
+
+def test_each_output_of_a_layer_in_a_tuple_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    net, images, _ = trained(Attends)
+    rows = images.movedim(1, 2).flatten(2)
+    for right, more in zip(net.attention(rows, rows, rows), ([], ["--head_name", "1"]), strict=True):
+        capsys.readouterr()
+        main.main(["predict", "--ckpt_path", "best", "--layer", "attention", *more])
+        assert ("--head_name writes another one" in capsys.readouterr().out) is (not more)
+        np.testing.assert_allclose(np.load(RUN / "layer_attention.npy"), right.detach(), atol=1e-5)

@@ -1,6 +1,7 @@
 """`predict --files`, `--rows` of folders and of several inputs, and `load(...).predict` of what needs a Trainer."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,8 @@ class Pairs(Dataset):
         return {"left": left, "right": -left, "target": target} if self.by_name else (left, -left, target)
 
     def open_rows(self, path: str) -> tuple[list[str], Any]:
-        left, right = torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=2)).split(2, 1)
-        inputs = {"left": left, "right": right} if self.by_name else (left, right)
+        left, *more = torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=2)).split(2, 1)
+        inputs: Any = dict(zip(["left", "right"], [left, *more], strict=False)) if self.by_name else (left, *more)
         return [f"row {at}" for at in range(len(left))], inputs
 
 
@@ -171,6 +172,33 @@ def test_rows_of_a_folder_of_several_inputs(by_name: list[str]) -> None:
     np.testing.assert_allclose(shares("predictions_b"), right[2:], atol=1e-5)
     assert [row["id"] for row in table("predictions_b")] == ["row 0", "row 1", "row 2"]
     torch.testing.assert_close(run.predict(["days/a.txt", "days/b.txt"]), right)
+
+
+def test_rows_of_files_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_name", f"{HERE}Difference", "--dataset", f"{HERE}Pairs", "--by_name", "--max_epochs", "1"]
+    main.main([*QUICK, *flags])
+    Path("days").mkdir()
+    np.savetxt("days/a.txt", np.zeros((2, 4)))
+    for columns, shapes in {3: "{'left': (2,), 'right': (1,)}", 1: "{'left': (1,)}"}.items():
+        np.savetxt("days/b.txt", np.zeros((2, columns)))
+        first = "those of days/a.txt of {'left': (2,), 'right': (2,)}"
+        why = f"--rows: the rows of days/b.txt are of shapes {shapes}, and {first}"
+        refused(capsys, why, "predict", "--ckpt_path", "version_0", "--rows", "days")
+
+
+class Halves(Pairs):
+    """Splits of its own, and an attribute with the name of one of the engine's."""
+
+    def __init__(self, split: str) -> None:
+        super().__init__()
+        self.readable = torch.zeros(40, dtype=torch.bool)
+
+
+def test_an_attribute_of_the_dataset_leaves_out_no_row() -> None:
+    flags = ["--model_name", f"{HERE}Difference", "--dataset", f"{HERE}Halves", "--max_epochs", "1"]
+    main.main([*QUICK, *flags])
+    main.main(["predict", "--ckpt_path", "version_0"])
+    assert len(table("predictions")) == 40
 
 
 class AsksTrainer(LightningModule):
@@ -230,3 +258,19 @@ def test_a_loaded_run_calls_the_hooks_that_predict_calls() -> None:
     np.testing.assert_allclose(answers, np.load(RUN / "predictions.npy"), rtol=1e-5)
     torch.testing.assert_close(answers, run.network.line((points + 5) / 10).detach())
     assert run.network.batches == 5
+
+
+def test_threads_get_each_their_own_answers() -> None:
+    own = ["--model_name", f"{HERE}AsksTrainer", "--dataset", f"{HERE}Points", "--accelerator", "cpu"]
+    plain = [*QUICK, "--model_name", f"{HERE}Difference", "--dataset", f"{HERE}Pairs"]
+    generator = torch.Generator().manual_seed(1)
+    for number, argv in enumerate((own, plain)):
+        main.main([*argv, "--max_epochs", "1"])
+        run = main.load(f"version_{number}")
+        given = [torch.randn(size, 2, generator=generator) for size in range(1, 41)]
+        inputs: list[Any] = [(one, -one) for one in given] if number else list(given)
+        with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+            line = run.network.line
+            right = [line(2 * one).softmax(1) if number else line((one + 5) / 10) for one in given]
+            for answer, expected in zip(threads.map(run.predict, inputs), right, strict=True):
+                torch.testing.assert_close(answer, expected)

@@ -1,5 +1,6 @@
 """LoadedRun: the trained network of a run, with its data and its flags, for a notebook or a program of one's own."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from engine.errors import UsageError
 from engine.training.output_spec import OutputSpec, main_output
 from engine.training.trainer_setup import silence_warnings
 
+_HOOKS = (
+    "on_predict_start on_predict_epoch_start on_predict_batch_start on_predict_batch_end on_predict_epoch_end "
+    "on_predict_end on_predict_model_eval on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer"
+).split()
+_TRAINER_LOCK = threading.Lock()
+
 
 class LoadedRun:
     """The network and data of a checkpoint, on the CPU and in evaluation mode.
@@ -37,8 +44,11 @@ class LoadedRun:
         checkpoint_io.check_weights_fit(model, weights := checkpoint["state_dict"])
         model.load_state_dict(weights)
         self._model, self.data, self.config = model.eval(), data, config
-        off: Any = {f"enable_{one}": False for one in ("checkpointing", "progress_bar", "model_summary")}
-        self._trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
+        own = [] if hasattr(model, "arguments") else ["setup", "predict_step"]  # which may ask for the Trainer
+        self._trainer: Trainer | None = None
+        if any(is_overridden(name, model) for name in [*_HOOKS, *own]):
+            off: Any = {f"enable_{one}": False for one in ("checkpointing", "progress_bar", "model_summary")}
+            self._trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
         if not (hasattr(model, "arguments") or is_overridden("predict_step", model)):
             model.predict_step = self._forward
         self.network = getattr(model, "network", None) or model
@@ -49,6 +59,8 @@ class LoadedRun:
         inputs: a tensor (N, ...) as the items of the data are, or a tuple or dict of several for a network of several
             inputs; or a file, or a list of such, which the dataset opens by open_file, open_image or open_rows.
 
+        Threads may call it; where the model has hooks of a prediction, one after another.
+
         Returns: a tensor; of a network of several outputs, a dict of these, and of a tuple the first.
         Raises: UsageError: there is no such file, or the dataset opens none.
         """
@@ -56,7 +68,13 @@ class LoadedRun:
         for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):  # of a LightningDataModule
             if is_overridden(hook, self.data):
                 batches = [getattr(self.data, hook)(batch, 0) for batch in batches]
-        answers: Any = [self._answer(one) for one in self._trainer.predict(self._model, iter(batches)) or ()]
+        if self._trainer:
+            with _TRAINER_LOCK:
+                outputs: Any = self._trainer.predict(self._model, iter(batches))
+        else:
+            with torch.no_grad():
+                outputs = [self._model.predict_step(batch, number) for number, batch in enumerate(batches)]
+        answers: Any = [self._answer(one) for one in outputs]
         if isinstance(answers[0], dict):
             return {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
         return torch.cat(answers)

@@ -21,7 +21,7 @@ from engine.checkpointing.atomic_write import write_atomically, write_errors
 from engine.commands.predict.explain import Explanations
 from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
 from engine.commands.predict.prediction_files import ImageWriter, write_array, write_table
-from engine.commands.predict.prediction_inputs import prediction_dataset
+from engine.commands.predict.prediction_inputs import Files, prediction_dataset
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, nearest, printable
@@ -125,7 +125,7 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         outputs = self.layer.take() if self.layer else outputs
-        head = None if self.layer and not isinstance(outputs, dict) else self.head
+        head = self.head if not self.layer or _by_name(outputs) else None
         if head and not getattr(module, "heads", {}) and _by_name(outputs).get(head) is not main_output(outputs):
             self.output_spec, self.classifies = OutputSpec("other"), False  # it is not what the loss compares
         if isinstance(outputs, tuple) and not (head or self.num_items) and trainer.is_global_zero:
@@ -144,8 +144,9 @@ class PredictionWriter(Callback):
             what = f"--layer {self.layer.name}" if self.layer else "the network"
             raise UsageError(f"{what} gives {len(values)} rows for a batch of {len(numbers)} items")
         loader: Any = trainer.predict_dataloaders
-        of_files = getattr(getattr(loader, "data", None), "readable", None)
-        readable = np.full(len(values), True) if of_files is None else of_files.numpy()[numbers % len(of_files)]
+        readable = np.full(len(values), True)
+        if isinstance(files := self.data.predict_dataset, Files):
+            readable = files.readable.numpy()[numbers % len(files)]
         if self.format == "png":
             self.images = self.images or ImageWriter(self.folder / self.name, self.data, item_ids(loader.data))
             write = keep & readable

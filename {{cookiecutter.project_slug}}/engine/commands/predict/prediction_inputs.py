@@ -132,7 +132,7 @@ def _file_rows(data: Any, path: str) -> Dataset[Any]:
         method = "open_rows(path), a method that makes of a file the names of its rows and their inputs (N, ...)"
         raise UsageError(f"--rows: {data.dataset_class.__name__} has no {method}")
     ids, parts = list[str](), list[Any]()
-    for file in _files(path, "--rows"):
+    for file in (opened := _files(path, "--rows")):
         found = read(file)
         names, inputs = found if isinstance(found, (tuple, list)) and len(found) == 2 else ((), None)
         inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
@@ -140,6 +140,9 @@ def _file_rows(data: Any, path: str) -> Dataset[Any]:
         if not columns or not all(isinstance(one, Tensor) and len(one) == len(names) for one in columns.values()):
             what = "a name for each row, and a tensor of their inputs (N, ...), or a tuple or dict of such"
             raise UsageError(f"--rows: {data.dataset_class.__name__}.open_rows should return {what}")
+        shapes = {key: tuple(one.shape[1:]) for key, one in columns.items()}
+        if parts and shapes != (first := {key: tuple(one.shape[1:]) for key, one in parts[0].items()}):
+            raise UsageError(f"--rows: the rows of {file} are of shapes {shapes}, and those of {opened[0]} of {first}")
         ids += names if os.path.isfile(path) else [f"{file}: {name}" for name in names]
         parts.append(columns)
     if not ids:
