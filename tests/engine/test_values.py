@@ -656,6 +656,15 @@ def test_ranges_and_hints(mistake: Callable[..., str], argv: str, told: str) -> 
     assert told in mistake("--model_name", "lenet", "--dataset", "digits", *argv.split())
 
 
+@pytest.mark.parametrize("declared", ["dropout: int = 20", "dropout: float = 20.0", "dropout: float"])
+def test_a_dropout_may_be_counted_in_per_cent(project: Path, declared: str) -> None:
+    text = NETWORKS["keeps"].split("act: Opt")[0].replace("Keeps", "Shrinks")
+    path = project / "model" / "shrinks.py"
+    path.write_text(f"{HEAD}{text}*, {declared}):\n        super().__init__(num_features, num_classes)\n")
+    assert built(*line("shrinks", "--dropout", "30")) is not None
+    assert parsed(*line("shrinks", "--dropout", "30")).arguments["network"]["dropout"] == 30
+
+
 def test_a_run_whose_value_is_out_of_range_can_still_be_measured(project: Path, mistake: Callable[..., str]) -> None:
     _run_with("l1: -1.0\n", project)
     config = RUN / "config.yaml"

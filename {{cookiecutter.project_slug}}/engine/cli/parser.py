@@ -323,7 +323,7 @@ def _value(name: str, raw: RawValue, table: FlagTable) -> Any:
     except OutOfRange as error:
         raise UsageError(f"{label} {raw.text} {error}") from None
     owners = [key for key, group in table.groups.items() if name in group.parameters]
-    if wrong := signatures_of_torch.range_error(name, value, owners):
+    if wrong := signatures_of_torch.range_error(name, value, owners, default):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
     is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
     return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`

@@ -104,8 +104,10 @@ def source_of(package: str, path: str) -> Path:
     return Path(spec.origin).parent / path
 
 
-def range_error(name: str, value: Any, groups: list[str]) -> str:
+def range_error(name: str, value: Any, groups: list[str], default: Any = None) -> str:
     """What is wrong with the value of a flag, or "". groups: those that it is an argument of."""
+    if not isinstance(default, float) or not 0 <= default <= 1:  # a network may count its dropout in per cent
+        groups = [one for one in groups if one != "network"]
     for group in _RANGES.keys() & {*groups}:
         ranges = [limits for limits, names in _RANGES[group].items() if name in names.split()]
         try:
