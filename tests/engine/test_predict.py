@@ -215,6 +215,13 @@ def test_numbers_are_written_with_all_of_their_digits() -> None:
     assert [row["true"] for row in table()][:3] == ["1000002.5", "1000003.75", "0.1"]
 
 
+def test_float32_is_written_with_its_own_digits() -> None:
+    torch.save({"layer.weight": torch.zeros(1, 2), "layer.bias": torch.tensor([0.1])}, "weights.pt")
+    flags = ["--init_from", "weights.pt", "--model_name", "toys.Line", "--dataset", "test_predict.Large"]
+    main.main(["predict", *flags, "--loss", "mse_loss", "--accelerator", "cpu"])
+    assert {row["y0"] for row in table()} == {"0.1"}
+
+
 def test_outputs_of_two_types_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(Rounding().state_dict(), "weights.pt")
     flags = ["--init_from", "weights.pt", "--model_name", "test_predict.Rounding", "--dataset", "test_predict.Bids"]

@@ -73,14 +73,14 @@ def _number_columns(name: str, numbers: np.ndarray, single: str = "") -> dict[st
     """The columns of numbers (N, W), called name0, name1 ..., or `single` where it is given and there is but one."""
     titles = [single] if single and numbers.shape[1] == 1 else [f"{name}{at}" for at in range(numbers.shape[1])]
     with np.errstate(over="ignore"):
-        short = numbers.astype(np.float32)  # writes 0.1, and not 0.10000000149011612
+        short = numbers.astype(np.float32)  # whose str is 0.1, and not 0.10000000149011612
     short = short if np.array_equal(short, numbers, equal_nan=True) else numbers
     whole = ".16g" if (numbers == numbers.round()).all() else ""  # true classes, counts or ids, as floats
     form = "d" if np.issubdtype(numbers.dtype, np.integer) else ".6g" if name == "p" else whole
-    columns = (numbers[:, at].tolist() if form else short[:, at] for at in range(numbers.shape[1]))
+    shown = numbers if form else short.astype(str).astype(float)
     return {
         title: [f"{one:{form}}".removesuffix(".0") for one in column]
-        for title, column in zip(titles, columns, strict=True)
+        for title, column in zip(titles, shown.T.tolist(), strict=True)
     }
 
 
