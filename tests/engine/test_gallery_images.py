@@ -298,6 +298,26 @@ def test_of_several_pages_the_first_is_read_and_that_is_said(name: str, capsys: 
     assert capsys.readouterr().err.count(said) == 1
 
 
+def test_a_page_whose_successor_is_broken_is_read() -> None:
+    write(Path("digits/some/a.tif"), np.full((8, 8), 50))
+    content = bytearray(Path("digits/some/a.tif").read_bytes())
+    first = int.from_bytes(content[4:8], "little")  # the page's entries, 12 bytes each, and where the next page is
+    behind = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[behind : behind + 4] = len(content).to_bytes(4, "little")
+    Path("digits/some/a.tif").write_bytes(content + bytes(6))  # a page without entries
+    folder = folder_of(val_fraction=0, test_fraction=0, grey=True)
+    assert folder.preprocessing["mean"] == pytest.approx([50 / 255])
+
+
+def test_a_class_may_have_the_name_of_a_split_where_there_are_none() -> None:
+    for name in ("Car", "Train"):
+        write(Path("digits", name, "a.png"), np.zeros((8, 8)))
+    assert folder_of(val_fraction=0, test_fraction=0).classes == ["Car", "Train"]
+    write(Path("digits/test/Car/b.png"), np.zeros((8, 8)))
+    with pytest.raises(UsageError, match="digits/Train would be no split"):
+        folder_of()
+
+
 @pytest.mark.parametrize("name", ["valid", "Validation", "Val", "training"])
 def test_a_folder_that_looks_like_a_split_is_refused(name: str) -> None:
     said = f"/{name} would be no split: call the folders train, val and test"

@@ -25,11 +25,16 @@ def is_image(path: str | Path) -> bool:
 
 
 def check_split_folders(root: Path) -> None:
-    """Raises UsageError: a folder in `root` has the name of a split, but not train, val or test."""
-    words = ("train", "training", "val", "valid", "validation", "test", "testing")
-    for name in sorted(one.name for one in root.iterdir() if one.is_dir()):
-        if name.casefold() in words and name not in ("train", "val", "test"):
-            raise UsageError(f"{root / name} would be no split: call the folders train, val and test")
+    """Raises UsageError: a folder in `root` has the name of a split, but not train, val or test.
+
+    Without any of these three, such a folder of images alone is a class: `Train` beside `Car`.
+    """
+    words, splits = ("train", "training", "val", "valid", "validation", "test", "testing"), {"train", "val", "test"}
+    folders = sorted(one for one in root.iterdir() if one.is_dir())
+    has_splits = any(one.name in splits for one in folders)
+    for folder in (one for one in folders if one.name.casefold() in words and one.name not in splits):
+        if has_splits or any(one.is_dir() for one in folder.iterdir()):
+            raise UsageError(f"{folder} would be no split: call the folders train, val and test")
 
 
 @rank_zero_only
@@ -105,7 +110,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The image of a file, rotated by its EXIF orientation."""
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photograph and its preview
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
                 _say_once(f"of {Path(path).suffix} files with several pages or frames the first one is read")
             yield ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises for these
