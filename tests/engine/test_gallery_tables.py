@@ -691,14 +691,20 @@ def test_infinite_values_in_parquet_are_refused_where_they_are_used() -> None:
 @pytest.mark.parametrize(
     "texts",
     [
-        *(["none", "null"], ["none", "1", "2"], ["?", "yes", "no"], ["NA", "1"], ["true", "false"], ["true", "none"]),
-        *(["003", "014"], ["nan", "inf"], ["TRUE", "FALSE"], ["-", "+"], ["null", "003", "true"]),
+        *(["none", "null"], ["none", "1", "2"], ["?", "yes", "no"], ["NA", "1"], ["true", "none"]),
+        *(["003", "014"], ["nan", "inf"], ["-", "+"], ["null", "003", "true"]),
     ],
 )
 def test_classes_are_called_as_they_are_written(texts: list[str]) -> None:
     read = column(["a"] * 4 * len(texts), texts * 4, target_kind="classes")
     assert sorted(read.classes) == sorted(texts)
     assert [read.classes[number] for number in read.targets] == texts * 4
+
+
+@pytest.mark.parametrize("texts", [["TRUE", "FALSE"], ["true", "false"], ["True", "False"]])
+def test_truth_values_are_called_as_pandas_calls_them(texts: list[str]) -> None:
+    read = column(["a"] * 8, texts * 4)
+    assert (read.classes, read.targets.tolist()) == (["False", "True"], [1, 0] * 4)
 
 
 def test_classes_that_are_one_number_are_said(capsys) -> None:
@@ -744,6 +750,14 @@ def test_what_is_read_as_many_categories_is_said(form: list[str], said: str, cap
 def test_numbers_whose_square_is_infinite_are_refused() -> None:
     with pytest.raises(UsageError, match="'c' has infinite values, or nearly infinite ones"):
         column(["1", "2", "1.7976931348623157e308"])
+
+
+@pytest.mark.parametrize("scale_target", [False, True])
+def test_targets_beyond_float32_are_refused(scale_target: bool) -> None:
+    with pytest.raises(UsageError, match="'target' has infinite values, or nearly infinite ones"):
+        column(["a", "b", "c"], ["0.5", "1.5", "1e39"], scale_target=scale_target)
+    largest = float(np.finfo(np.float32).max)
+    assert column(["a", "b", "c"], [0.5, 1.5, largest]).targets.tolist() == [0.5, 1.5, largest]
 
 
 def test_lists_in_cells_are_named() -> None:

@@ -16,8 +16,9 @@ OTHER_DATES = r"\d\d?[-/.]\d\d?[-/.]\d{4}.*|\d{4}[.年]\d\d?[.月]\d\d?.*"
 CURRENCIES = "$€£¥￥₹₩₽"
 SIGNS = f"{CURRENCIES}%‰°℃℉²³㎡㎥"  # a unit that has one of them is no part of a name
 MARKED = rf"[+-]?[{CURRENCIES}]?[+-]?[\d.,]*\d\D{{0,8}}"
+FLOAT32 = float(np.finfo(np.float32).max)  # targets and their errors are of this type, scaled or not
 PLAIN = str.maketrans("０１２３４５６７８９．，％＋－−", "0123456789.,%+--")  # full-width signs; the minus of print
-BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # which pandas reads as True and False
+BOOLEANS = {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}  # pandas' names, of classes too
 # What stands for a missing value in a column of numbers, in small letters.
 NO_NUMBER = {"", "na", "n/a", "n.a.", "nan", "null", "none", "<na>", "#n/a", "\\n", "unknown", "missing"}
 NO_NUMBER |= {"?", "-", "--", "–", "—", ".", "*", "/", "无", "未知", "暂无"}
@@ -76,9 +77,12 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
     return f"is read as {'dates' if unit == DAYS else 'numbers'}: {', '.join(said)}" if said else ""
 
 
-def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None) -> str:
-    """What is wrong with a column that `measure` made numbers of; "" for nothing."""
-    if (numbers.abs() > 1e150).any():  # the square of such a one is infinite
+def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None, most: float = 1e150) -> str:
+    """What is wrong with a column that `measure` made numbers of; "" for nothing.
+
+    most: the largest absolute value; that of a column which is scaled has a square in float64.
+    """
+    if (numbers.abs() > most).any():
         return "has infinite values, or nearly infinite ones"
     lost = column[numbers.isna()].dropna().astype(str).unique()
     return _marked([text for text in map(str.strip, lost) if re.fullmatch(MARKED, text)], decimal)
@@ -95,7 +99,7 @@ def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bo
     kind: classes, number or None. typed: the file itself says what is a number.
     """
     if typed and is_number(column):
-        return column, wrong(column, column, decimal)
+        return column, wrong(column, column, decimal, FLOAT32)
     texts = column.astype(object).map(str, na_action="ignore")
     texts = texts.where(texts.map(str.strip, na_action="ignore") != "")
     if kind != "number" and texts.dropna().isin([*BOOLEANS, *BOOLEANS.values()]).all():
@@ -109,7 +113,7 @@ def target(column: "pd.Series", decimal: str | None, kind: str | None, typed: bo
         return texts, mend
     if rounded(texts, numbers):
         return numbers, "has whole numbers beyond 2^53, which are rounded: some would be the same"
-    return numbers, wrong(texts, numbers, decimal)
+    return numbers, wrong(texts, numbers, decimal, FLOAT32)
 
 
 def unclear(column: "pd.Series", decimal: str | None) -> tuple[str, str]:

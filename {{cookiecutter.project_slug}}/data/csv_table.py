@@ -144,7 +144,7 @@ class CsvTable(Dataset):
             spellings = [rows[target][told == kind].astype(str).unique().tolist() for kind in kinds]
             for one in (one for one in spellings if len(one) > 1):
                 _note(split, f"{path}: {', '.join(map(repr, one[:5]))} in {target!r} are taken for one class")
-            unique = all(len(one) == 1 for one in spellings)
+            unique = all(len(one) == 1 for one in spellings) and not {*kinds} <= {*_columns.BOOLEANS.values()}
             self.classes = [one[0] for one in spellings] if unique else [str(kind) for kind in kinds]
             self.num_classes = len(kinds)
             self.targets = torch.tensor(numbers[mine.index].to_numpy(), dtype=torch.long)  # (N,)
