@@ -47,15 +47,15 @@ engine/features/model_parallel/strategy.py engine/features/model_summary.py engi
 engine/features/pictures/metric_curves.py engine/features/pictures/prediction_samples.py engine/features/throughput.py
 engine/features/weight_averaging.py engine/features/weight_histograms.py engine/launch/__init__.py
 engine/launch/cluster_job.py engine/launch/data_parallel_rank.py engine/launch/safe_stdio.py engine/launch/signals.py
-engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py engine/logging/html_page.py
-engine/logging/loggers.py engine/logging/plots.py engine/logging/progress.py engine/training/__init__.py
-engine/training/early_stopping.py engine/training/gradient_guard.py engine/training/loaded_run.py
-engine/training/losses.py engine/training/lr_schedulers.py engine/training/metric_logging.py
-engine/training/metrics.py engine/training/module_modes.py engine/training/muon.py engine/training/name_patterns.py
-engine/training/optimizers.py engine/training/output_spec.py engine/training/run_action.py
-engine/training/step_timer.py engine/training/trainer_setup.py engine/training/training_check.py main.py
-model/__init__.py model/lenet.py model/model_interface.py pyproject.toml ray_train.py scripts/train.sbatch sweep.py
-tests/test_project.py
+engine/launch/watchdog.py engine/lightning_compat.py engine/logging/__init__.py engine/logging/figures.py
+engine/logging/html_page.py engine/logging/loggers.py engine/logging/plots.py engine/logging/progress.py
+engine/training/__init__.py engine/training/early_stopping.py engine/training/gradient_guard.py
+engine/training/loaded_run.py engine/training/losses.py engine/training/lr_schedulers.py
+engine/training/metric_logging.py engine/training/metrics.py engine/training/module_modes.py engine/training/muon.py
+engine/training/name_patterns.py engine/training/optimizers.py engine/training/output_spec.py
+engine/training/run_action.py engine/training/step_timer.py engine/training/trainer_setup.py
+engine/training/training_check.py main.py model/__init__.py model/lenet.py model/model_interface.py pyproject.toml
+ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 """.split()
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(
@@ -129,7 +129,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 16480), ("core", 10621)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 16490), ("core", 10626)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

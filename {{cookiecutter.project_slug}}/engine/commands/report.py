@@ -22,7 +22,7 @@ from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.cli.features_and_commands import CommandParser
 from engine.errors import UsageError, escape_formula, nearest, printable
-from engine.logging import html_page, plots
+from engine.logging import figures, html_page
 
 _MAX_POINTS = 2000  # of a curve of the page, about
 _WHAT = ("run_name", "network", "dataset")  # columns that say what a run is
@@ -344,7 +344,7 @@ def draw(runs: list[Run], file: Any) -> None:
     """A panel for each metric that some run has two points of, with the curves of all runs."""
     from matplotlib.image import imsave
 
-    imsave(file, plots.render(lambda: _curves_figure(runs)), format="png")
+    imsave(file, figures.render(lambda: _curves_figure(runs)), format="png")
 
 
 def _curves_figure(runs: list[Run]) -> Any:

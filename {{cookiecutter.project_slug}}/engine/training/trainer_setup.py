@@ -79,6 +79,7 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be")  # if without patience
     warnings.filterwarnings("ignore", ".*was not created with WeightAveraging")  # an average that begins there
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval")  # epoch means are logged anyway
+    warnings.filterwarnings("ignore", "You have overridden `.*` in `LightningModule` but have")  # for DInterface
     warnings.filterwarnings("ignore", "GPU available but not used")  # --accelerator cpu
     # Of DDP: Lightning wraps the network in a stream of its own; a convolution of one channel has no one stride.
     warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")

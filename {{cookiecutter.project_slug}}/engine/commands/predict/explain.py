@@ -15,7 +15,7 @@ from engine.checkpointing.atomic_write import atomic_file
 from engine.commands.predict.layer_output import find_layer
 from engine.datamodule.splits import item_ids
 from engine.errors import UsageError, printable
-from engine.logging import plots
+from engine.logging import figures
 from engine.training.output_spec import OutputSpec, main_output
 
 _MAX_IMAGES = 12
@@ -87,7 +87,7 @@ class Explanations(Callback):
         with atomic_file(self.path.with_suffix(".npy")) as part, part.open("wb") as file:
             np.save(file, array)
         ids = item_ids(trainer.predict_dataloaders.data)  # type: ignore[union-attr]
-        plots.write_png(self.path, plots.render(partial(self._draw, picture, array, ids)))
+        figures.write_png(self.path, figures.render(partial(self._draw, picture, array, ids)))
         print(self.path, self.path.with_suffix(".npy"), sep="\n")
 
     def _attribute(self, module: Any, images: Tensor, classes: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Explanations(Callback):
         """A row for each image: itself, and each of its attributions, red for and blue against the class."""
         names = self.data.attribute("classes")
         columns = 1 + maps.shape[1]
-        figure = plots.new_figure(2.2 * columns, 2.5 * len(images))
+        figure = figures.new_figure(2.2 * columns, 2.5 * len(images))
         axes = figure.subplots(len(images), columns, squeeze=False)
         for row, kept, image, attributions in zip(axes, self.kept, images, maps, strict=True):
             low, high = image.aminmax()

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from engine.errors import UsageError, nearest
-from engine.logging import plots
+from engine.logging import figures
 from engine.training.name_patterns import find_network
 
 MAX_POINTS, _MAX_CLASSES = 5000, 20  # that are drawn; that get a colour and a name of their own
@@ -58,12 +58,12 @@ def draw_components(path: Path, values: np.ndarray, true: np.ndarray, is_class: 
     pca = PCA(2, random_state=0)
     points = pca.fit_transform(features)
     draw = partial(_scatter, path.stem, points, pca.explained_variance_ratio_, true, is_class, names)
-    plots.write_png(path, plots.render(draw))
+    figures.write_png(path, figures.render(draw))
     print(path)
 
 
 def _scatter(title: str, points: np.ndarray, shares: Any, true: np.ndarray, is_class: bool, names: Any) -> Any:
-    figure = plots.new_figure(6, 5)
+    figure = figures.new_figure(6, 5)
     axes = figure.subplots()
     kinds = np.unique(true) if is_class and true.shape[1] == 1 else np.empty(0)
     if 0 < len(kinds) <= _MAX_CLASSES:

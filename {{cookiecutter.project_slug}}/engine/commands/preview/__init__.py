@@ -24,7 +24,7 @@ from engine.commands.preview.split_statistics import SplitStatistics
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.errors import UsageError, printable
-from engine.logging import html_page, plots
+from engine.logging import figures, html_page
 from engine.training import optimizers, trainer_setup
 from engine.training.step_timer import StepTimer
 
@@ -225,21 +225,21 @@ def _write(
 ) -> None:
     """Writes the pictures, learning_rate.csv and the page."""
     parts = [f"<pre>{html.escape(chr(10).join(map(printable, lines)))}</pre>"]
-    figures: dict[str, Callable[[], Any]] = {}
+    drawings: dict[str, Callable[[], Any]] = {}
     for split in splits:
         if (found := draws.get(split.name)) and found.batches:
-            figures |= pictures.draw_batch(data, split, found)
+            drawings |= pictures.draw_batch(data, split, found)
             if shown := pictures.table(data, found):
                 parts.append(f"<h2>first items of the {split.name} split</h2>{pictures.html_table(shown)}")
     numbers = {split.name: torch.tensor(split.numbers) for split in splits if split.numbers}
     if numbers := {name: data.in_unit(one[one.isfinite()]).numpy() for name, one in numbers.items()}:
-        figures["targets"] = partial(pictures.chart, numbers, "target", "density")
+        drawings["targets"] = partial(pictures.chart, numbers, "target", "density")
     if steps and steps.steps:
-        figures["learning_rate"] = partial(pictures.chart, steps.rates, "step", "learning rate", steps.steps)
+        drawings["learning_rate"] = partial(pictures.chart, steps.rates, "step", "learning rate", steps.steps)
         rows = [["step", *steps.rates], *zip(steps.steps, *steps.rates.values(), strict=True)]
         write_atomically(folder / "learning_rate.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
-    for name, draw in figures.items():
-        plots.write_png(path := folder / f"{name}.png", plots.render(draw))
+    for name, draw in drawings.items():
+        figures.write_png(path := folder / f"{name}.png", figures.render(draw))
         parts.append(html_page.picture(path))
     with atomic_file(folder / "preview.html") as part:
         part.write_bytes(html_page.page("preview", parts))

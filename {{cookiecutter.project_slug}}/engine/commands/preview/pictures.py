@@ -15,7 +15,7 @@ from engine.datamodule.item_fields import Fields
 from engine.datamodule.resumable_loader import ResumableLoader
 from engine.datamodule.seeding import SeededBatch, SeededDataset, resolve_subset
 from engine.datamodule.splits import item_ids
-from engine.logging import plots
+from engine.logging import figures, plots
 
 _ITEMS, _FRAMES, _FEATURES, _DRAWS = 8, 8, 20, 3  # that are shown
 
@@ -168,7 +168,7 @@ def file_sizes(names: list[str]) -> str:
 
 def chart(lines: dict[str, Any], xlabel: str, ylabel: str, steps: list[int] | None = None) -> Any:
     """A figure with a line for each name over the steps, or without these with a histogram of finite numbers (N,)."""
-    figure = plots.new_figure(6, 3)
+    figure = figures.new_figure(6, 3)
     axes = figure.subplots()
     for name, values in lines.items():
         if steps is None:

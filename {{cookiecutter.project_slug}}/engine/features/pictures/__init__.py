@@ -14,7 +14,7 @@ from engine.checkpointing.atomic_write import warn_if_unwritable
 from engine.features.pictures.metric_curves import curves
 from engine.features.pictures.prediction_samples import PredictionSamples, unpack_batch
 from engine.launch.data_parallel_rank import data_parallel_rank
-from engine.logging import plots
+from engine.logging import figures, plots
 from engine.logging.plots import find_images
 
 _FIRST_BATCH_IMAGES = 32
@@ -165,10 +165,10 @@ def save_figure(trainer: Trainer, path: Path, draw: Callable[[], Any]) -> None:
 
     draw: returns the figure, or None where there is nothing to draw.
     """
-    if (pixels := plots.render(draw)) is None:
+    if (pixels := figures.render(draw)) is None:
         return
     with warn_if_unwritable(path):
-        plots.write_png(path, pixels)
+        figures.write_png(path, pixels)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpointing.run_records import is_of_epoch
-from engine.logging.plots import new_figure
+from engine.logging.figures import new_figure
 
 _COLORS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # distinct for the color-blind too
 _MAX_POINTS = 2000  # of a line, about
