@@ -14,7 +14,7 @@ ANSWERS = {
 MINIMAL = ("data/digits.py", "data/mnist.py", "model/lenet.py")
 GALLERY = (
     *("data/image_folder.py", "data/paired_images.py", "data/csv_table.py", "data/text_lines.py"),
-    *("data/video_frames.py", "data/streaming.py", "data/_images.py", "data/_tables.py", "data/_columns.py"),
+    *("data/video_frames.py", "data/streaming.py", "data/_images.py", "data/_file_errors.py", "data/_columns.py"),
     *("model/mlp.py", "model/resnet.py", "model/vit_small.py", "model/unet.py", "model/super_resolution.py"),
     *("model/lstm.py", "model/vae.py", "model/gan.py", "model/encoder_decoder.py"),
 )

@@ -28,10 +28,10 @@ engine/checkpointing/trusted_imports.py engine/cli/__init__.py engine/cli/annota
 engine/cli/config_file.py engine/cli/credentials.py engine/cli/discovery.py engine/cli/features_and_commands.py
 engine/cli/flag_table.py engine/cli/help.py engine/cli/parser.py engine/cli/settings.py
 engine/cli/signatures_from_import.py engine/cli/signatures_from_source.py engine/cli/signatures_of_torch.py
-engine/cli/type_conversion.py engine/commands/__init__.py engine/commands/consolidate.py engine/commands/export.py
-engine/commands/new.py engine/commands/plan/__init__.py engine/commands/plan/parallel_costs.py
-engine/commands/plan/step_costs.py engine/commands/predict/__init__.py engine/commands/predict/explain.py
-engine/commands/predict/layer_output.py engine/commands/predict/prediction_files.py
+engine/cli/type_conversion.py engine/cli/value_ranges.py engine/commands/__init__.py engine/commands/consolidate.py
+engine/commands/export.py engine/commands/new.py engine/commands/plan/__init__.py
+engine/commands/plan/parallel_costs.py engine/commands/plan/step_costs.py engine/commands/predict/__init__.py
+engine/commands/predict/explain.py engine/commands/predict/layer_output.py engine/commands/predict/prediction_files.py
 engine/commands/predict/prediction_inputs.py engine/commands/preview/__init__.py engine/commands/preview/findings.py
 engine/commands/preview/pictures.py engine/commands/preview/split_statistics.py engine/commands/report.py
 engine/commands/runs.py engine/commands/tune.py engine/datamodule/__init__.py engine/datamodule/batched_fetch.py
@@ -60,7 +60,7 @@ ray_train.py scripts/train.sbatch sweep.py tests/test_project.py
 MINIMAL = {"data/digits.py", "data/mnist.py", "model/lenet.py"}
 GALLERY = set(
     """
-data/_columns.py data/_images.py data/_tables.py data/csv_table.py data/image_folder.py data/paired_images.py
+data/_columns.py data/_images.py data/_file_errors.py data/csv_table.py data/image_folder.py data/paired_images.py
 data/streaming.py data/text_lines.py data/video_frames.py model/encoder_decoder.py model/gan.py model/lstm.py
 model/mlp.py model/resnet.py model/super_resolution.py model/unet.py model/vae.py model/vit_small.py
 """.split()
@@ -129,7 +129,7 @@ def test_what_the_core_leaves_out_comes_back_as_a_copy_or_by_a_later_bake(tmp_pa
     assert files(project) == set(FILES)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("full", 16490), ("core", 10626)])
+@pytest.mark.parametrize(("engine", "most"), [("full", 16489), ("core", 10625)])
 def test_it_grows_only_on_purpose(bake, engine: str, most: int) -> None:
     code = [path for path in bake(engine=engine).rglob("*.py") if "tests" not in path.parts]
     assert sum(path.read_text(encoding="utf-8").count("\n") for path in code) <= most

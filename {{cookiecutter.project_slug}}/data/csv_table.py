@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
 from data import _columns
-from data._tables import missing, no_column, not_in
+from data._file_errors import missing, no_column, not_in
 from engine.datamodule.class_balance import look_alike
 from engine.datamodule.splits import hash_texts, split_indices
 from engine.errors import UsageError

@@ -23,8 +23,6 @@ from engine.errors import UsageError
 from engine.launch.data_parallel_rank import data_parallel_rank
 from engine.training.metric_logging import prepare_evaluation
 
-_HAND_OVER = 2e-3  # seconds that a batch from a worker process costs, about
-
 
 class DInterface(SplitDataModule):
     """Builds the splits of a dataset and loads them.
@@ -156,7 +154,7 @@ class DInterface(SplitDataModule):
     @property
     def reads_quickly(self) -> bool:
         """Whether workers, the default, seem to take longer to hand a batch over than this process to read it."""
-        quick = self.num_workers is None and self.item_seconds * self.batch_size < _HAND_OVER
+        quick = self.num_workers is None and self.item_seconds * self.batch_size < 2e-3  # about what handing over takes
         return quick and self._default_workers(self._any_split(), False) > 0
 
     def state_dict(self) -> dict[str, Any]:

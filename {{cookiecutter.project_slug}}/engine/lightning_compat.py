@@ -79,17 +79,15 @@ class _IdleDynamo(_IdleModule):
     def graph_break(self) -> None:
         """Nothing, for there is no graph."""
 
-    def disable(
-        self, function: Any = None, recursive: bool = True, *, reason: Any = None, wrapping: bool = True
-    ) -> Any:
+    def disable(self, fn: Any = None, recursive: bool = True, *, reason: Any = None, wrapping: bool = True) -> Any:
         """The function itself for torch, which keeps it as an attribute; for others one that asks when it is called."""
-        if wrapping and isinstance(function, types.FunctionType):
-            return sys.modules["torch"]._disable_dynamo(function, recursive)  # type: ignore[attr-defined]
+        if wrapping and isinstance(fn, types.FunctionType):
+            return sys.modules["torch"]._disable_dynamo(fn, recursive)  # type: ignore[attr-defined]
         if wrapping:  # a module, a class, a method
             self.load()
-            return self.disable(function, recursive, reason=reason)
-        self.functions.append(function)
-        return function
+            return self.disable(fn, recursive, reason=reason)
+        self.functions.append(fn)
+        return fn
 
     def load(self) -> None:
         for function in vars(self).pop("functions"):

@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from engine.cli import annotations, discovery, features_and_commands, flag_table, signatures_of_torch
+from engine.cli import annotations, discovery, features_and_commands, flag_table, value_ranges
 from engine.cli.discovery import FOLDERS
 from engine.cli.flag_table import Flag, FlagTable
 from engine.cli.signatures_from_source import REQUIRED, Expression
@@ -93,7 +93,7 @@ def _flag_help(flag: Flag, from_data: dict[str, object], action: str) -> str:
         note = f"default {default.text}"
     else:
         note = f"default {annotations.as_text(default)}"
-    listed = signatures_of_torch.choices(flag.name) if flag.parameters[0].owner == "Trainer" else ""
+    listed = value_ranges.choices(flag.name) if flag.parameters[0].owner == "Trainer" else ""
     return f"{text} ({listed or annotations.describe(flag.annotation)}; {note})".lstrip()
 
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from engine.cli import annotations, config_file, discovery, features_and_commands, flag_table, signatures_of_torch
+from engine.cli import annotations, config_file, discovery, features_and_commands, flag_table, value_ranges
 from engine.cli.config_file import RawValue
 from engine.cli.credentials import HIDDEN, hide, hide_value
 from engine.cli.discovery import FOLDERS
@@ -323,7 +323,7 @@ def _value(name: str, raw: RawValue, table: FlagTable) -> Any:
     except OutOfRange as error:
         raise UsageError(f"{label} {raw.text} {error}") from None
     owners = [key for key, group in table.groups.items() if name in group.parameters]
-    if wrong := signatures_of_torch.range_error(name, value, owners, default):
+    if wrong := value_ranges.range_error(name, value, owners, default):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
     is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
     return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`

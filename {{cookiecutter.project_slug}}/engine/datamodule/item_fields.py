@@ -101,8 +101,9 @@ class ItemFields:
 
 def num_items(module: Any, batch: Any) -> int:
     """The number of items of a batch; a LightningModule or a step of one's own does not say what is what in it."""
-    with suppress(UsageError):
-        return int(module.num_items(batch)) if hasattr(module, "num_items") else ItemFields().split(batch).num_items()
+    if hasattr(module, "num_items"):
+        with suppress(UsageError):
+            return int(module.num_items(batch))
     return ItemFields().split(batch).num_items()
 
 

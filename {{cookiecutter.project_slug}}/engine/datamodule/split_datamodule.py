@@ -149,9 +149,8 @@ class SplitDataModule(LightningDataModule):
         """
         dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
-            reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
             begun = time.perf_counter()
-            items = fetch_items(dataset, [0, 1][: len(dataset)])
+            items = self._fetch([0, 1][: len(dataset)])
             try:
                 self._sample = self._collate(items)
             except UsageError:  # of different sizes, for batches of one
@@ -161,13 +160,13 @@ class SplitDataModule(LightningDataModule):
 
     def batches_of_one(self, count: int) -> list[Any]:
         """The first training items, each as a batch: what differs in size shows; none where `sample` gives None."""
-        dataset: Any = self._any_split()
-        return [] if self.sample() is None else [self._batch([index]) for index in range(min(count, len(dataset)))]
+        number = 0 if self.sample() is None else min(count, len(self._any_split()))  # type: ignore[arg-type]
+        return [self._collate(self._fetch([index])) for index in range(number)]
 
-    def _batch(self, indices: list[int]) -> Any:
-        """A batch of items of the train split, or of another one where there is none."""
-        reseed("batch", self.seed, 0, 0, 0)
-        return self._collate(fetch_items(self._any_split(), indices))
+    def _fetch(self, indices: list[int]) -> list[Any]:
+        """Items of the train split, or of another one where there is none."""
+        reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
+        return fetch_items(self._any_split(), indices)
 
     def _collate(self, items: list[Any]) -> Any:
         return Collate(self.collate_of() or default_collate)(items)

@@ -18,6 +18,7 @@ from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
 from engine.datamodule.item_fields import ItemFields
 from engine.errors import UsageError
+from engine.training.name_patterns import find_network
 from engine.training.output_spec import OutputSpec, main_output
 from engine.training.trainer_setup import silence_warnings
 
@@ -51,7 +52,7 @@ class LoadedRun:
             self._trainer = Trainer(accelerator="cpu", devices=1, logger=False, inference_mode=False, **off)
         if not (hasattr(model, "arguments") or is_overridden("predict_step", model)):
             model.predict_step = self._forward
-        self.network = getattr(model, "network", None) or model
+        self.network = find_network(model)
 
     def predict(self, inputs: Any) -> Any:
         """What `predict` writes: probabilities of classes (N, C) or of yes (N, ...), or values in their unit (N, ...).

@@ -25,7 +25,7 @@ from engine.checkpointing.checkpoint_callbacks import SaveConfig
 from engine.checkpointing.checkpoint_io import DurableCheckpointIO
 from engine.cli.features_and_commands import load_features
 from engine.cli.settings import Settings
-from engine.cli.signatures_of_torch import range_error
+from engine.cli.value_ranges import range_error
 from engine.datamodule.seeding import SeedEachStep
 from engine.errors import UsageError, nearest
 from engine.launch import cluster_job
@@ -117,10 +117,10 @@ def configure(
         enabled.append("whole batches from memory")
     elif data.reads_quickly:
         enabled.append("items are quick to read: try --num_workers 0")
-    network = getattr(model, "network", None) or nn.Identity()
+    network = getattr(model, "network", None)
     channels_last = channels_last and hasattr(model, "channels_last")  # a LightningModule of one's own may not convert
     channels_last = channels_last and not str(strategy).startswith(_SHARD)
-    if channels_last and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
+    if channels_last and network is not None and any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         sample = data.sample()
         if sample is not None and _try_channels_last(network, *model.arguments(sample)):
             model.channels_last = True
