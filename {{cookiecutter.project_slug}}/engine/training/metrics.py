@@ -82,7 +82,7 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     known = target_info.get("num_classes") or len({*classes})
     own = [name for name in calls if known and is_own(name)]
     asked = [*own, *(name for name, given in calls.items() if given.get("average", "") in ("none", None))]
-    number = known or (target_info.get("shape") or (0,))[0]
+    number = (known or (target_info.get("shape") or (0,))[0]) if asked else 0  # of a dict of heads there are several
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
     return {_metric_name(name): classes for name in asked}
