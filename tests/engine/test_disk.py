@@ -273,14 +273,16 @@ def test_of_many_that_start_together_one_gets_the_run() -> None:
     assert not list(Path().glob(".*"))
 
 
-def test_the_lock_of_a_run_that_an_earlier_version_trained(train, capsys) -> None:
+def test_the_lock_of_another_host_counts_and_that_of_a_dead_process_does_not(train, capsys) -> None:
     train("--max_epochs", 1)
     lock = RUN.with_name(".version_0.lock")
-    lock.write_text("elsewhere\n1\n1\n")
+    lock.mkdir()
+    (lock / ".nfs0000000012").touch()
+    (claim := lock / "elsewhere+1+1+").touch()
     with pytest.raises(SystemExit, match="2"):
         main.main(["--ckpt_path", "last", "--max_epochs", "2"])
     assert "is being trained by process 1 on elsewhere" in capsys.readouterr().err
-    lock.write_text(f"{socket.gethostname()}\n{2**22 + 1}\n1\n")  # dead
+    claim.rename(lock / f"{socket.gethostname()}+{2**22 + 1}+1+")  # dead
     main.main(["--ckpt_path", "last", "--max_epochs", "2"])
     assert not lock.exists()
 

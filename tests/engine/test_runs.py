@@ -182,7 +182,8 @@ def made() -> None:
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / f"best-epoch1-val_loss={number % 3}.500000.ckpt").touch()
         (folder / "config.yaml").write_text("lr: 1\n" + ("run_name: kept\n" if number == 1 else ""))
-    (ROOT / ".version_3.lock").write_text(f"{socket.gethostname()}-elsewhere\n1\n1\n")
+    (ROOT / ".version_3.lock").mkdir()
+    (ROOT / ".version_3.lock" / f"{socket.gethostname()}-elsewhere+1+1+").touch()
 
 
 def left() -> list[int]:

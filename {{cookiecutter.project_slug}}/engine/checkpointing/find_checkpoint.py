@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,10 +24,12 @@ def find_checkpoint(name: str, root: Path, resume: bool, flag: str = "ckpt_path"
     Raises: UsageError: there is none; the message lists those that exist.
     """
     if name in ("last", "best"):
-        found = _newest(root, _last_checkpoints if name == "last" else _best_checkpoints)
-        if not found:
-            raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
-        return found[0]
+        kind = _last_checkpoints if name == "last" else _best_checkpoints
+        saved = {run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0) for run in root.glob("version_*")}
+        for run in sorted(saved, key=lambda run: saved[run], reverse=True):
+            if found := kind(run):
+                return found[0]
+        raise UsageError(f"--{flag} {name}: no {name} checkpoint in {root}/ yet")
     if "://" in name:
         fetches = [*features_and_commands.hooks("fetch").values()]
         if not fetches:
@@ -84,27 +85,18 @@ def _mtime(path: Path) -> float:
 
 def _last_checkpoints(run: Path) -> list[Path]:
     """The last checkpoint of a run; where it cannot be read, the newest of the others."""
+    import zipfile  # not needed for help
+
     files = sorted(run.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", _mtime(path)))
-    whole = [path for path in files if _is_whole(path)]
+    whole = [path for path in files if _is_sharded(path) or zipfile.is_zipfile(path)]
     for path in [path for path in files if path not in whole and path.exists()]:
         print(f"skipped {path}: it is cut short or no checkpoint", file=sys.stderr)
     return whole[-1:]
 
 
-def _is_whole(path: Path) -> bool:
-    import zipfile  # not needed for help
-
-    return _is_sharded(path) or (path.is_file() and zipfile.is_zipfile(path))
-
-
 def _is_sharded(path: Path) -> bool:
     """Whether it is a sharded checkpoint: a folder into which each process has written its shard."""
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
-
-
-def _newest(root: Path, kind: Callable[[Path], list[Path]]) -> list[Path]:
-    runs = sorted(root.glob("version_*"), key=lambda run: max(map(_mtime, run.glob("checkpoints/*.ckpt")), default=0.0))
-    return next((found for run in reversed(runs) if (found := kind(run))), [])
 
 
 def _best_checkpoints(run: Path) -> list[Path]:

@@ -168,11 +168,8 @@ def known_runs(name: str, root: Path) -> str:
     """The message where there is no run of a name: the nearest one, the latest ones, and what lists them all."""
     labels = dict[str, str]()
     for run in run_folders(root):
-        text = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
-        named = re.search(r"^run_name: '?([\w.+=-]+)", text, re.M)
-        run_name = named[1] if named and named[1] not in ("none", "null") else ""
-        labels[run.name] = labels[run_name] = f"{run_name} ({run.name})" if run_name else run.name
-    labels.pop("", None)
+        run_name = _run_name(run)
+        labels[run.name] = labels[run_name or run.name] = f"{run_name} ({run.name})" if run_name else run.name
     latest = ", ".join([*dict.fromkeys(labels.values())][-5:]) or "no run"
     every = "; all: python main.py runs" if "runs" in features_and_commands.commands() else ""
     near = "" if re.fullmatch(r"version_\d+", name) else nearest(name, labels)
@@ -182,14 +179,14 @@ def known_runs(name: str, root: Path) -> str:
 
 def find_named(name: str, root: Path) -> list[Path]:
     """The run folders of that --run_name that have a checkpoint; a run that failed before does not keep its name."""
-    found = []
-    for run in run_folders(root):
-        config = run / "config.yaml"
-        if config.is_file() and f"run_name: {name}" in config.read_text("utf-8", "replace").replace("'", ""):
-            with suppress(UsageError):  # a broken file is named where its run is asked for
-                if config_file.read(config, kept=True)["run_name"].text == name and any(run.glob("checkpoints/*.ckpt")):
-                    found.append(run)
-    return found
+    return [run for run in run_folders(root) if _run_name(run) == name and any(run.glob("checkpoints/*.ckpt"))]
+
+
+def _run_name(run: Path) -> str | None:
+    """The --run_name of a run, by its line alone: to parse the files of all runs would take long."""
+    text = (run / "config.yaml").read_text("utf-8", "replace") if (run / "config.yaml").is_file() else ""
+    found = re.search(r"""^run_name: ['"]?([\w.+=-]+)""", text, re.M)
+    return found[1] if found and found[1] not in ("none", "null") else None
 
 
 def event_files(run: Path) -> list[Path]:

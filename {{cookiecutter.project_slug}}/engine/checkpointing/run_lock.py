@@ -77,8 +77,6 @@ def _host() -> str:
 def _claims(lock: Path) -> dict[Path, list[str]]:
     """The claims of a lock: host, process, its start, the job."""
     try:
-        if lock.is_file():  # of an earlier version
-            return {lock: lock.read_text(encoding="utf-8").split("\n")}
         return {path: path.name.split("+", 3) for path in lock.iterdir()}
     except FileNotFoundError:
         return {}
@@ -86,7 +84,7 @@ def _claims(lock: Path) -> dict[Path, list[str]]:
 
 def _alive(claim: list[str]) -> str:
     """The process of a claim, as `holder` says it; "" where it has died or is this one."""
-    host, pid, started = [*claim, "", "", ""][:3]
+    host, pid, started = [*claim, "", ""][:3]  # NFS may have a file of its own there
     here = host == _host()
     if not pid.isdecimal() or (here and (pid == str(os.getpid()) or _start_time(int(pid)) != started)):
         return ""
