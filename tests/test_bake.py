@@ -41,7 +41,8 @@ engine/datamodule/splits.py engine/errors.py engine/features/__init__.py engine/
 engine/features/compile.py engine/features/cross_validation.py engine/features/data_change_check.py
 engine/features/device_stats.py engine/features/environment_info.py engine/features/freeze.py
 engine/features/initialization.py engine/features/l1_penalty.py engine/features/log_grad_norm.py
-engine/features/mirror/__init__.py engine/features/mirror/storage.py engine/features/mixup.py
+engine/features/mirror/__init__.py engine/features/mirror/download.py engine/features/mirror/storage.py
+engine/features/mixup.py
 engine/features/model_parallel/__init__.py engine/features/model_parallel/sharded_checkpoint.py
 engine/features/model_parallel/strategy.py engine/features/model_summary.py engine/features/pictures/__init__.py
 engine/features/pictures/metric_curves.py engine/features/pictures/prediction_samples.py engine/features/throughput.py

@@ -17,10 +17,10 @@ from engine.checkpointing.run_folder import resume_command
 from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.cli.credentials import hide
 from engine.errors import UsageError
-from engine.features.mirror import storage
+from engine.features.mirror import download, storage
 
 NOT_KEPT = ("mirror",)  # else a stranger's run could upload files of this machine to his bucket
-fetch = storage.fetch  # for find_checkpoint, which asks the features for it
+fetch = download.fetch  # for find_checkpoint, which asks the features for it
 _active: list["Mirror"] = []  # of this process: one for each run that it trains
 
 
