@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -18,6 +19,7 @@ import main
 import pytest
 import torch
 import toys
+from engine.checkpointing.find_checkpoint import find_checkpoint
 from fsspec.implementations.local import LocalFileSystem
 from paths import PROJECT, TOYS
 
@@ -103,7 +105,23 @@ class Slow(LocalFileSystem):
         super().put_file(lpath, rpath, *args, **kwargs)
 
 
-for kind in (Breaking, Slow):
+class SlowDownload(LocalFileSystem):
+    """A folder whose files come slowly; `downloads` counts them."""
+
+    protocol = "slowdownload"
+    downloads = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("slowdownload://"))
+
+    def get_file(self, rpath: str, lpath: str, *args: Any, **kwargs: Any) -> None:
+        type(self).downloads += 1
+        time.sleep(0.1)
+        super().get_file(rpath, lpath, *args, **kwargs)
+
+
+for kind in (Breaking, Slow, SlowDownload):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
 
 
@@ -361,3 +379,15 @@ def test_where_copies_go_is_said_again(train, tmp_path: Path, capsys) -> None:
     assert "test_acc" in main.main(["test", "--ckpt_path", "last"])
     main.main(["--ckpt_path", "last", "--max_epochs", "2", "--mirror", "none"])
     assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_of_two_that_fetch_a_run_at_the_same_time_one_downloads_it(train, tmp_path: Path) -> None:
+    train("--max_epochs", 1)
+    shutil.copytree(RUN, tmp_path / "bucket" / "other")
+    files = sum(path.is_file() for path in RUN.rglob("*"))
+    url, root = f"slowdownload://{tmp_path}/bucket/other", Path("here/lightning_logs")
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda _: find_checkpoint(url, root, resume=True), range(2))]
+    assert found == [root / "other" / "checkpoints" / "last.ckpt"] * 2
+    assert SlowDownload.downloads <= files
+    assert [path.name for path in root.glob("[!.]*")] == ["other"]

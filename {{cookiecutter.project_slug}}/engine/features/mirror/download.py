@@ -4,9 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
-import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ _RUN_FILES = re.compile(
 def fetch(url: str, root: Path, flag: str) -> Path:
     """Downloads a run to a folder of its name below `root`, or of the next free name; or a file to root/fetched.
 
-    An unchanged run or file is downloaded once; of a machine, local rank 0 does it. flag: for errors.
+    An unchanged run or file is downloaded once, by one of the processes that ask for it. flag: for errors.
 
     Returns: The run folder, or the file.
     Raises: UsageError: it does not exist, or the download fails.
@@ -63,35 +61,32 @@ def _fetch_file(fs: Any, path: str, root: Path) -> Path:
 
 
 def _fetch_run(fs: Any, run: str, root: Path, url: str) -> Path:
+    from filelock import FileLock  # comes with torch
+
     state = _hash(fs.find(run, detail=True))
-    local_rank = next((int(os.environ[name]) for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in os.environ), 0)
-    deadline = time.monotonic() + 3600
-    while local_rank and not _find_fetched(root, state) and time.monotonic() < deadline:
-        time.sleep(0.2)  # for local rank 0
-    if run_dir := _find_fetched(root, state):
-        return run_dir
     root.mkdir(parents=True, exist_ok=True)
-    part = root / f".{state[:8]}-{socket.gethostname()}.part"
-    for last_attempt in (False, False, True):  # a checkpoint may be replaced meanwhile
-        shutil.rmtree(part, ignore_errors=True)
+    with FileLock(root / ".fetch.lock"):
+        for path in root.glob(f"*/{_STATE_FILE}"):
+            if path.parent.suffix != ".part" and path.read_text(encoding="utf-8") == state:
+                return path.parent
+        part = root / f".{state[:8]}.part"
+        for last_attempt in (False, False, True):  # a checkpoint may be replaced meanwhile
+            shutil.rmtree(part, ignore_errors=True)
+            try:
+                _download_run(fs, run, part)
+                break
+            except FileNotFoundError:
+                if last_attempt:
+                    raise
+        (part / _STATE_FILE).write_text(state, encoding="utf-8")
+        run_dir = root / run.rpartition("/")[2]
         try:
-            _download_run(fs, run, part)
-            break
-        except FileNotFoundError:
-            if last_attempt:
-                raise
-    (part / _STATE_FILE).write_text(state, encoding="utf-8")
-    if run_dir := _find_fetched(root, state):  # another machine on the same disk was faster
-        shutil.rmtree(part)
-        return run_dir
-    run_dir = root / run.rpartition("/")[2]
-    try:
-        if unsafe_reason(run_dir.name):
-            raise FileExistsError
-        run_dir.mkdir()
-    except FileExistsError:
-        run_dir = run_folder.create(root)
-    os.rename(part, run_dir)  # replaces the empty folder
+            if unsafe_reason(run_dir.name):
+                raise FileExistsError
+            run_dir.mkdir()
+        except FileExistsError:
+            run_dir = run_folder.create(root)
+        os.rename(part, run_dir)  # replaces the empty folder
     print(f"fetched {printable(hide(url))} to {run_dir}", file=sys.stderr)
     return run_dir
 
@@ -122,11 +117,6 @@ def _download(fs: Any, path: str, info: Any, target: Path) -> None:
     if listed is not None and size > listed:
         target.unlink()
         raise FileNotFoundError(f"{path} is refused: {listed} bytes were listed, and {size} came")
-
-
-def _find_fetched(root: Path, state: str) -> Path | None:
-    paths = [path for path in root.glob(f"*/{_STATE_FILE}") if path.parent.suffix != ".part"]
-    return next((path.parent for path in paths if path.read_text(encoding="utf-8") == state), None)
 
 
 def _hash(listing: Any) -> str:
