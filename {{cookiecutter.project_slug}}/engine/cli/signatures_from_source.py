@@ -175,7 +175,9 @@ def from_source(node: Any, tree: ast.Module, keyword_only: bool = False) -> Sign
     asked, filled = keys_of(function, spec.kwarg.arg) if spec.kwarg else ({}, set[str]())
     for name, default in asked.items():
         parameters.setdefault(name, Parameter(name, (), Expression(default), docs, node.name))
-    overrides = frozenset(parameters.keys() | filled | _super_keywords(function))
+    calls = (one for one in ast.walk(function) if isinstance(one, ast.Call) and is_super(one.func))
+    filled |= {word.arg for call in calls for word in call.keywords if word.arg}
+    overrides = frozenset(parameters.keys() | filled)
     return signature._replace(overrides=overrides, ignored=ignored_flags([node]))
 
 
@@ -271,12 +273,6 @@ def _assignments(node: ast.Assign | ast.AnnAssign) -> list[tuple[ast.expr, ast.e
         else:
             pairs.append((target, node.value))
     return pairs
-
-
-def _super_keywords(function: ast.FunctionDef) -> set[str]:
-    """Keywords that the base's constructor is given by name."""
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-    return {word.arg for call in calls if is_super(call.func) for word in call.keywords if word.arg}
 
 
 def is_super(function: ast.expr) -> bool:

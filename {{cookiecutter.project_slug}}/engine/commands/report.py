@@ -162,10 +162,11 @@ def write(runs: list[Run], folder: Path, page: bool, columns: str | None) -> Non
         if unknown := [name for name in asked if name not in table]:
             raise UsageError(f"--columns {unknown[0]}: there are {', '.join(table)}{nearest(unknown[0], table)}")
         _print_table(table, asked or _telling_columns(table, runs, width), width)
-        writers = {"curves.png": draw, "report.xlsx": write_sheets, "report.mat": write_arrays}
+        writers = {"report.xlsx": write_sheets, "report.mat": write_arrays}
         writers |= {"report.html": write_page} if page else {}
         with atomic_file(folder / "report.csv") as part:
             table.to_csv(part, index=False)
+        figures.write_png(folder / "curves.png", figures.render(partial(draw, runs)))
         for name, write_file in writers.items():
             write_file(runs, file := io.BytesIO())
             with atomic_file(folder / name) as part:
@@ -340,14 +341,8 @@ def _drawn(runs: list[Run]) -> dict[str, Any]:
     return frames
 
 
-def draw(runs: list[Run], file: Any) -> None:
+def draw(runs: list[Run]) -> Any:
     """A panel for each metric that some run has two points of, with the curves of all runs."""
-    from matplotlib.image import imsave
-
-    imsave(file, figures.render(lambda: _curves_figure(runs)), format="png")
-
-
-def _curves_figure(runs: list[Run]) -> Any:
     from matplotlib.figure import Figure
 
     frames = _drawn(runs)

@@ -22,13 +22,9 @@ def callbacks(
     """
     if ema_decay is not None and swa_epoch is not None:
         raise UsageError("--swa_epoch and --ema_decay both average the weights: give one of them")
-    return (
-        [EMA(decay=ema_decay)]
-        if ema_decay is not None
-        else [SWA(swa_epoch)]
-        if swa_epoch is not None
-        else [ResumeWithoutAveraging()]
-    )
+    if ema_decay is not None:
+        return [EMA(decay=ema_decay)]
+    return [ResumeWithoutAveraging() if swa_epoch is None else SWA(swa_epoch)]
 
 
 class ResumeWithoutAveraging(Callback):

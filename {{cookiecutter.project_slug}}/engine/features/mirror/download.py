@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpointing import run_folder
+from engine.checkpointing.atomic_write import atomic_file
 from engine.checkpointing.safe_file_names import unsafe_reason
 from engine.cli.credentials import hide
 from engine.errors import UsageError, printable
@@ -54,9 +55,8 @@ def _fetch_file(fs: Any, path: str, root: Path) -> Path:
         raise ValueError(f"{name!r} is refused: {problem}")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        _download(fs, path, info, part)
-        os.replace(part, target)
+        with atomic_file(target) as part:
+            _download(fs, path, info, part)
     return target
 
 
