@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from engine.datamodule import splits
 
 RUN = Path("lightning_logs/version_0")
 RECORD = RUN / "data.json"
@@ -184,6 +185,26 @@ def test_a_folder_may_be_written_in_another_way(train, spelling: str) -> None:
     main.main(["test", "--ckpt_path", "last", "--data_dir", spelling])
     train("--dataset", "test_data_consistency.Files", "--max_epochs", 1, "--data_dir", spelling)
     main.main(["test", "--ckpt_path", "last", "--data_dir", "data"])
+
+
+def test_a_run_whose_record_has_the_folder_in_the_names_is_taken(train, capsys) -> None:
+    """As earlier versions wrote it for `--data_dir ./data`."""
+    Path("data").mkdir()
+    for number in range(30):
+        Path(f"data/{number:03}.txt").touch()
+    flags = ["--dataset", "test_data_consistency.Files", "--data_dir", "./data"]
+    train(*flags, "--max_epochs", 1)
+    path = Path("lightning_logs/version_0/data.json")
+    record, data = json.loads(path.read_text()), main.load("last").data
+    for name in ("train", "val", "test"):
+        record["splits"][name]["ids"] = splits.hash_texts(splits.item_ids(data.split(name)))
+        record["splits"][name].pop("earlier_ids", None)
+    path.write_text(json.dumps(record))
+    main.main(["test", "--ckpt_path", "last"])
+    Path("data/007.txt").rename("data/0070.txt")
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["test", "--ckpt_path", "last"])
+    assert "has other items, or the same in another order" in capsys.readouterr().err
 
 
 SHARES = {"train": 0.7, "val": 0.2, "test": 0.1}

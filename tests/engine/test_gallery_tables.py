@@ -222,6 +222,13 @@ WRONG = {
         *["--target", "size", "--split_column", "none", "--table", "numbers.csv", "--loss", "mse_loss", "--balanced"]
     ],
     "leave nothing to learn": ["--val_fraction", "0.5", "--test_fraction", "0.5"],
+    "CsvTable has one class, or a number for its target: --loss mse_loss": [
+        *["--target", "size", "--split_column", "none", "--table", "numbers.csv"]
+    ],
+    "'kind' is named twice by --target, --id_column, --split_column, --drop": ["--drop", "kind"],
+    "table.csv: 'name' is named twice by": ["--number_columns", "size", "name", "--id_column", "name"],
+    "table.csv: 'kind' is named twice by": ["--id_column", "kind"],
+    "--separator '||' should be one character": ["--separator", "||"],
 }
 
 
@@ -246,6 +253,7 @@ BROKEN: dict[str, str | bytes] = {
     + b"\x81\xff,1\n",
     "no 'target' in 1 of the rows, the first of them row 1": "x,target\n1,2\n1,\n3,4\n",
     "table.csv: 'x' has infinite values": "x,target\n1,2\ninf,2\n3,4\n",
+    "table.csv has several columns 'target': give each a name of its own": "target,x,target\n1,2,1\n2,1,1\n",
 }
 
 
@@ -333,6 +341,18 @@ def test_dates_are_numbers_of_days() -> None:
 def test_a_column_that_is_not_all_dates_stays_one_of_texts(value: str) -> None:
     Path("table.csv").write_text(DATES.replace("9 May", value))
     assert len(dates().columns["when"]["texts"]) == 4
+
+
+def test_among_dates_one_that_is_none_is_missing_where_that_is_told(capsys) -> None:
+    cells = [f"1970-01-{1 + at}" for at in range(29)] + ["1970-02-30", "0000-00-00", "soon"]
+    rows = [f"{cell},{'ab'[at % 2]}" for at, cell in enumerate(cells)]
+    Path("table.csv").write_text("\n".join(["when,target", *rows]))
+    flags: dict[str, Any] = {"split": "train", "val_fraction": 0, "test_fraction": 0}
+    assert len(table(**flags).columns["when"]["texts"]) == 32
+    assert "'when' is read as 32 categories; it has dates, such as 1970-01-1: --number" in capsys.readouterr().err
+    learnt = table(**flags, number_columns=("when",)).columns["when"]
+    assert (learnt["median"], learnt["unit"], learnt["missing"]) == (14, "days since 1970-01-01", True)
+    assert "'when' is read as dates: '1970-02-30', '0000-00-00', 'soon' is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["datetime64[s]", "datetime64[ns, Asia/Shanghai]", "object"])
@@ -848,6 +868,30 @@ def test_a_column_that_says_the_target_is_named(capsys) -> None:
     column([f"{at}.5" for at in range(40)], [f"{at}.6" for at in range(40)])
     column(["no", "yes", "perhaps", "yes"] * 10)
     assert "says the same" not in capsys.readouterr().err
+
+
+def test_a_truth_value_that_is_missing_for_the_first_time(capsys) -> None:
+    learnt = column(["True", "False"] * 20, ["a", "a", "b", "b"] * 10)
+    Path("new.csv").write_text("c,x\nFALSE,1\n,1\nTrue,1\n")
+    features = learnt.open_rows("new.csv")[1]
+    assert features[:, 0].tolist() == [-1, 0, 1]  # mean and deviation of the training rows are 0.5
+    assert "'c' is missing in 1 of the rows, and was in none to learn from" in capsys.readouterr().err
+
+
+def test_scaling_classes_is_said_to_have_no_effect(small: dict[str, Any], capsys) -> None:
+    table(split="train", scale_target=True, **small)
+    assert "table.csv: 'kind' has classes: --scale_target has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_short_floats_of_parquet_are_read_without_a_warning(kind: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    rows = pandas.DataFrame({"x": np.arange(600.0).astype(kind), "target": ["a", "b"] * 300})
+    rows.to_parquet("table.parquet")
+    learnt = table(split="train", table="table.parquet", val_fraction=0, test_fraction=0)
+    assert learnt.columns["x"]["std"] == pytest.approx(np.arange(600.0).std())
 
 
 def test_a_table_of_a_target_alone_is_refused() -> None:

@@ -282,6 +282,16 @@ class Unusual(Base):
         super().__init__(num_features, num_classes)
         self.got = (size, act, parts.value, dims)
 """,
+    "loose": """
+from typing import Sequence
+
+
+class Loose(Base):
+    def __init__(self, num_features: int, num_classes: int, rate: float = 1, shape: Sequence[float] = (1, 2),
+                 limits: dict[str, int] = {}):
+        super().__init__(num_features, num_classes)
+        self.got = (rate, shape)
+""",
     "by_place": """
 class ByPlace(Base):
     def __init__(self, num_features: int, num_classes: int, /, width: int = 8):
@@ -406,6 +416,15 @@ def test_imported_types_are_asked_of_the_class(project: Path, mistake: Callable[
     (project / "model" / "imported.py").write_text(text.replace("2 * 3", "5 * 3"))
     sys.modules.pop("model.imported")
     assert parsed("test", "--ckpt_path", "last").arguments["network"]["twice"] == 6
+
+
+def test_a_default_is_the_same_object_where_its_text_is_given(project: Path, mistake: Callable[..., str]) -> None:
+    for argv in ([], ["--rate", "1", "--shape", "1", "2"], ["--shape", "[1, 2]"]):
+        assert repr(built(*line("loose", *argv)).got) == "(1, (1, 2))"
+    Path("again.yaml").write_text(config_file.dump(parsed(*line("loose")).flags), encoding="utf-8")
+    assert repr(built("--config", "again.yaml").got) == "(1, (1, 2))"
+    assert repr(built(*line("loose", "--rate", "1.0", "--shape", "2")).got) == "(1.0, [2.0])"
+    assert "--limits '{a: b}' is not {str: int}" in mistake(*line("loose", "--limits", "{a: b}"))
 
 
 def test_unusual_types_and_defaults(project: Path, mistake: Callable[..., str]) -> None:

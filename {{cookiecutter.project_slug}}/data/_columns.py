@@ -49,7 +49,7 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
         return plain.reindex(column.index), ""
     cells = pd.Series(texts.unique(), texts.unique(), dtype=str).str.strip().str.translate(PLAIN)  # each text once
     cells = cells[~cells.str.lower().isin(NO_NUMBER)]
-    days = _dates(cells)
+    days = _dates(cells, told)
     if cells.empty or days is not None:
         return texts.map(days).astype(float).reindex(column.index), "" if cells.empty else DAYS
     point, between = re.escape(decimal or "."), " \u00a0\u2009\u202f'’" + {",": ".", ".": ","}.get(decimal or "", "")
@@ -61,6 +61,12 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
     units = (currency + unit)[numbers.notna()].unique()
     sure = told or (numbers.notna().all() and any(not one or {*one} & {*SIGNS} for one in units))
     return (texts.map(numbers).reindex(column.index), units[0]) if len(units) == 1 and sure else (column, None)
+
+
+def without_booleans(column: "pd.Series") -> "pd.Series":
+    """Of texts that are all truth values 1 and 0, as pandas reads them where no cell is empty; others as they are."""
+    texts = column.astype(object).map(str, na_action="ignore").replace(BOOLEANS)
+    return texts.map({"True": 1.0, "False": 0.0}) if texts.dropna().isin(["True", "False"]).all() else column
 
 
 def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal: str | None) -> str:
@@ -82,7 +88,7 @@ def wrong(column: "pd.Series", numbers: "pd.Series", decimal: str | None, most: 
 
     most: the largest absolute value; that of a column which is scaled has a square in float64.
     """
-    if (numbers.abs() > most).any():
+    if (numbers.abs().astype(float) > most).any():  # float32 has no 1e150
         return "has infinite values, or nearly infinite ones"
     lost = column[numbers.isna()].dropna().astype(str).unique()
     return _marked([text for text in map(str.strip, lost) if re.fullmatch(MARKED, text)], decimal)
@@ -209,16 +215,14 @@ def _texts(column: "pd.Series") -> "pd.Series":
     return column.astype(object).where(column.notna(), "missing").astype(str)
 
 
-def _dates(texts: "pd.Series") -> "pd.Series | None":
-    """Days since 1970-01-01, None where one of the texts is no date."""
+def _dates(texts: "pd.Series", told: bool) -> "pd.Series | None":
+    """Days since 1970-01-01; None where a text is no date, such as 2024-02-30, or with `told`, where all are."""
     import pandas as pd
 
-    if not texts.str.fullmatch(DATE).all():
-        return None
-    try:
-        return _days(pd.to_datetime(texts.str.replace(DATE, _iso, regex=True), utc=True, format="ISO8601"))
-    except ValueError:  # such as 2024-02-30
-        return None
+    alike = texts.str.fullmatch(DATE)
+    iso = texts.str.replace(DATE, _iso, regex=True)
+    days = pd.to_datetime(iso.where(alike), utc=True, format="ISO8601", errors="coerce")
+    return _days(days) if days.notna().all() or (told and days.notna().any()) else None
 
 
 def _days(dates: "pd.Series") -> "pd.Series":

@@ -36,10 +36,5 @@ def not_in(path: Path, encoding: str, error: Exception) -> UsageError:
         with suppress(UnicodeError):
             content.decode(other)
             return UsageError(f"{path} is not {encoding}; it can be read as {other}: --encoding {other}")
-    try:
-        content.decode(encoding)
-        damaged = 0
-    except UnicodeError as other_error:
-        damaged = getattr(other_error, "start", 0)
-    line = content.count(b"\n", 0, damaged) + 1
+    line = content.decode(encoding, "replace").partition("\ufffd")[0].count("\n") + 1
     return UsageError(f"{path} is not {encoding}, nor gbk, big5, shift_jis or cp1252: line {line} is damaged, or mixed")

@@ -95,6 +95,10 @@ class CsvTable(Dataset):
             _print(f"{path}: {joined}")
         self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
+        named = [target, *{id_column, split_column}, *dropped, *self.number_columns]
+        if twice := [name for name in named if name is not None and named.count(name) > 1]:
+            flags = "--target, --id_column, --split_column, --drop and --number_columns"
+            raise UsageError(f"{path}: {twice[0]!r} is named twice by {flags}")
         told, said = _columns.target(rows[target], decimal, target_kind, typed=path.suffix == ".parquet")
         if said:
             raise UsageError(f"{path}: {target!r} {said}")
@@ -137,6 +141,8 @@ class CsvTable(Dataset):
         cells = mine[[*self.columns, target]].astype(object).fillna("").to_numpy()
         self.fingerprint = hash_texts([str(cell) for cell in cells.ravel()])
         self.scale = 0.0, 1.0  # mean and deviation of a target that is scaled
+        if scale_target and kinds:
+            _note(split, f"{path}: {target!r} has classes: --scale_target has no effect")
         if numbers is not None:
             if split_column and (strange := sorted(set(kinds) - set(told[learn.index]))):
                 said = f"{split_column!r} leaves no row to learn from where {target!r} is"
@@ -159,21 +165,10 @@ class CsvTable(Dataset):
             self.num_classes = 1  # one output, for the number
 
     @classmethod
-    def from_record(
-        cls,
-        record: dict[str, Any],
-        *,
-        target: str,
-        id_column: str,
-        separator: str,
-        decimal: Any,
-        encoding: str,
-        number_columns: tuple[str, ...] = (),
-        **_: Any,
-    ) -> "CsvTable":
+    def from_record(cls, record: dict[str, Any], *, target: str, **given: Any) -> "CsvTable":
         """A table without rows, as a run kept it: for `open_rows`. The arguments are those of the constructor."""
         table = cls.__new__(cls)
-        table._set_format(id_column, separator, decimal, encoding, number_columns)
+        table._set_format(**given)
         table.preprocessing, classes = record["preprocessing"], record["classes"]
         table.columns = {name: one for name, one in table.preprocessing.items() if classes or name != target}
         table.num_features = sum(
@@ -191,10 +186,12 @@ class CsvTable(Dataset):
         return rows.astype(object).fillna("").to_dict("records")
 
     def _set_format(
-        self, id_column: str | None, separator: str, decimal: str | None, encoding: str, numbers: tuple[str, ...]
+        self, id_column: Any, separator: str, decimal: Any, encoding: str, number_columns: Any = (), **_: Any
     ) -> None:
         self.id_column, self.separator = id_column, separator.replace("\\t", "\t")
-        self.decimal, self.encoding, self.number_columns = decimal, encoding, list(numbers)
+        self.decimal, self.encoding, self.number_columns = decimal, encoding, list(number_columns)
+        if len(self.separator) != 1:
+            raise UsageError(f"--separator {separator!r} should be one character")
 
     def _fit(
         self, rows: "pd.DataFrame", learn: Any, path: Path, split: str, dropped: list[str]
@@ -291,7 +288,8 @@ class CsvTable(Dataset):
                     said = f"not learnt in {len(unknown)} of the rows, such as {unknown.iloc[0]!r}"
                     _print(f"{path}: {name!r} has texts that were {said}")
                 continue
-            values, unit = _columns.measure(rows[name], self.decimal, name in self.number_columns)
+            cells = _columns.without_booleans(rows[name])
+            values, unit = _columns.measure(cells, self.decimal, name in self.number_columns)
             wanted = fitted.get("unit", "")
             if unit is None or (unit != wanted and values.notna().any()):
                 said = _columns.expected(rows[name], self.decimal, wanted)
@@ -317,10 +315,12 @@ class CsvTable(Dataset):
 
             if path.suffix == ".parquet":
                 rows = _read_parquet(path, written)
+                head = rows.columns
             else:
                 form: dict[str, Any] = {"sep": self.separator, "encoding": self.encoding, "low_memory": False}
                 rows = pd.read_csv(path, dtype=texts, decimal=self.decimal or ".", **form)
-                if exact := [name for name in written if name in rows]:
+                head = pd.read_csv(path, header=None, nrows=1, dtype=str, **form).iloc[0].dropna()
+                if exact := [name for name in dict.fromkeys(written) if name in rows]:
                     rows[exact] = pd.read_csv(path, usecols=exact, dtype=str, keep_default_na=False, **form)[exact]
         except ImportError:  # pandas, or pyarrow
             raise UsageError(f'{path} needs further packages: pip install -e ".[tables]"') from None
@@ -330,6 +330,8 @@ class CsvTable(Dataset):
             raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
         if not rows.index.equals(pd.RangeIndex(len(rows))):
             raise UsageError(f"{path} has more fields in its rows than in its head line: another --separator?")
+        if (twice := head[head.duplicated()]).size:  # pandas would call the second one x.1
+            raise UsageError(f"{path} has several columns {twice.tolist()[0]!r}: give each a name of its own")
         if strange := [name for name in wanted if name is not None and name not in rows]:
             raise no_column(path, strange[0], rows)
         return rows

@@ -170,7 +170,7 @@ class MInterface(MetricLoggingModule):
             if not settings.ckpt_path and hasattr(network, "fetch_weights"):  # pretrained; a checkpoint has its own
                 network.fetch_weights()
             if model.is_multiclass and model.num_classes == 1:
-                raise UsageError(f"{settings.dataset.name} has one class: there is nothing to tell apart")
+                raise UsageError(f"{settings.dataset.name} has one class, or a number for its target: --loss mse_loss")
             monitor = settings.arguments["callbacks"].get("monitor", "val_loss")
             names = model.logged_metrics(data.set_names("val"))
             logged = [name for name in names if not name.startswith("test_")]

@@ -122,9 +122,6 @@ def _nodes(node: Any, where: str) -> list[Any]:
 
 
 def _fill_in(text: str, where: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UsageError(f"{where}the environment has no variable {match[1]}")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", value, text)
+    if unset := [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]:
+        raise UsageError(f"{where}the environment has no variable {unset[0]}")
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)

@@ -112,8 +112,7 @@ class FlagTable(NamedTuple):
                 return UsageError(f"--{name} is a flag of {', '.join(others)}, and --{key} is {self.names[key]}")
         if _OTHER_NAMES.get(name) in self.flags:
             return UsageError(f"unknown flag --{name}; it is called --{_OTHER_NAMES[name]} here")
-        known = [*self.flags, "help", "help_all", "config", "print_config"]
-        return UsageError(f"unknown flag --{name}{nearest(name, known)}")
+        return UsageError(f"unknown flag --{name}{nearest(name, [*self.flags, *_WORDS])}")
 
 
 def collect(

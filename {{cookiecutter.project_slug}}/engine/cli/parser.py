@@ -325,8 +325,9 @@ def _value(name: str, raw: RawValue, table: FlagTable) -> Any:
     owners = [key for key, group in table.groups.items() if name in group.parameters]
     if wrong := value_ranges.range_error(name, value, owners, default):
         raise UsageError(f"{label} {hide_value(name, raw.text)} {wrong}")
-    is_default = repr(annotations.plain(value)) == repr(annotations.plain(default))
-    return default if is_default else value  # the tuple of a `Sequence`, the frozenset of a `Set`
+    given, known = annotations.plain(value), annotations.plain(default)
+    is_default = repr(given) == repr(known) or (given == known and raw.text == annotations.as_text(default))
+    return default if is_default else value  # the tuple of a `Sequence`, the 1 of `rate: float = 1`
 
 
 def _fill_seed(given: dict[str, RawValue], table: FlagTable, seeds: tuple[int, ...]) -> None:

@@ -100,6 +100,7 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
         folders = [os.path.join(one, "") for one in (data_dir, os.path.normpath(data_dir))]  # `./a/` and `a`
         starts = (next(filter(one.startswith, folders), "") for one in ids)
         found["ids"] = hash_texts([one.removeprefix(start) for one, start in zip(ids, starts, strict=True)])
+        found["earlier_ids"] = hash_texts([one.removeprefix(folders[0]) for one in ids])  # as they were
         with suppress(OSError):  # they are no files
             found["files"] = hash_files(ids)
     if isinstance(known := getattr(data, "fingerprint", None), str):
@@ -145,7 +146,8 @@ def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:
     """
     if kept["items"] != now["items"]:
         return f"has {now['items']:,} items, and had {kept['items']:,}"
-    differing = [name for name in kept.keys() & now.keys() - {"values", "inputs"} if kept[name] != now[name]]
+    names = kept.keys() & now.keys() - {"values", "inputs", "earlier_ids"}
+    differing = [name for name in names if kept[name] not in (now[name], now.get(f"earlier_{name}"))]
     old, new = ({"": one.get("values", [])} | one.get("inputs", {}) for one in (kept, now))
     for name in old.keys() & new.keys():
         pairs = zip(old[name], new[name], strict=False)
