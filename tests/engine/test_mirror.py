@@ -198,7 +198,7 @@ def test_a_machine_is_lost_and_another_one_goes_on(train, s3: Server, tmp_path: 
     assert there == LAST.read_bytes()
     for _ in range(2):  # fetched once
         assert main.main(["test", "--ckpt_path", "s3://bucket/runs/version_0"]).items() <= told.items()
-    assert sorted(os.listdir("lightning_logs")) == ["version_0", "version_1"]
+    assert sorted(path.name for path in RUN.parent.glob("[!.]*")) == ["version_0", "version_1"]
 
 
 @pytest.mark.parametrize("name", ["/{}/written.txt", "../written.txt", "checkpoints//written.ckpt"])
@@ -361,7 +361,7 @@ def test_a_signal_to_two_processes_waits_for_the_copy(tmp_path: Path, warm_pytho
     command += ["--mirror", "none"]
     done = subprocess.run([*command, "--max_steps", str(step + 3)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert os.listdir("lightning_logs") == ["version_0"]  # both processes found what one of them fetched
+    assert [path.name for path in RUN.parent.glob("[!.]*")] == ["version_0"]  # both processes found what one of them fetched
     assert torch.load(LAST, weights_only=True)["global_step"] == step + 3
 
 
