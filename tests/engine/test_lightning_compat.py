@@ -17,13 +17,14 @@ import hosts
 import pytest
 import torch
 from engine import lightning_compat as compat
+from engine.errors import UsageError
 from paths import PROJECT
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader
-from torchmetrics import SumMetric
+from torchmetrics import Metric, SumMetric
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*srun. command is available")  # where SLURM is installed
 
@@ -192,16 +193,20 @@ def test_keep_dtype() -> None:
     assert copied["mean"].mean_value.device.type == "cpu"
 
 
-def test_merge_ranks() -> None:
+def test_restore_metric_merges_each_state_in_its_own_way() -> None:
     from torchmetrics import MaxMetric, MeanMetric, PearsonCorrCoef
     from torchmetrics.image import PeakSignalNoiseRatio
 
-    rows = torch.tensor([1.0, 3.0])
-    assert compat.merge_ranks(MeanMetric(), "mean_value", rows) == 4
-    assert compat.merge_ranks(MaxMetric(), "max_value", rows) == 3
-    assert compat.merge_ranks(PeakSignalNoiseRatio(data_range=1.0), "data_range", torch.ones(2)) == 1
-    assert compat.merge_ranks(PearsonCorrCoef(), "mean_x", rows) is None
-    assert compat.merge_ranks(PearsonCorrCoef(), "mean_x", rows[:1]) == 1
+    def restored(metric: Metric, name: str, *ranks: float) -> torch.Tensor:
+        compat.restore_metric("val_it", metric, [{name: torch.tensor(one)} for one in ranks])
+        return getattr(metric, name)
+
+    assert restored(MeanMetric(), "mean_value", 1.0, 3.0) == 4
+    assert restored(MaxMetric(), "max_value", 1.0, 3.0) == 3
+    assert restored(PeakSignalNoiseRatio(data_range=1.0), "data_range", 1.0, 1.0) == 1
+    assert restored(PearsonCorrCoef(), "mean_x", 1.0) == 1
+    with pytest.raises(UsageError, match="val_it of this epoch is on 2 devices"):
+        restored(PearsonCorrCoef(), "mean_x", 1.0, 3.0)
 
 
 class Validating(Module):

@@ -294,16 +294,6 @@ def mark_as_updated(metric: Any) -> None:
     vars(metric).update(_update_count=1, _computed=None)  # nn.Module's own way takes ten times as long
 
 
-def merge_ranks(metric: Any, name: str, rows: Any) -> Any:
-    """A state of a metric as one process would have it, from those of several (ranks, ...); None where it has no way.
-
-    How they merge (sum, mean, maximum ...) a metric keeps to itself. Without it, what is no sum would be wrong after a
-    change of devices.
-    """
-    merge = metric._reductions[name]
-    return rows[0] if len(rows) == 1 else merge(rows) if merge is not None else None
-
-
 def keep_dtype(module: Any) -> None:
     """Has a metric, or a module of metrics, move to devices with the one it is in, but keep its dtype.
 
@@ -320,17 +310,21 @@ def keep_dtype(module: Any) -> None:
 def restore_metric(name: str, metric: Any, states: list[dict[str, Any]]) -> None:
     """Sets the state of a metric (`metric_state`), merged where fewer processes go on than there were.
 
+    How states merge (sum, mean, maximum ...) a metric keeps to itself. Without it, what is no sum would be wrong after
+    a change of devices.
+
     Raises: UsageError: the metric of that name has no way to merge its state.
     """
     import torch
 
     for key in states[0]:
-        values = [state[key] for state in states]
+        values, merge = [state[key] for state in states], metric._reductions[key]
         if isinstance(values[0], list):
             setattr(metric, key, [one.to(metric.device) for value in values for one in value])
-        elif (merged := merge_ranks(metric, key, torch.stack(values))) is None:
+        elif len(values) > 1 and merge is None:
             raise UsageError(f"{name} of this epoch is on {len(values)} devices: go on with these until its end")
         else:
+            merged = merge(torch.stack(values)) if len(values) > 1 else values[0]
             setattr(metric, key, merged.to(metric.device))
     mark_as_updated(metric)
 
