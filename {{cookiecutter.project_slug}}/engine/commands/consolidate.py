@@ -17,10 +17,10 @@ def run(trainer: Trainer, model: Any, ckpt_path: str | None) -> None:
     if ckpt_path is None:
         raise UsageError("consolidate takes --ckpt_path, a sharded checkpoint")
     path = Path(ckpt_path)
-    checkpoint = load(path) if trainer.is_global_zero else {}
     if not path.is_dir():
         raise UsageError(f"--ckpt_path {path} is one file already")
     if trainer.is_global_zero:
+        checkpoint = load(path)
         check_weights_fit(model, checkpoint["state_dict"])
         target = path.with_suffix(".whole.ckpt")
         DurableCheckpointIO().save_checkpoint(checkpoint, target)
