@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from engine.cli import config_file
+from engine.checkpointing.run_folder import kept_flags
 from engine.cli.signatures_of_torch import source_of
 from engine.errors import UsageError
 
@@ -90,9 +90,8 @@ def file_name(monitor: str) -> str:
 
 def given_mode(run: Path) -> Mode | None:
     """The --monitor_mode of a run folder, None where none was given."""
-    config = run / "config.yaml"
-    flag = config_file.read(config, kept=True).get("monitor_mode") if config.is_file() else None
-    return cast(Any, flag.text) if flag and flag.text in ("min", "max") else None
+    mode = kept_flags(run).get("monitor_mode")
+    return cast(Mode, mode) if mode in ("min", "max") else None
 
 
 @cache

@@ -137,12 +137,17 @@ def create(root: Path) -> Path:
 
 def resume_command(run: Path) -> str:
     """The command line that resumes a run, with the flags that no run keeps."""
-    config = run / "config.yaml"
-    flags = {name: raw.text for name, raw in config_file.read(config, kept=True).items()} if config.is_file() else {}
+    flags = kept_flags(run)
     not_kept = features_and_commands.listed("NOT_KEPT")
     asked = [name for name in flags if HIDDEN in flags[name] or name in not_kept]
     again = [f"--{name}={flags[name]}" for name in asked if flags[name] not in ("none", "null")]
     return shlex.join(["python", "main.py", "--ckpt_path", str(run), *again])
+
+
+def kept_flags(run: Path) -> dict[str, str]:
+    """The flags in the config.yaml of a run, as text; {} where there is none. Raises: UsageError: it is broken."""
+    config = run / "config.yaml"
+    return {name: raw.text for name, raw in config_file.read(config, kept=True).items()} if config.is_file() else {}
 
 
 def run_of(ckpt_path: Path) -> Path | None:

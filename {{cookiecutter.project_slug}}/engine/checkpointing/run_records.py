@@ -14,7 +14,6 @@ from engine.checkpointing import run_folder, run_lock
 from engine.checkpointing.atomic_write import read_json
 from engine.checkpointing.find_checkpoint import best_checkpoint
 from engine.checkpointing.monitor_mode import file_name
-from engine.cli import config_file
 from engine.cli.type_conversion import COMPARISONS
 from engine.errors import UsageError, nearest, printable
 
@@ -96,8 +95,7 @@ def read(folder: Path) -> RunRecord:
     """Reads a run folder; a file that cannot be read is named, and left out."""
     flags, entries = dict[str, str](), list[dict[str, Any]]()
     try:
-        if (folder / "config.yaml").is_file():
-            flags = {key: raw.text for key, raw in config_file.read(folder / "config.yaml", kept=True).items()}
+        flags = run_folder.kept_flags(folder)
         entries = read_json(folder / "environment.json", [])
     except UsageError as error:
         print(f"the flags of {folder.name} are left out: {printable(str(error))}", file=sys.stderr)

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pytorch_lightning.utilities import rank_zero_only
 
 from engine.checkpointing import run_folder
 from engine.checkpointing.atomic_write import read_json, write_json
-from engine.cli import config_file
+from engine.cli.annotations import as_text
 from engine.datamodule.class_balance import known_classes
 from engine.errors import UsageError
 
@@ -122,19 +121,14 @@ def _on_one_device(settings: Any) -> Any:
 
 def _runs_of_fold(settings: Any, root: Path, fold: int) -> list[Path]:
     """The run folders of a fold with the same flags, except for _NOT_COMPARED; the newest is last."""
-
-    def compared(flags: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in flags.items() if name not in _NOT_COMPARED}
-
-    wanted, runs = compared(yaml.safe_load(config_file.dump(settings.flags))), []
+    wanted = {name: as_text(value) for name, value in settings.flags.items() if name not in _NOT_COMPARED}
+    runs = []
     for run in run_folder.run_folders(root):
-        try:
-            flags = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
-        except (OSError, ValueError, yaml.YAMLError):
+        try:  # runs from before --stratify did not stratify
+            flags = {"stratify": "false"} | run_folder.kept_flags(run)
+        except UsageError:
             continue  # a broken run is none of these
-        flags = {"stratify": False} | flags  # runs from before --stratify did not stratify
-        same = all(flags[name] == wanted[name] for name in compared(flags).keys() & wanted.keys())
-        if flags.get("fold") == fold and same:
+        if flags.get("fold") == str(fold) and all(flags[name] == wanted[name] for name in flags.keys() & wanted.keys()):
             runs.append(run)
     return runs
 
