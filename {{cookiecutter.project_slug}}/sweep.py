@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 
 import main as project
-from engine.checkpointing.monitor_mode import mode_of
-from engine.errors import UsageError
+from engine.checkpointing.monitor_mode import known_mode, mode_of
+from engine.cli import discovery
+from engine.errors import UsageError, print_own_frames
 
 Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}
 
@@ -50,14 +51,25 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
             raise UsageError("--run_name: each trial is a run of its own; --tags marks all of them")
         is_monitor = options.metric.removeprefix("best_") == settings.flags["monitor"]
         given = settings.flags["monitor_mode"] if is_monitor else None
-        return search(space, fixed, options, mode_of(options.metric, given))
-    except SystemExit as exit:
-        if isinstance(exit.code, int) and exit.code > 128:  # a signal: the trial's own command is not the sweep's
+        return search(space, fixed, options, mode_of(options.metric, given or own_mode(options.metric, settings)))
+    except (SystemExit, KeyboardInterrupt) as exit:
+        code = getattr(exit, "code", 130)
+        if isinstance(code, int) and code > 128:  # a signal: the trial's own command is not the sweep's
             print(f"the sweep goes on with:\n{shlex.join(['python', 'sweep.py', *argv])}", flush=True)
         raise
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def own_mode(metric: str, settings: Any) -> Literal["min", "max"] | None:
+    """Whether less or more of a metric is better, as the class of one's own that --metrics names says; else None."""
+    from engine.training import metrics  # imports torch
+
+    logged = metrics.logged_names(settings.flags.get("metrics") or ())
+    own = [text for text in logged if metrics.is_own(text) and metric.endswith(f"_{logged[text]}")]
+    named = max(own, key=lambda text: len(logged[text]), default=None)
+    return known_mode(metric, {metric: discovery.find("model", named.partition("(")[0]).load()} if named else {})
 
 
 def read_space(path: Path) -> Space:
@@ -248,4 +260,5 @@ def draw(study: Any, metric: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.excepthook = print_own_frames
     main()

@@ -45,6 +45,17 @@ def test_a_metric_takes_arguments(train) -> None:
     assert {name: told[name] for name in told_again} == told_again
 
 
+def test_one_metric_with_several_arguments_has_these_in_its_names(train) -> None:
+    both = [f"toys.DefectRecall(wanted={at})" for at in (0, 1)]
+    flags = ["--max_epochs", 1, "--noise", 1.5, "--lr", 0.05, "--monitor", "val_acc_top_k_2"]
+    told = train(*flags, "--metrics", *both, "acc", "acc(top_k=2)")
+    apart = [train(*flags[:-2], "--metrics", one) for one in both]
+    assert [told[f"test_defect_recall_wanted_{at}"] for at in (0, 1)] == [one["test_defect_recall"] for one in apart]
+    assert told["test_defect_recall_wanted_0"] != told["test_defect_recall_wanted_1"]
+    assert told["test_acc"] < told["test_acc_top_k_2"] < 1
+    assert next(RUN.glob("checkpoints/best-*")).name.startswith("best-epoch1-val_acc_top_k_2=")
+
+
 def test_a_metric_without_an_average_is_logged_for_each_class(train) -> None:
     asked = ["Recall(average='none')", "acc", "--monitor", "val_recall_b", "--logger", "csv"]
     flags = ["--dataset", "toys.Named", "--noise", 1.5, "--max_epochs", 2, "--batch_size", 7]
@@ -128,6 +139,7 @@ def test_the_schedule_follows_the_share_of_training_done(train) -> None:
         ),
         ("--metrics toys.twice", "--metrics toys.twice is no subclass of torchmetrics.Metric"),
         ("--metrics toys.DefectRecal", "module toys has no 'DefectRecal'; did you mean 'DefectRecall'?"),
+        ("--metrics Ndcg", "--metrics Ndcg: torchmetrics has none of that name\n"),
         ("--metrics acc toys.Acc", "--metrics acc toys.Acc: another one would be logged as loss, acc"),
         ("--metrics toys.Yield --monitor val_yield", "--monitor val_yield --monitor_mode min, or max"),
         ("--lr_scheduler cosin", "--lr_scheduler 'cosin' is not one of cosine, "),

@@ -1,9 +1,11 @@
 """What is left of a run, and what is shown, when the user's own code raises."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from paths import TOYS
+from paths import HERE, TOYS
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -28,3 +30,11 @@ def test_a_run_that_has_trained_is_kept(train) -> None:
     with pytest.raises(ValueError, match="item 71 is broken"):
         train("--broken_item", 71, "--batch_size", 90)
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_ctrl_c_before_the_training_is_one_line(shell) -> None:
+    source = "import signal\nsignal.raise_signal(signal.SIGINT)\n\ndef loss(output, target):\n    return output.mean()\n"
+    Path("stopping.py").write_text(source)
+    done = shell(*TOYS, "--loss", "stopping.loss", PYTHONPATH=f"{HERE}{os.pathsep}{Path.cwd()}")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
+    assert not list(Path("lightning_logs").glob("version_*"))

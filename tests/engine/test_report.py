@@ -84,6 +84,17 @@ def two_networks() -> None:
         (folder / "metrics.csv").write_text(f"epoch,step,train_loss,val_loss\n0,4,0.75,{1 - number / 10}\n")
 
 
+def test_a_run_that_only_evaluated_has_what_it_measured(logs) -> None:
+    for name, metrics in (("version_3", {"test_acc": 0.5, "test_loss": 1.25}), ("version_4", {"val_loss": 0.375})):
+        Path("lightning_logs", name).mkdir()
+        Path("lightning_logs", name, "config.yaml").write_text("model_name: a\ndataset: d\n")
+        Path("lightning_logs", name, "metrics.json").write_text(json.dumps(metrics))
+    rows = {row["run"]: row for row in report()}
+    assert (rows["version_3"]["test_acc"], rows["version_3"]["test_loss"]) == ("0.5", "1.25")
+    assert (rows["version_4"]["val_loss"], rows["version_4"]["test_loss"], rows["version_4"]["epochs"]) == ("0.375", "", "0")
+    assert rows["version_0"]["val_loss"] == "0.5"
+
+
 def test_a_table_of_two_networks_fits_the_terminal(two_networks, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     rows = report()

@@ -66,6 +66,13 @@ def test_more_is_better_of_an_accuracy() -> None:
     assert value == max(trial.value for trial in study().trials)
 
 
+def test_a_metric_of_ones_own_says_what_is_better() -> None:
+    asked = ["--metric", "val_defect_recall", *FIXED, "--metrics", "toys.DefectRecall", "acc"]
+    value, _ = sweep.main(["space.yaml", "--trials", "2", *asked])
+    assert study().direction.name == "MAXIMIZE"
+    assert value == max(trial.value for trial in study().trials)
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_trial_that_was_killed_is_failed_and_its_values_are_tried_again() -> None:
     sweep.main(["space.yaml", "--trials", "1", *FIXED])

@@ -60,6 +60,9 @@ def print_own_frames(kind: type[BaseException], error: BaseException, trace: Tra
 
     The traceback that a worker process of a DataLoader sent along is shortened likewise.
     """
+    if kind is KeyboardInterrupt:  # outside training, which saves and says how to go on
+        print("interrupted", file=sys.stderr)
+        return
     if sys.flags.dev_mode or not issubclass(kind, Exception):
         sys.__excepthook__(kind, error, trace)
         return

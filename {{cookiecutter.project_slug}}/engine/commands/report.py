@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.checkpointing import run_folder, run_records
-from engine.checkpointing.atomic_write import atomic_file
+from engine.checkpointing.atomic_write import atomic_file, read_json
 from engine.checkpointing.monitor_mode import given_mode, known_mode
 from engine.checkpointing.run_records import RunRecord
 from engine.cli.features_and_commands import CommandParser
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_run(record: RunRecord, name: str) -> Run | None:
-    """A run, from metrics.csv or, where there is none, from what TensorBoard has: every point of it.
+    """A run, from metrics.csv or, where there is none, from what TensorBoard or else metrics.json has.
 
     What cannot be read is said and left out: a line of metrics.csv, or the run, which then is None.
     """
@@ -116,8 +116,10 @@ def _say(line: str) -> None:
 def _event_points(folder: Path) -> Any:
     import pandas
 
-    points: list[tuple[int, str, float]] = []
-    if files := run_folder.event_files(folder):
+    files = run_folder.event_files(folder)
+    measured = {} if files else read_json(folder / "metrics.json", {})  # of a run that trained nothing
+    points = [(0, name, value) for name, value in measured.items()]
+    if files:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(files[0].parent), size_guidance={"scalars": 0}).Reload()
@@ -222,8 +224,11 @@ def summary(runs: list[Run]) -> Any:
 
 def chosen_values(run: Run) -> dict[str, float]:
     """The metrics of the best checkpoint, with its "epoch", and the latest of the test; without a checkpoint,
-    those of the best validation."""
-    values = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics if metric.startswith("test")}
+    those of the best validation; of a run that trained nothing, all."""
+    latest = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics}
+    if run.epoch_of.empty:
+        return latest
+    values = {metric: latest[metric] for metric in latest if metric.startswith("test")}
     monitor = _monitor(run)
     if monitor == "epoch":  # where no metric was logged, the latest one counts as the best
         monitored = run.epoch_of[run.epoch_of == run.record.best_epoch]

@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,10 +66,24 @@ def build(names: tuple[str, ...] | None, loss: str, target_info: dict[str, Any])
     task = infer_task(loss, target_info)
     if names is None:
         names = () if task == "other" else ("mae",) if task == "regression" else ("acc",)
-    built = {_metric_name(name): _build(name, loss, task, target_info) for name in names}
+    built = {logged: _build(name, loss, task, target_info) for name, logged in logged_names(names).items()}
     if "loss" in built or len(built) < len({*names}):
         raise UsageError(f"--metrics {' '.join(names)}: another one would be logged as {', '.join(['loss', *built])}")
     return {"loss": Mean()} | built
+
+
+def logged_names(names: Sequence[str]) -> dict[str, str]:
+    """What each of --metrics is called in logs: `defect_recall` for my_metrics.DefectRecall, `f1score` for F1Score.
+
+    Of several with one name, those with arguments have these in it: `acc_top_k_5` for acc(top_k=5).
+    """
+    calls, logged = [_split_call(text) for text in names], dict[str, str]()
+    own = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path.rpartition(".")[2]) if "." in path else path for path, _ in calls]
+    plain = [name.lower() for name in own]
+    for text, name, (_, given) in zip(names, plain, calls, strict=True):
+        words = [f"{key}_{value}" for key, value in given.items()] if plain.count(name) > 1 else []
+        logged[text] = re.sub(r"\W+", "_", "_".join([name, *words]))
+    return logged
 
 
 def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -> dict[str, list[str]]:
@@ -80,12 +95,12 @@ def logged_classes(names: tuple[str, ...] | None, target_info: dict[str, Any]) -
     named = target_info.get("classes")
     classes = [re.sub(r"\W+", "_", str(one)) for one in named] if isinstance(named, (list, tuple)) else []
     known = target_info.get("num_classes") or len({*classes})
-    own = [name for name in calls if known and is_own(name)]
-    asked = [*own, *(name for name, given in calls.items() if given.get("average", "") in ("none", None))]
+    own = {name for name in calls if known and is_own(name)}
+    asked = [name for name, given in calls.items() if name in own or given.get("average", "") in ("none", None)]
     number = (known or (target_info.get("shape") or (0,))[0]) if asked else 0  # of a dict of heads there are several
     if len({*classes}) != number:
         classes = [str(one) for one in range(number)]
-    return {_metric_name(name): classes for name in asked}
+    return {logged: classes for name, logged in logged_names(names or ()).items() if name in asked}
 
 
 def is_own(name: str) -> bool:
@@ -124,7 +139,7 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
     classes = {known.lower(): known for known in (*dir(torchmetrics), *dir(image)) if known[0].isupper()}
     class_name = classes.get(ALIASES.get(name.lower(), name).lower())
     if class_name is None:
-        close = nearest(name, [*ALIASES, *classes.values()])
+        close = nearest(name, [*(one for one in ALIASES if ALIASES[one].lower() in classes), *classes.values()])
         raise UsageError(f"--metrics {name}: torchmetrics has none of that name{close}")
     ignore_index = target_info.get("ignore_index", IGNORE_INDEX)
     if class_name == "Accuracy" and task == "multiclass" and not given:  # it alone needs no num_classes
@@ -177,13 +192,6 @@ def _split_call(text: str) -> tuple[str, dict[str, Any]]:
         form = "write a name, or one with arguments: FBetaScore(beta=2.0), Recall(average='none')"
         raise UsageError(f"--metrics {text!r}: {form}") from None
     return name, given
-
-
-def _metric_name(text: str) -> str:
-    """What a metric is called in logs: `defect_recall` for my_metrics.DefectRecall, and `f1score` for F1Score."""
-    if "." in (name := _split_call(text)[0]):
-        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.rpartition(".")[2])
-    return name.lower()
 
 
 def _own_metric(path: str, known: dict[str, Any], given: dict[str, Any]) -> Metric:
