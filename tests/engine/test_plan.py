@@ -334,6 +334,8 @@ def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+    precisions = next(line for line in lines if line.startswith("each of 8 devices"))
+    assert precisions.split()[4:] == ["32-true", "bf16-mixed", "bf16-true"]  # once for both strategies
     heads = next(line for line in lines if line.startswith("--batch_size 64"))
     assert heads.split()[2:] == ["ddp", "fsdp"] * 3
     assert next(line for line in lines if line.startswith("sends a step")).split()[3:7] == ["357", "B", "536", "B"]

@@ -69,8 +69,7 @@ def run(
     _print_table(setups, data.batch_size, num_batches, available)
     parts = setup.memory(data.batch_size)
     result = {"parameters": step.parameters, "trainable": step.trainable, **parts, "memory": sum(parts.values())}
-    result["communication"] = setup.communication(num_batches)
-    result["largest_batch"] = setup.largest_batch(available)
+    result |= {"communication": setup.communication(num_batches), "largest_batch": setup.largest_batch(available)}
     _print_fit(setup, result["memory"], available)
     measure = partial(_measure, settings, build_data, build_model, measure_steps) if measure_steps else None
     seconds = _batch_seconds(setup, data.batch_size, parallel_costs.local_memory(device), device_tflops, measure)
@@ -106,8 +105,9 @@ def _print_table(setups: list[ParallelSetup], batch_size: int, num_batches: int,
     for setup in setups:
         parts, largest, several = setup.memory(batch_size), setup.largest_batch(available), setup.num_devices > 1
         between = parts.get("buckets", parts.get("gathered_layer", 0))
+        head = setup.precision if setup.strategy == "ddp" else ""  # once for both strategies
         column = {
-            f"each of {setup.num_devices} devices" if several else "on one device": setup.precision,
+            f"each of {setup.num_devices} devices" if several else "on one device": head,
             f"--batch_size {batch_size}": setup.strategy if several else "",
             "weights": _bytes(parts["weights"]),
             "gradients": _bytes(parts["gradients"]),
