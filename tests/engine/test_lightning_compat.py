@@ -342,8 +342,8 @@ def test_restore_metric() -> None:
 def test_set_process_group_timeout() -> None:
     strategy = DDPStrategy()
     assert strategy._timeout == timedelta(minutes=30)
-    compat.set_process_group_timeout(strategy, timedelta(minutes=1))
-    assert strategy._timeout == timedelta(minutes=1)
+    compat.set_process_group_timeout(strategy, days=2)
+    assert strategy._timeout == timedelta(days=2)
     assert "self._timeout" in inspect.getsource(DDPStrategy.setup_distributed)
     assert hasattr(ModelParallelStrategy(), "_timeout")
 

@@ -9,12 +9,9 @@ import os
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.errors import UsageError
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 _STEP_HOOKS = "on_train_batch_start on_before_zero_grad on_before_backward on_after_backward".split()
 _STEP_HOOKS += ["on_before_optimizer_step", "on_train_batch_end"]
@@ -242,13 +239,15 @@ def cache_data_hooks() -> None:
     _DataHookSelector.get_instance = get_instance  # type: ignore[method-assign]
 
 
-def set_process_group_timeout(strategy: Any, timeout: "timedelta") -> None:
+def set_process_group_timeout(strategy: Any, days: float) -> None:
     """Sets how long a rank waits for the others; a strategy given by its name has no argument for it.
 
     Without it, ranks wait 30 minutes for one that hangs.
     """
+    import datetime
+
     if hasattr(strategy, "_timeout"):
-        strategy._timeout = timeout
+        strategy._timeout = datetime.timedelta(days)
 
 
 def summary_writer(folder: Path, event_writer: Any) -> Any:

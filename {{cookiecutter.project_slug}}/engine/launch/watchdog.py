@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 from pytorch_lightning import Trainer
 
@@ -22,7 +21,7 @@ def watch(trainer: Trainer, minutes: float) -> Iterator[None]:
         that make no progress are then ended, with exit status 1.
     """
     # Of torch's waits the time in which all processes were stopped cannot be told, so _watch alone counts.
-    set_process_group_timeout(trainer.strategy, timedelta(days=7))
+    set_process_group_timeout(trainer.strategy, days=7)
     finished = threading.Event()
     threading.Thread(target=_watch, args=(trainer, minutes, finished), daemon=True).start()
     try:
