@@ -27,14 +27,9 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def style() -> Any:
-    """Settings for `matplotlib.rc_context`, with a font for Chinese characters if one is installed."""
-    spines = {"axes.spines.top": False, "axes.spines.right": False}
-    return {"font.family": _fonts(), "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False, **spines}
-
-
 @cache
 def _fonts() -> list[str]:
+    """The font of figures, and those for Chinese characters that are installed."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of a weight that a font does not have
@@ -52,11 +47,13 @@ def _say_no_font() -> None:
 
 
 def render(draw: Callable[[], Any]) -> Any:
-    """The pixels (H, W, 3), bytes, of the figure that `draw` makes, in `style`; None where that makes None."""
+    """The pixels (H, W, 3), bytes, of the figure that `draw` makes, all in one style; None where that makes None."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context(style()), warnings.catch_warnings(record=True) as caught:
+    spines = {"axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {"font.family": _fonts(), "font.size": 9, "axes.titlesize": 10, "axes.formatter.useoffset": False}
+    with matplotlib.rc_context(style | spines), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # very long class names
         warnings.filterwarnings("always", "Glyph .* missing from")
         if (figure := draw()) is None:
