@@ -88,6 +88,47 @@ def test_a_run_that_is_never_validated_says_that_no_checkpoint_is_the_best(train
     assert json.loads(Path("lightning_logs/version_0/metrics.json").read_text())["epoch"] == 2
 
 
+def test_no_patience_stops_at_the_first_validation_that_is_no_better(train, capsys) -> None:
+    metrics = train("--max_epochs", 5, "--lr", 0, "--noise", 0, "--patience", 0)
+    assert metrics["epoch"] == 2
+    assert "and 1 validations since were no better" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--task binary", "--task binary does not go with --loss cross_entropy and targets of shape ()"),
+        ("--task multilabel", "--task multilabel does not go with --loss cross_entropy and targets of shape ()"),
+        ("--task multilabel --loss mse_loss", "--task multilabel does not go with --loss mse_loss and targets of"),
+        ("--compile_mode max-autotune", "--compile_mode max-autotune needs --compile"),
+        ("--mixup 0.2", "--mixup and --cutmix blend images (B, C, H, W), and a batch is of shape (2, 2)"),
+        (f"--run_name {'x' * 300}", "letters, digits and _ . + = - only, 100 at most, and not last"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_one_line(train, argv: str, said: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--max_epochs", 2, *argv.split())
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "unused"),
+    [
+        ("--lr_gamma 0.5 --lr_every 3", ["lr_gamma", "lr_every"]),
+        ("--lr_scheduler step --lr_gamma 0.5 --lr_every 3", []),
+        (
+            "--lr_scheduler constant --lr_milestones 1 --lr_power 2 --lr_end 0.1",
+            ["lr_milestones", "lr_power", "lr_end"],
+        ),
+    ],
+)
+def test_flags_that_a_schedule_does_not_use_are_said(train, argv: str, unused: list[str], capsys) -> None:
+    train("--max_epochs", 1, *argv.split())
+    said = capsys.readouterr().out
+    assert said.count("has no effect with --lr_scheduler") == len(unused)
+    assert all(f"--{name} has no effect" in said for name in unused)
+
+
 @pytest.mark.parametrize("num_items", [1, 2, 3])
 def test_next_to_no_items(train, num_items: int) -> None:
     metrics = train("--num_items", num_items, "--max_epochs", 2, "--patience", 1, "--batch_size", 1000)

@@ -125,6 +125,7 @@ class MInterface(MetricLoggingModule):
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
         self.schedule = lr_schedulers.DEFAULTS | given.get("schedule", {})
+        self.notes += lr_schedulers.without_effect(self.schedule)
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
 
     @property

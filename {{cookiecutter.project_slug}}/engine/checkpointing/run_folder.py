@@ -163,8 +163,10 @@ def check_run_name(name: str | None, root: Path, resumed: Path | None) -> None:
     """Raises UsageError where --run_name is taken: by another run, or as a word that --ckpt_path knows."""
     if name is None:
         return
-    if not re.fullmatch(r"\w[\w.+=-]*", name) or re.fullmatch(r"last|best|version_\d+", name):
-        raise UsageError(f"--run_name {name}: letters, digits and _ . + = - only, and not last, best or version_N")
+    if not re.fullmatch(r"\w[\w.+=-]{,99}", name) or re.fullmatch(r"last|best|version_\d+", name):
+        raise UsageError(
+            f"--run_name {name}: letters, digits and _ . + = - only, 100 at most, and not last, best or version_N"
+        )
     if taken := [run for run in find_named(name, root) if not (resumed and run.samefile(resumed))]:
         raise UsageError(f"--run_name {name} is {taken[0]}: give another, or go on with that by --ckpt_path {name}")
 

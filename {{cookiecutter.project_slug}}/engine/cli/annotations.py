@@ -168,8 +168,6 @@ def _describe(one: Type) -> str:
         return f"a list of {item}" if re.search("[ ,]", item) else f"{item},{item},..."
     if one.kind == "tuple":
         return ",".join(map(describe, one.arguments))
-    if one.kind == "dict" and one.arguments:
-        return "{" + ": ".join(map(describe, one.arguments)) + "}"
     return f"{_SHOWN.get(one.kind, one.name)} {' and '.join(one.ranges)}".rstrip()
 
 

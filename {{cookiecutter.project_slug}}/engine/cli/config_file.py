@@ -11,6 +11,7 @@ from engine.cli.type_conversion import PlainText, convert, from_yaml_node
 from engine.errors import UsageError
 
 _MOST_BYTES = 2**20  # of a config file
+_VARIABLE = r"\$\{(\w+)\}"
 _DEFAULTS = "# these were not given: they are defaults"  # in a run's config.yaml, above them
 
 
@@ -78,7 +79,9 @@ def read(path: Path, kept: bool = False) -> dict[str, RawValue]:
             raise UsageError(f"{where}{key.value} asks for a Python object, which a config file cannot hold")
         for node in nodes if not kept else ():
             if isinstance(node.value, str) and node.style != "'":
-                node.value = _fill_in(node.value, where)
+                if unset := [name for name in re.findall(_VARIABLE, node.value) if name not in os.environ]:
+                    raise UsageError(f"{where}the environment has no variable {unset[0]}")
+                node.value = re.sub(_VARIABLE, lambda match: os.environ[match[1]], node.value)
         try:
             found = from_yaml_node(value, kept)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -119,9 +122,3 @@ def _nodes(node: Any, where: str) -> list[Any]:
         if len(nodes) > _MOST_BYTES:
             raise UsageError(f"{where}this value is too large for a flag")
     return nodes
-
-
-def _fill_in(text: str, where: str) -> str:
-    if unset := [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]:
-        raise UsageError(f"{where}the environment has no variable {unset[0]}")
-    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], text)

@@ -112,7 +112,7 @@ class FlagTable(NamedTuple):
                 return UsageError(f"--{name} is a flag of {', '.join(others)}, and --{key} is {self.names[key]}")
         if _OTHER_NAMES.get(name) in self.flags:
             return UsageError(f"unknown flag --{name}; it is called --{_OTHER_NAMES[name]} here")
-        return UsageError(f"unknown flag --{name}{nearest(name, [*self.flags, *_WORDS])}")
+        return UsageError(f"unknown flag --{name}{nearest(name, {*self.flags, *_WORDS} - {name})}")
 
 
 def collect(

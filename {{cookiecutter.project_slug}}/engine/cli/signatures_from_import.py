@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Collection
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -30,10 +31,9 @@ def from_object(target: Any, owner: str = "") -> Signature:
         annotation = () if parameter.annotation is parameter.empty else annotations.from_hint(parameter.annotation)
         parameters[name] = Parameter(name, annotation or annotations.of_default(default), default, docs, owner)
     mro = getattr(target, "__mro__", ())
-    try:
+    source = ""
+    with suppress(OSError, TypeError):  # a function written in C, or in a notebook
         source = inspect.getsource(target)
-    except (OSError, TypeError):  # a function written in C, or in a notebook
-        source = ""
     base = signatures_from_source.base_of({one.__name__ for one in mro})
     signature = Signature(owner, parameters, None, accepts_any, base, source=source)
     if signature.base != "MInterface":
@@ -126,10 +126,8 @@ def _calls_with(kwargs: str, tree: ast.AST, function: Any, target: Any) -> Any:
         elif isinstance(call.func, (ast.Name, ast.Attribute)):
             first, *rest = ast.unparse(call.func).split(".")
             cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-            try:
+            with suppress(AttributeError, ValueError):  # such as a method, or what has no value yet
                 known = cells[first].cell_contents if first in cells else function.__globals__.get(first)
                 callee = reduce(getattr, rest, known)  # such as what is decorated
-            except (AttributeError, ValueError):
-                callee = None  # such as a method, or what has no value yet
         num_bound = sum(not isinstance(one, ast.Starred) for one in call.args)
         yield callee, num_bound, {word for word in keywords if word}

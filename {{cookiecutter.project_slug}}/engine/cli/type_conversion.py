@@ -180,7 +180,7 @@ def _split(text: str) -> list[str]:
 def from_yaml_node(node: Any, typed: bool) -> Any:
     """The value of a YAML node. typed: unquoted scalars have YAML's own types; otherwise they are PlainText.
 
-    Raises: ValueError: a key is a list or a dict.
+    Raises: ValueError: a key is a list or a dict, or is there twice.
     """
     import yaml  # only what holds YAML pays for it
 
@@ -189,16 +189,20 @@ def from_yaml_node(node: Any, typed: bool) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [from_yaml_node(item, typed) for item in node.value]
     if isinstance(node, yaml.MappingNode):
-        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *defaults`
         if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
             raise ValueError("a key should be a text or a number")
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{twice[0]!r} is given a second time")
+        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *defaults`
+        node.value = [*{key.value: (key, value) for key, value in node.value}.values()]
         return {from_yaml_node(key, typed): from_yaml_node(value, typed) for key, value in node.value}
     if node.style is not None:  # quoted
         return node.value
     if typed:
         is_plain = node.tag.rpartition(":")[2] in ("null", "bool", "int", "float")
         return yaml.SafeLoader("").construct_object(node) if is_plain else node.value
-    return PlainText(node.value) if node.value else None
+    return None if node.tag.endswith(":null") else PlainText(node.value)
 
 
 def _read_yaml(text: str) -> Any:

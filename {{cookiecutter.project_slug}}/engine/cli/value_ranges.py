@@ -12,7 +12,7 @@ _RANGES: dict[str, dict[tuple[str, ...], str]] = {
         ("> 0",): "limit_train_batches limit_predict_batches val_check_interval",
         (">= 0",): "gradient_clip_val overfit_batches limit_val_batches limit_test_batches fast_dev_run "
         "min_epochs min_steps reload_dataloaders_every_n_epochs",
-        (">= 1",): "log_every_n_steps accumulate_grad_batches num_nodes check_val_every_n_epoch",
+        (">= 1", "<= 1000000000"): "log_every_n_steps accumulate_grad_batches num_nodes check_val_every_n_epoch",
     },
     "optimizer": {
         (">= 0",): "momentum eps lr_decay initial_accumulator_value dampening",
@@ -61,7 +61,7 @@ def _trainer_error(name: str, value: Any) -> str:
         return "should be DD:HH:MM:SS and more than 0, such as 00:12:00:00"
     numbers = value if isinstance(value, list) else [value]
     if name == "devices" and value not in ("auto", -1) and (
-        value in (0, []) or any(type(one) is not int or one < 0 for one in numbers)):  # fmt: skip
+        value in (0, []) or any(type(one) is not int or not 0 <= one < 1e6 for one in numbers)):  # fmt: skip
         return "should be a number of devices, their numbers, or auto"
     if name == "strategy" and re.search("spawn|fork|notebook", str(value)):  # Lightning's ways to run in a notebook
         return "would lose what its processes measure; ddp starts processes too, and keeps it"

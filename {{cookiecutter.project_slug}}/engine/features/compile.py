@@ -17,6 +17,8 @@ def callbacks(
     compile_mode: mode of torch.compile: reduce-overhead replays CUDA graphs, for small networks whose kernels are
         shorter than their launches; max-autotune also tries several kernels.
     """
+    if compile_mode != "default" and not compile:
+        raise UsageError(f"--compile_mode {compile_mode} needs --compile")
     return [Compile(compile_mode)] if compile else []
 
 

@@ -26,7 +26,7 @@ _NOT_COMPARED = (
 
 def callbacks(
     *,
-    num_folds: Annotated[int, ">= 2"] | None = None,
+    num_folds: Annotated[int, ">= 2", "<= 1000000"] | None = None,
     fold: Annotated[int, ">= 1"] | None = None,
     all_folds: bool = False,
 ) -> list[Any]:

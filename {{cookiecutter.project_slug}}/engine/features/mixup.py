@@ -41,6 +41,11 @@ class Mixup(Callback):
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
         if self.data.target_info().get("shape"):
             raise UsageError("--mixup and --cutmix need one class per item, not a mask")
+        if (sample := self.data.sample()) is not None:
+            fields = self.data.item_fields.split(sample)
+            shape = tuple(getattr([*fields.args, *fields.kwargs.values()][0], "shape", ()))
+            if len(shape) != 4:
+                raise UsageError(f"--mixup and --cutmix blend images (B, C, H, W), and a batch is of shape {shape}")
         options: dict[str, Any] = {"num_classes": classes, "labels_getter": self.data.get_target}
         transforms = [getattr(v2, name)(alpha=one, **options) for name, one in self.alphas.items() if one is not None]
         blend = transforms[0] if len(transforms) == 1 else v2.RandomChoice(transforms)

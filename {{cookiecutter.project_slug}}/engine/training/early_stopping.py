@@ -30,7 +30,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             raise UsageError(f"--patience waits for {self.monitor}, {hint}")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.wait_count >= self.patience:  # it was over when it was saved
+        if self.wait_count and self.wait_count >= self.patience:  # it was over when it was saved
             trainer.should_stop = True
             rank_zero_only(print)(f"{self._reason()}; to go on, give a longer --patience", flush=True)
 

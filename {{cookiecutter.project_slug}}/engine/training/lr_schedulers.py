@@ -15,6 +15,14 @@ from engine.errors import UsageError
 _OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number of steps of the run
 _find = cache(partial(discovery.find, "model"))  # a schedule of one's own, asked at each step
 _OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
+_USED_BY = {  # of a flag, the schedules that it says something to
+    "lr_gamma": ("step", "multistep", "exponential", "plateau"),
+    "lr_every": ("step", "exponential", "cosine_restarts"),
+    "lr_milestones": ("multistep",),
+    "lr_power": ("polynomial",),
+    "lr_restart_factor": ("cosine_restarts",),
+    "lr_end": ("cosine", "linear", "polynomial"),
+}
 
 
 def lr_factor(
@@ -115,6 +123,13 @@ DEFAULTS: dict[str, Any] = lr_factor.__kwdefaults__ or {}
 def _half_cosine(done: float) -> float:
     """From 1 down to 0."""
     return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def without_effect(options: dict[str, Any]) -> list[str]:
+    """Notes on the flags that differ from their defaults and which the --lr_scheduler does not use."""
+    name = options["lr_scheduler"]
+    unused = [flag for flag, kinds in _USED_BY.items() if name not in kinds and options[flag] != DEFAULTS[flag]]
+    return [f"--{flag} has no effect with --lr_scheduler {name}" for flag in unused]
 
 
 def needs_length(options: dict[str, Any]) -> bool:

@@ -17,15 +17,19 @@ def infer_task(loss: str, target_info: dict[str, Any]) -> Task:
     """The task of a loss, in torchmetrics' words; of a function of one's own, by the dtype of the targets.
 
     target_info: see SplitDataModule.target_info; an entry "task" overrides the guess.
+
+    Raises: UsageError: the loss or the targets are of another task.
     """
-    if task := target_info.get("task"):
+    loss, task, shape = functional_name(loss), target_info.get("task"), target_info.get("shape")
+    over_classes = loss in ("cross_entropy", "nll_loss", "multi_margin_loss")
+    if (over_classes and task not in (None, "multiclass", "other")) or (task == "multilabel" and shape == ()):
+        raise UsageError(f"--task {task} does not go with --loss {loss} and targets of shape {shape}")
+    if task:
         return task
-    loss = functional_name(loss)
-    own = "." in loss and target_info.get("is_integer")
-    if own or loss in ("cross_entropy", "nll_loss", "multi_margin_loss"):
+    if over_classes or ("." in loss and target_info.get("is_integer")):
         return "multiclass"
     if loss.startswith("binary_cross"):
-        return "binary" if target_info.get("shape") in (None, (), (1,)) else "multilabel"
+        return "binary" if shape in (None, (), (1,)) else "multilabel"
     return "regression"
 
 

@@ -91,7 +91,7 @@ def configure(
     data: Any,
     strategy: Any = None,
     *,
-    num_threads: Annotated[int, ">= 1"] | None = None,
+    num_threads: Annotated[int, ">= 1", "<= 1024"] | None = None,
     channels_last: bool = True,
     keep_memory: bool = True,
     matmul_precision: Literal["highest", "high", "medium"] = "high",
