@@ -33,8 +33,8 @@ def test_a_run_that_has_trained_is_kept(train) -> None:
 
 
 def test_ctrl_c_before_the_training_is_one_line(shell) -> None:
-    source = "import signal\nsignal.raise_signal(signal.SIGINT)\n\ndef loss(output, target):\n    return output.mean()\n"
-    Path("stopping.py").write_text(source)
+    loss = "def loss(output, target):\n    return output.mean()\n"
+    Path("stopping.py").write_text(f"import signal\nsignal.raise_signal(signal.SIGINT)\n\n{loss}")
     done = shell(*TOYS, "--loss", "stopping.loss", PYTHONPATH=f"{HERE}{os.pathsep}{Path.cwd()}")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
     assert not list(Path("lightning_logs").glob("version_*"))
