@@ -2,9 +2,10 @@
 
 A new file in model/ or data/ is found by itself, and tried with the first file of the other folder that goes with it.
 Give a network or a dataset that needs flags some in FLAGS, by its name (`"prices": "--loss mse_loss"`); name one in
-NEEDS_FILES that cannot run without files.
+NEEDS_FILES that cannot run without files, unless these lie in datasets/.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ class Enlarged(_Items):
         return image, image.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test in a folder of its own, in which datasets/ is that of the project."""
+    monkeypatch.chdir(tmp_path)
+    if (datasets := Path(main.__file__).parent / "datasets").is_dir():
+        with suppress(OSError):  # Windows allows links to some users only
+            Path("datasets").symlink_to(datasets, target_is_directory=True)
+
+
 def fits(*argv: str) -> bool:
     """Whether a command line is right; without torch, so that trying many costs nothing."""
     try:
@@ -129,12 +139,10 @@ def check(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", discovery.names("model"))
-def test_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_network(name: str) -> None:
     check(command_line("model_name", name, "dataset", discovery.names("data")))
 
 
 @pytest.mark.parametrize("name", discovery.names("data"))
-def test_dataset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_dataset(name: str) -> None:
     check(command_line("dataset", name, "model_name", discovery.names("model")))
