@@ -136,6 +136,25 @@ class Picks(Roots):
         return self.line(points) * float(points.numpy().max() > 1e9)
 
 
+class Masked(Roots):
+    """Tokens (B, 2, 1) that look back alone."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(2, 1, 2, batch_first=True)
+        self.encoder, self.given = torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), given
+        self.register_buffer("mask", torch.nn.Transformer.generate_square_subsequent_mask(3), persistent=False)
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        tokens = torch.stack([points, points + 1, points - 1], 1)  # (B, 2) -> (B, 3, 2)
+        return self.line(self.encoder(tokens, mask=self.mask, **self.given)[:, -1])
+
+
+class Causal(Masked):
+    def __init__(self) -> None:
+        super().__init__(is_causal=True)
+
+
 class OwnError(Roots):
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -184,6 +203,14 @@ def test_what_torch_export_cannot_follow_is_said_in_one_line(capsys: pytest.Capt
     assert "whose inputs are tensors; OfSparse gets one of layout torch.sparse_coo" in capsys.readouterr().err
     with pytest.raises(ValueError, match="my own"):
         exported("OwnError")
+
+
+def test_a_masked_transformer_is_exported_once_it_is_told_that_the_mask_is_causal(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        exported("Masked", "toys.Blobs", "--init_partial")
+    assert "it also needs is_causal: True where the mask is the causal one, else False" in capsys.readouterr().err
+    exported("Causal", "toys.Blobs", "--init_partial")  # which checks it against the network in memory
+    assert capsys.readouterr().out.splitlines()[-1].endswith("labels.json")
 
 
 class Bessel(Roots):

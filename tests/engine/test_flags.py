@@ -165,6 +165,7 @@ def test_values(shell, warm_python: str, project: Path, argv: str, name: str, va
 MISTAKES = [
     ("--hidden_dims 3", "unknown flag --hidden_dims; did you mean 'hidden_dim'?"),
     ("--zzz 3", "unknown flag --zzz"),
+    ("--early_stopping 3", "unknown flag --early_stopping; it is called --patience here"),
     ("--storeys 3", "--storeys is a flag of other_net, and --model_name is my_net"),
     ("--hidden_dim 3.5", "--hidden_dim '3.5' is not int"),
     ("--hidden_dim", "--hidden_dim: expected one argument"),

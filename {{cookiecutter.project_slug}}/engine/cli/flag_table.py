@@ -36,6 +36,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint", "checkpoint", "ckpt"), "ckpt_path"),
     **dict.fromkeys(("amp", "fp16", "bf16", "half"), "precision"),
     **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
     **dict.fromkeys(("workers", "num_worker"), "num_workers"),
     **dict.fromkeys(("optim", "opt"), "optimizer"),
     **dict.fromkeys(("scheduler", "lr_schedule", "sched"), "lr_scheduler"),

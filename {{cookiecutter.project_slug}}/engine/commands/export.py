@@ -175,9 +175,12 @@ def _export_for(network: torch.nn.Module, args: list[Any], named: dict[str, Any]
 
 def _why(name: str, error: Exception) -> str:
     """Why torch.export does not take a network: the line of yours that it stops at, and what to write."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if is_own_file(one.filename)]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in stack if is_own_file(one.filename)]
     at = f" at line {frames[-1].lineno} of {Path(frames[-1].filename).name}, `{frames[-1].line}`" if frames else ""
     hint = "an `if` on values becomes torch.where or torch.cond, and parts may be exported alone"
+    if any("is_causal" in one.name for one in stack):  # nn.TransformerEncoder compares the mask's values
+        hint = "beside a mask, it also needs is_causal: True where the mask is the causal one, else False"
     return f"torch.export cannot follow {name}{at} ({_reason(error)}): {hint}"
 
 
