@@ -24,6 +24,7 @@ import main as project
 from engine.checkpointing.monitor_mode import known_mode, mode_of
 from engine.cli import discovery
 from engine.errors import UsageError, print_own_frames
+from engine.logging import figures
 
 Space = dict[str, dict[str, Any]]  # flag -> {"choices": [...]} or {"low", "high", "log", "step"}
 
@@ -255,8 +256,8 @@ def draw(study: Any, metric: str, path: Path) -> None:
 
     matplotlib.use("Agg")  # a file and no window
     warnings.filterwarnings("ignore", "Attempting to set identical low and high xlims")  # a flag with a single value
-    panels = np.asarray(plot_slice(study, target_name=metric))  # one, or as many as flags
-    panels.flat[0].figure.savefig(path, dpi=120, bbox_inches="tight")
+    # It gives one panel, or as many as there are flags.
+    figures.write_png(path, figures.render(lambda: np.asarray(plot_slice(study, target_name=metric)).flat[0].figure))
 
 
 if __name__ == "__main__":

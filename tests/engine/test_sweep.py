@@ -184,3 +184,15 @@ def test_a_study_keeps_its_metric_and_its_choices(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit, match="2"):
             sweep.main(["space.yaml", "--trials", "2", *change.split(), *FIXED])
         assert said in capsys.readouterr().err
+
+
+class Of宽度(toys.Net):
+    def __init__(self, num_features: int, num_classes: int, 宽度: int = 4) -> None:
+        super().__init__(num_features, num_classes, hidden_dim=宽度)
+
+
+def test_a_flag_in_chinese_is_drawn_without_a_warning_a_letter(recwarn: pytest.WarningsRecorder) -> None:
+    Path("space.yaml").write_text("宽度: [4, 8]\nlr: {low: 1e-3, high: 1e-1}\n")
+    sweep.main(["space.yaml", "--trials", "2", *FIXED, "--model_name", "test_sweep.Of宽度"])
+    assert Path("space.png").read_bytes().startswith(b"\x89PNG")
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
