@@ -152,6 +152,54 @@ def test_inputs_in_memory_that_change_beneath_the_same_targets_are_refused(
     main.main(["--ckpt_path", "last", "--max_epochs", "2"])
 
 
+class InList(toys.Dataset):
+    """Points in a list, as csv.reader and json.load make them; the class of one says nothing of where it stands."""
+
+    num_features, num_classes = 2, 3
+
+    def __init__(self, data_dir: str = ".") -> None:
+        self.rows = [list(map(float, line.split())) for line in Path(data_dir, "rows.txt").read_text().splitlines()]
+        self.targets = [int(row[2]) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor(self.rows[index][:2]), self.targets[index]
+
+
+class Unseeded(InList):
+    """Points that are others whenever they are fetched, by a generator that nothing seeds."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        drawn = np.random.default_rng().random(2, dtype=np.float32)
+        return torch.from_numpy(drawn), self.targets[index]
+
+
+@pytest.mark.parametrize("change", ["order", "values"])
+@pytest.mark.parametrize("name", ["InList", "Unseeded"])
+def test_inputs_in_a_list_that_change_beneath_the_same_targets_are_refused(
+    train, name: str, change: str, capsys
+) -> None:
+    rows = [(number / 10, number % 7, number % 3) for number in range(90)]
+
+    def write_rows() -> None:
+        Path("rows.txt").write_text("".join(f"{x} {y} {target}\n" for x, y, target in rows))
+
+    write_rows()
+    train("--dataset", f"test_data_consistency.{name}", "--max_epochs", 1)
+    main.main(["test", "--ckpt_path", "last"])
+    rows = [*rows[3:], *rows[:3]] if change == "order" else [(x + 1, y, target) for x, y, target in rows]
+    write_rows()
+    if name == "Unseeded":  # what cannot be compared is taken
+        main.main(["test", "--ckpt_path", "last"])
+        return
+    for argv in (["test"], ["--max_epochs", "2"]):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([*argv, "--ckpt_path", "last"])
+        assert "has other values, or in another order, in its `__getitem__`" in capsys.readouterr().err
+
+
 def test_a_lone_checkpoint_knows_its_classes(train, monkeypatch, capsys) -> None:
     train("--max_epochs", 1, "--dataset", "toys.Named")
     shutil.copy(RUN / "checkpoints" / "last.ckpt", "moved.ckpt")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import IterableDataset
 
 from engine.datamodule.item_fields import ItemFields
@@ -86,9 +87,10 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     That is the number of "items", and hashes: of the "indices" in the dataset that was split, of the "ids" (of paths,
     what follows `data_dir`), of the "files" of these names, of the "classes" in its `targets`, and
     the dataset's own attribute "fingerprint". Of other targets, there are up to 32 "values"; without an attribute
-    `targets`, those of up to 4 items, which are fetched. Without a "fingerprint" of its own, the "inputs" are compared
-    where a dataset that was split has them in tensors or arrays with an entry for each item. What `__getitem__` reads
-    or draws elsewhere is not, nor are the inputs of a dataset with splits of its own, whose arguments may change.
+    `targets`, those of up to 4 items, which are fetched. Without a "fingerprint" of its own, the "inputs" of a dataset
+    that was split are compared: tensors or arrays with an entry for each item, or else, without "files", the numbers in
+    up to 4 items, where these are the same when they are fetched again. Those of a dataset with splits of its own are
+    not: its arguments may change.
     """
     if not hasattr(split, "__len__") or isinstance(split, IterableDataset):
         return None
@@ -106,7 +108,7 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     if isinstance(known := getattr(data, "fingerprint", None), str):
         found["fingerprint"] = known
     elif data is not split:
-        found["inputs"] = _inputs(data, indices)
+        found["inputs"] = _inputs(data, indices) or ({} if "files" in found else _fetched_inputs(data, indices))
     targets = targets_of(data)
     with suppress(TypeError, ValueError, NotImplementedError):  # targets that are no numbers: paths, for example
         if targets is None:
@@ -131,12 +133,28 @@ def _inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
         with suppress(TypeError, NotImplementedError):  # an array of texts, a sparse tensor
             found[name] = means = list[float]()
             for some in indices[:: 1 + (len(indices) - 1) // 256].split(8):
-                entries = torch.as_tensor(value[some if isinstance(value, torch.Tensor) else some.numpy()])
-                entries = torch.view_as_real(entries) if entries.is_complex() else entries
-                numbers = entries.flatten()[:: 1 + entries.numel() // 2**16].double().nan_to_num(0, 0, 0)
-                weights = torch.linspace(1, 2, len(numbers), dtype=torch.double, device=numbers.device)
-                means.append(float((numbers * weights).mean()))
+                means.append(_weighted_mean(value[some if isinstance(value, torch.Tensor) else some.numpy()]))
     return found
+
+
+def _fetched_inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
+    """The weighted mean of each number, tensor or array in up to 4 items; {} where they are others at the next time."""
+    means: tuple[list[float], list[float]] = ([], [])
+    with suppress(Exception):  # an item of texts; what is broken is raised in training
+        for found in means:
+            reseed("fingerprint")
+            for index in indices[:: 1 + (len(indices) - 1) // 4].tolist():
+                kinds = (torch.Tensor, np.ndarray, int, float)
+                apply_to_collection(data[index], kinds, lambda one, found=found: found.append(_weighted_mean(one)))
+    return {"__getitem__": means[0]} if means[0] and means[0] == means[1] else {}
+
+
+def _weighted_mean(value: Any) -> float:
+    entries = torch.as_tensor(value)
+    entries = torch.view_as_real(entries) if entries.is_complex() else entries
+    numbers = entries.flatten()[:: 1 + entries.numel() // 2**16].double().nan_to_num(0, 0, 0)
+    weights = torch.linspace(1, 2, len(numbers), dtype=torch.double, device=numbers.device)
+    return float((numbers * weights).mean().nan_to_num())
 
 
 def difference(kept: dict[str, Any], now: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class Mixup(Callback):
             raise UsageError("--mixup and --cutmix blend classes: they need --loss cross_entropy and a num_classes")
         if self.data.target_info().get("shape"):
             raise UsageError("--mixup and --cutmix need one class per item, not a mask")
-        if (sample := self.data.sample()) is not None:
+        if (sample := self.data.sample()) is not None and not getattr(module, "has_own_step", True):
             fields = self.data.item_fields.split(sample)
             shape = tuple(getattr([*fields.args, *fields.kwargs.values()][0], "shape", ()))
             if len(shape) != 4:
