@@ -260,6 +260,37 @@ def test_cache_data_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts[0] > counts[1] == counts[2]
 
 
+class Numbered(Module):
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen = [*getattr(self, "seen", []), batch_idx]
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch: torch.Tensor) -> None:
+        self.validated = getattr(self, "validated", 0) + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cache_step_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_lightning.loops import evaluation_loop, training_epoch_loop
+    from pytorch_lightning.utilities import signature_utils
+
+    asked, plain = [], signature_utils.is_param_in_hook_signature
+    for loop in (evaluation_loop, training_epoch_loop):
+        count = lambda step, *words, **more: asked.append(step.__name__) or plain(step, *words, **more)  # noqa: E731
+        monkeypatch.setattr(loop, "is_param_in_hook_signature", count)
+    counts = []
+    for cache in (lambda: None, compat.cache_step_parameters, compat.cache_step_parameters):
+        cache()
+        asked.clear()
+        module, loader = Numbered(), DataLoader(torch.zeros(4, 2))
+        made = trainer()
+        made.num_sanity_val_steps = 0
+        made.fit(module, loader, loader)
+        assert (module.seen, module.validated) == ([0, 1, 2, 3], 4)
+        counts.append([asked.count(name) for name in ("training_step", "validation_step")])
+    assert counts == [[4, 4], [1, 1], [0, 0]]
+
+
 def test_idle_threads_soon_sleep() -> None:
     assert "OMP_WAIT_POLICY" in os.environ or os.environ["GOMP_SPINCOUNT"] == "10000"
 
@@ -460,14 +491,6 @@ def test_combined_mode() -> None:
 
     for mode in ("max_size_cycle", "max_size", "min_size", "sequential"):
         assert compat.combined_mode(CombinedLoader([range(2), range(3)], mode)) == mode
-
-
-def test_cache_signature() -> None:
-    def step(batch: int) -> None: ...
-
-    compat.cache_signature(step)
-    assert inspect.signature(step) is inspect.signature(step)  # else built anew by each call
-    assert list(inspect.signature(step).parameters) == ["batch"]
 
 
 def test_fake_tensors_have_shapes_and_no_values() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from engine.cli.settings import Settings
 from engine.datamodule.item_fields import Fields, ItemFields
 from engine.errors import UsageError
-from engine.lightning_compat import cache_signature
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
@@ -384,14 +383,16 @@ class MInterface(MetricLoggingModule):
             self.log_now({"train_loss_step": loss.item()} | optimizers.current_lrs(self.trainer.optimizers[0]))
         return loss
 
-    cache_signature(training_step)
-
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)
         size, done = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx + 1
         if size > 1 and self.trainer.is_last_batch and (rest := done % size):
             for gradient in (one.grad for one in self.parameters() if one.grad is not None):
                 gradient.mul_(size / rest)  # Lightning has divided by `size` what are only `rest` batches
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *args: Any, **kw: Any) -> None:
+        if gradient_clip_val is not None:  # else Lightning looks at what there is to do, and does nothing
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, *args, **kw)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.step(batch, "val")
@@ -402,8 +403,6 @@ class MInterface(MetricLoggingModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         args, kwargs = self.arguments(batch)
         return self._with_gradients(lambda: self(*args, **kwargs))
-
-    cache_signature(predict_step)
 
     def sample_images(self, batch: Any) -> dict[str, Any]:
         """Images to save after each validation, by file name, from its first batch.

@@ -76,6 +76,7 @@ class ResumableLoader:
             worker_init_fn=seeding.delay_exit_on_signal,
             generator=torch.Generator().manual_seed(seed),  # its own: the global one stays as it is
         )
+        self._fetches_here = not (self.iterable or num_workers or self.loader.pin_memory)
         self.close = weakref.finalize(self, shut_down_workers, self.loader)  # by hand, or by the garbage collector
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class ResumableLoader:
             self.epoch_sampler.epoch, self.epoch_sampler.start = epoch, start
         if self._initial_state:
             self.data.load_state_dict((resume if resume and start else self._initial_state)["dataset"])  # type: ignore[attr-defined]
-        batches = iter(self.loader)
+        batches = self._fetched_here() if self._fetches_here else iter(self.loader)
         skip = start if self.iterable and not self._initial_state else 0  # a stream without a state is read again
         for number in itertools.count(start - skip):
             if self.iterable:
@@ -107,6 +108,11 @@ class ResumableLoader:
             if number >= start:
                 self._states.append({"epoch": epoch, "batches": number + 1, **self._stream_state()})
                 yield _copy(batch) if self._read_ahead else batch
+
+    def _fetched_here(self) -> Iterator[Any]:
+        """What the DataLoader would yield without workers; it takes some 20 us longer."""
+        for indices in self.epoch_sampler:
+            yield self.loader.collate_fn(self.loader.dataset.__getitems__(indices))  # type: ignore[attr-defined]
 
     def check_resume(self) -> None:
         """Raises UsageError where the run stopped within an epoch that these flags do not go on with."""

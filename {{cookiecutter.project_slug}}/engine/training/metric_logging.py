@@ -284,5 +284,4 @@ def _prepared(
             module.begin_set(stage, args[1], set_names(stage))
         return None if batch is None else step(batch, *args[:accepted])
 
-    lightning_compat.cache_signature(call)
     return call

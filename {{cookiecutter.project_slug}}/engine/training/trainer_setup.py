@@ -197,6 +197,7 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     lightning_compat.count_epochs(trainer)
     lightning_compat.skip_unused_hooks(trainer, model)
     lightning_compat.cache_data_hooks()
+    lightning_compat.cache_step_parameters()
     return trainer
 
 
