@@ -58,6 +58,49 @@ def test_folds_have_the_classes_in_equal_shares_where_there_are_classes() -> Non
     assert [len(parts(Numbers, fold, num_folds=4)[1]) for fold in (1, 2, 3, 4)] == [21, 20, 20, 20]
 
 
+class OfPatients(toys.Blobs):
+    """Ninety items, of twenty patients."""
+
+    def __init__(self, missing: bool = False) -> None:
+        super().__init__()
+        self.groups = [f"P{index**2 % 23}" for index in range(90 - missing)]
+
+
+class WithClasses(OfPatients):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets = [index % 3 for index in range(90)]
+
+
+@pytest.mark.parametrize("dataset", [OfPatients, WithClasses])
+def test_all_items_of_a_group_are_in_one_split(dataset: type, train, capsys) -> None:
+    of = dataset().groups
+    for fold in (0, 1, 2, 3):  # 0: without folds
+        data = DInterface(dataset, {}, None, val_fraction=0.25, test_fraction=0.25)
+        alone = [data.split(name).indices for name in ("train", "val", "test")]
+        splits = [list(one) for one in alone] if not fold else parts(dataset, fold)
+        groups = [{of[item] for item in split} for split in splits]
+        assert sorted(item for split in splits for item in split) == [*range(90)]
+        assert sum(map(len, groups)) == len({*of}) == 12
+        if not fold:
+            assert [len(one) for one in groups] == [6, 3, 3]
+    assert sorted(item for fold in (1, 2, 3) for item in [*parts(dataset, fold)[1]]) == sorted(
+        {*range(90)} - {*parts(dataset, 1)[2]}
+    )
+    capsys.readouterr()
+    train("--dataset", f"test_folds.{dataset.__name__}", "--max_epochs", 1)
+    assert "12 groups of items, each in one split as a whole" in capsys.readouterr().out
+    assert main.main(["test", "--ckpt_path", "last"])["test_acc"] >= 0
+    for flags, said in (
+        (["--missing"], "90 items, and 89 in its `groups`"),
+        (["--num_folds", "12"], "has only 11 groups"),
+    ):
+        if dataset is OfPatients:
+            with pytest.raises(SystemExit, match="2"):
+                train("--dataset", "test_folds.OfPatients", *flags)
+            assert said in capsys.readouterr().err
+
+
 def test_each_fold_is_a_run_and_the_end_is_mean_and_spread(train, capsys) -> None:
     told = train("--num_folds", 3, "--max_epochs", 2, "--lr", 0.05, "--val_fraction", 0)
     assert runs() == ["version_0", "version_1", "version_2"]

@@ -24,7 +24,7 @@ from engine.datamodule import class_balance
 from engine.datamodule.class_balance import num_classes
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.seeding import Collate, fetch_items, reseed, unwrap_subset
-from engine.datamodule.splits import fingerprint, split_indices
+from engine.datamodule.splits import fingerprint, item_groups, split_indices
 from engine.errors import UsageError, printable
 
 Splitter = Callable[[Dataset[Any], list[int], int], tuple[list[int], list[int]]]
@@ -321,7 +321,10 @@ class SplitDataModule(LightningDataModule):
             raise TypeError(f"{self.dataset_class.__name__} cannot be split: give its constructor an argument `split`")
         val_fraction = 0.0 if self.splitter else self.val_fraction
         classes = class_balance.known_classes(dataset) if self.stratify else None
-        splits = split_indices(len(dataset), self.seed, val_fraction, test_fraction or 0.0, classes)  # type: ignore[arg-type]
+        if (groups := item_groups(dataset)) is not None:
+            rank_zero_only(print)(f"{len({*groups.tolist()}):,} groups of items, each in one split as a whole")
+        given = len(dataset), self.seed, val_fraction, test_fraction or 0.0, classes, groups  # type: ignore[arg-type]
+        splits = split_indices(*given)
         for name, indices in splits.items():
             if name != "test" or test_fraction is not None:
                 compact = array("q", indices.numpy().tobytes())  # a fifth of the memory of a list

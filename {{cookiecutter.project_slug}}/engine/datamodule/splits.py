@@ -19,7 +19,7 @@ from engine.errors import UsageError
 
 
 def split_indices(
-    num_items: int, seed: int, val_fraction: float, test_fraction: float, classes: Any = None
+    num_items: int, seed: int, val_fraction: float, test_fraction: float, classes: Any = None, groups: Any = None
 ) -> dict[str, torch.Tensor]:
     """Indices of the "train", "val" and "test" split, from the seed alone.
 
@@ -27,9 +27,15 @@ def split_indices(
 
     classes: the class number of each item (items,), or None. Each split gets the same share of every class, up to
         rounding; a class of three items and more is in every split where these have room for it.
+    groups: what each item belongs to (items,), or None. A group is in one split as a whole; the fractions are shares of
+        the groups, whatever their size and the classes in them.
 
     Raises: UsageError: the fractions leave nothing to train on.
     """
+    if groups is not None:
+        numbers = np.unique(groups, return_inverse=True)[1]  # (items,)
+        chosen = split_indices(int(numbers.max()) + 1, seed, val_fraction, test_fraction)
+        return {name: torch.from_numpy(np.flatnonzero(np.isin(numbers, one))) for name, one in chosen.items()}
     fractions = {"test": test_fraction, "val": val_fraction}
     if min(fractions.values()) < 0 or sum(fractions.values()) >= 1:
         given = f"--val_fraction {val_fraction} and --test_fraction {test_fraction}"
@@ -66,6 +72,18 @@ def _stratified(classes: torch.Tensor, size: int, spare: int) -> torch.Tensor:
     position = torch.empty_like(inverse)  # of each item within its class
     position[by_class] = places - start.repeat_interleave(counts)
     return position < taken[inverse]
+
+
+def item_groups(dataset: Any) -> Any:
+    """The dataset's `groups`: what each item belongs to, such as a patient, an array (items,); None where it has none.
+
+    Raises: UsageError: they are more or fewer than the items.
+    """
+    data, indices = subset_indices(dataset)
+    groups = np.asarray(getattr(data, "groups", None))
+    if groups.ndim and len(groups) != len(data):
+        raise UsageError(f"{type(data).__name__} has {len(data):,} items, and {len(groups):,} in its `groups`")
+    return groups[indices.numpy()] if groups.ndim else None
 
 
 def item_ids(split: Any) -> list[str] | None:

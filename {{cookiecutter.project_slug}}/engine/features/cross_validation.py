@@ -13,6 +13,7 @@ from engine.checkpointing import run_folder
 from engine.checkpointing.atomic_write import read_json, write_json
 from engine.cli.annotations import as_text
 from engine.datamodule.class_balance import known_classes
+from engine.datamodule.splits import item_groups
 from engine.errors import UsageError
 
 Metrics = dict[str, float]
@@ -55,15 +56,20 @@ def splitter(
         raise UsageError(f"--fold {given} give 1 to {num_folds} (--num_folds)")
 
     def split(dataset: Any, indices: list[int], seed: int) -> tuple[list[int], list[int]]:
-        from sklearn.model_selection import KFold, StratifiedKFold
+        from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
-        known = known_classes(dataset)
+        known, groups = known_classes(dataset), item_groups(dataset)
         classes = None if known is None else known[indices].tolist()
         fewest = len(indices) if classes is None else min(map(classes.count, set(classes)))
         if fewest < num_folds:
             raise UsageError(f"--num_folds {num_folds}: {'a class' if classes else 'the data'} has only {fewest} items")
-        k_fold = (KFold if classes is None else StratifiedKFold)(num_folds, shuffle=True, random_state=seed)
-        train, val = list(k_fold.split(indices, classes))[fold - 1]
+        chosen = None if groups is None else groups[indices]
+        if chosen is not None and len({*chosen.tolist()}) < num_folds:
+            raise UsageError(f"--num_folds {num_folds}: the data has only {len({*chosen.tolist()})} groups")
+        plain = KFold if classes is None else StratifiedKFold
+        k_fold = (plain if chosen is None else StratifiedGroupKFold)(num_folds, shuffle=True, random_state=seed)
+        labels = classes if chosen is None else classes or [0] * len(indices)
+        train, val = list(k_fold.split(indices, labels, chosen))[fold - 1]
         return [indices[position] for position in train], [indices[position] for position in val]
 
     return split
