@@ -320,6 +320,28 @@ def test_of_a_batch_without_tensors_the_rest_is_planned(capsys: pytest.CaptureFi
     assert "Reader: a batch without tensors is not traced" in capsys.readouterr().out
 
 
+class Heated(Words):
+    """Batches whose first entry is one number for all items."""
+
+    @staticmethod
+    def collate_fn(items: list[Any]) -> tuple[Tensor, ...]:
+        return torch.tensor(2.0), torch.ones(len(items), 8), torch.tensor([target for _, target in items])
+
+
+class Heat(Layer):
+    def __init__(self, num_classes: int) -> None:
+        nn.Linear.__init__(self, 8, num_classes)
+
+    def forward(self, heat: Tensor, points: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(points) / heat
+
+
+def test_a_batch_may_begin_with_a_number_for_all_of_its_items() -> None:
+    told = plan("test_plan.Heat", "test_plan.Heated", "--batch_size", 100)
+    inputs, target, logits = 100 * 8 * 4, 100 * 8, 100 * 10 * 4
+    assert told["activations"] == pytest.approx(inputs + target + logits, rel=0.01)
+
+
 def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     plan(
         "toys.Net",

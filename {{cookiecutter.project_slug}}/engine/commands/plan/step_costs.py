@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import lightning_compat
 from engine.cli import features_and_commands
 from engine.cli.settings import Settings
+from engine.datamodule.item_fields import num_items
 from engine.errors import UsageError
 from engine.training import lr_schedulers
 
@@ -75,7 +76,7 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str, che
             activations, workspace = (2.0 * small - large, (large - small) / 64), beside / 128
             flops = (more - less) / 64
             tensors = _tensors(batch)
-            each = bytes_of(tensors) / len(tensors[0])
+            each = bytes_of(tensors) / num_items(model, batch)
             if device == "cpu":  # that of the step before is there until the next one is
                 workspace = max(workspace, 2 * each - activations[1])
             elif checks_gradients:  # GradientGuard keeps that of the step before until it has read its check
@@ -191,8 +192,8 @@ def _count_pass(model: Any, batch: Any, size: int, plugin: Any) -> tuple[int, fl
         raise NotImplementedError("its own training_step is not traced")
     if not _tensors(batch):
         raise NotImplementedError("a batch without tensors is not traced")
-    items = _tensors(batch)[0].shape[0]
-    resized = lambda tensor: tensor.new_empty((tensor.shape[0] * size // items, *tensor.shape[1:]))  # noqa: E731
+    items = num_items(model, batch)
+    resized = lambda one: one.new_empty((one.shape[0] * size // items, *one.shape[1:])) if one.dim() else one  # noqa: E731
     batch = apply_to_collection(batch, Tensor, resized)
     with _LiveBytes([*model.parameters(), *model.buffers(), *_tensors(batch)]) as live:
         try:
