@@ -8,6 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
 import main
 import numpy as np
@@ -18,7 +19,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from toys import Blobs, Net
+from toys import Blobs, Net, Stream
 
 PAGE = Path("preview/preview.html")
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1.0]])
@@ -402,6 +403,27 @@ def test_of_a_stream_the_first_items_are_looked_at(capsys) -> None:
     printed = capsys.readouterr().out
     assert row(printed, "items read (--check_all: all)") == ["1,000"] * 3
     assert row(printed, "class 0") == ["334 (33.4 %)"] * 3
+
+
+class Kept(Stream):
+    """A stream that keeps its place, of more items than are looked at."""
+
+    begun: ClassVar[list[int]] = []
+
+    def __init__(self, split: str) -> None:
+        super().__init__(split, num_items=1500)
+
+    def __iter__(self):
+        self.begun.append(self.place)
+        return super().__iter__()
+
+
+def test_a_stream_that_keeps_its_place_is_put_back_there(capsys) -> None:
+    Kept.begun.clear()
+    preview("test_preview.Kept", "--batch_size", "100", "--max_epochs", "1", "--limit_train_batches", "5", model="toys.Net")
+    assert len(Kept.begun) > 6  # three splits are looked at, two drawn, one timed and trained on
+    assert {*Kept.begun} == {0}
+    assert "over 5 steps" in capsys.readouterr().out
 
 
 class Module(LightningDataModule):

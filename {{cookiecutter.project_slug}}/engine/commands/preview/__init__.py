@@ -1,12 +1,14 @@
 """`preview`: look at the data before training: first batches, classes, broken items, leaks, learning rates, speed."""
 
+import copy
 import html
 import itertools
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from engine.checkpointing.atomic_write import atomic_file, write_atomically
 from engine.cli.settings import Settings
@@ -80,16 +83,18 @@ def run(
     seed_everything(settings.arguments["run"]["seed"], verbose=False)
     data = build_data(settings)
     more = [name for stage in ("val", "test") for name in data.set_names(stage) if name != stage]
-    found = (split_statistics.read(data, name, check_seconds, check_all) for name in ("train", "val", "test", *more))
+    with _streams_put_back(data):
+        found = [split_statistics.read(data, one, check_seconds, check_all) for one in ("train", "val", "test", *more)]
     splits = [split for split in found if split is not None]
     findings, lines = problems(data, splits), table(data, splits)
     print(*lines, sep="\n", flush=True)
     damaged = any(one.no_batch for one in findings)
     draws, tried, steps = dict[str, FirstBatch](), list[str](), None
     try:
-        for split in splits:
-            if split.name in ("train", "val"):
-                draws[split.name] = pictures.first_batch(data, split.name, split.drawn)
+        with _streams_put_back(data):
+            for split in splits:
+                if split.name in ("train", "val"):
+                    draws[split.name] = pictures.first_batch(data, split.name, split.drawn)
         with warnings.catch_warnings():
             # More workers than cores, as is asked here.
             warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -105,6 +110,17 @@ def run(
     print(folder / "preview.html")
     if any(split.broken for split in splits):
         raise SystemExit(1)
+
+
+@contextmanager
+def _streams_put_back(data: Any) -> Iterator[None]:
+    """Has the splits that are streams, and keep their place, begin where they did."""
+    splits = [data.split(name) for name in ("train", "val", "test")]
+    streams = [one for one in splits if isinstance(one, IterableDataset) and hasattr(one, "state_dict")]
+    states = [copy.deepcopy(one.state_dict()) for one in streams]
+    yield
+    for stream, state in zip(streams, states, strict=True):
+        stream.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 def _texts(findings: list[Finding], most: int | None) -> list[str]:
@@ -169,7 +185,8 @@ def _try_network(settings: Settings, data: Any, build_model: Callable[..., Any])
         loader = data.train_dataloader()
         if not isinstance(loader, ResumableLoader) or loader.loader.num_workers in speeds:
             break  # a LightningDataModule sets them itself
-        speeds[loader.loader.num_workers] = _loading_speed(loader, data.item_fields)
+        with _streams_put_back(data):
+            speeds[loader.loader.num_workers] = _loading_speed(loader, data.item_fields)
         if loader.iterable:
             break
     data.num_workers = chosen
