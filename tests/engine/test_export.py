@@ -102,6 +102,40 @@ def test_a_network_that_fixes_the_length_says_so(train, capsys: pytest.CaptureFi
     assert torch.export.load(RUN / "network.pt2").module()(torch.zeros(3, 7), torch.ones(3)).shape == (3, 2)
 
 
+class Crops(Dataset[Any]):
+    """Crops of one size to learn from, by name; wholes of several sizes for the rest."""
+
+    num_classes = 3
+
+    def __init__(self, split: str) -> None:
+        self.is_train = split == "train"
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        size = (8, 8) if self.is_train else (9 + index % 2, 12)
+        return {"image": torch.zeros(1, *size), "target": torch.zeros(size, dtype=torch.long)}
+
+
+class OfPixels(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image)
+
+
+def test_what_is_learnt_on_crops_is_exported_for_the_sizes_of_the_validation() -> None:
+    torch.save((net := OfPixels()).state_dict(), "weights.pt")
+    flags = ["--model_name", "test_export.OfPixels", "--dataset", "test_export.Crops", "--accelerator", "cpu"]
+    main.main(["export", "--init_from", "weights.pt", *flags])
+    image = torch.randn(3, 1, 21, 13)
+    found = torch.export.load(RUN / "network.pt2").module()(image=image)
+    torch.testing.assert_close(found, net(image))
+
+
 class Roots(torch.nn.Module):
     """Numbers of points; NaN where one is below 0."""
 

@@ -150,26 +150,30 @@ class SplitDataModule(LightningDataModule):
         dataset: Any = self._any_split()
         if self._sample is None and not self.restored and not isinstance(dataset, IterableDataset):
             begun = time.perf_counter()
-            items = self._fetch([0, 1][: len(dataset)])
+            items = self._fetch([0, 1][: len(dataset)], dataset)
             try:
-                self._sample = self._collate(items)
+                self._sample = self._collate(items, dataset)
             except UsageError:  # of different sizes, for batches of one
-                self._sample = self._collate(items[:1])
+                self._sample = self._collate(items[:1], dataset)
             self.item_seconds = (time.perf_counter() - begun) / len(items)
         return self._sample
 
     def batches_of_one(self, count: int) -> list[Any]:
-        """The first training items, each as a batch: what differs in size shows; none where `sample` gives None."""
-        number = 0 if self.sample() is None else min(count, len(self._any_split()))  # type: ignore[arg-type]
-        return [self._collate(self._fetch([index])) for index in range(number)]
+        """The first items of training and validation, each as a batch: what differs in size shows.
 
-    def _fetch(self, indices: list[int]) -> list[Any]:
-        """Items of the train split, or of another one where there is none."""
+        None where `sample` gives None.
+        """
+        self.optional |= {"val"}
+        splits = [] if self.sample() is None else [self._any_split(), self.split("val")]
+        known = [one for one in splits if one is not None and not isinstance(one, IterableDataset)]
+        return [self._collate(self._fetch([at], one), one) for one in known for at in range(min(count, len(one)))]  # type: ignore[arg-type]
+
+    def _fetch(self, indices: list[int], dataset: Any) -> list[Any]:
         reseed("batch", self.seed, 0, 0, 0)  # as for the first batch
-        return fetch_items(self._any_split(), indices)
+        return fetch_items(dataset, indices)
 
-    def _collate(self, items: list[Any]) -> Any:
-        return Collate(self.collate_of() or default_collate)(items)
+    def _collate(self, items: list[Any], dataset: Any) -> Any:
+        return Collate(self.collate_of(dataset) or default_collate)(items)
 
     def collate_of(self, dataset: Any = None) -> Callable[[list[Any]], Any] | None:
         """What makes a batch of the items of a split, or of any; None where torch's default_collate does."""
