@@ -18,7 +18,8 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
-from toys import Blobs
+from torchmetrics import MeanMetric
+from toys import Blobs, twice
 
 HERE = "test_items_and_answers."
 RUN = Path("lightning_logs/version_0")
@@ -87,6 +88,14 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str | int) -> str:
     text = capsys.readouterr().err.strip()
     assert "\n" not in text, text
     return text
+
+
+def refused_later(capsys: pytest.CaptureFixture[str], *argv: str | int) -> str:
+    """The last line with which a command line is refused once a step was tried."""
+    with pytest.raises(SystemExit) as stop:
+        main.main([*map(str, argv)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 # Items.
@@ -426,6 +435,10 @@ def test_the_answer_in_a_dict_or_tuple_is_measured_and_predicted(model: str) -> 
     assert left == right
 
 
+def twice_of_logits(output: dict[str, Tensor], label: Tensor) -> Tensor:
+    return twice(output["logits"], label)
+
+
 class Judge(Net):
     """Takes the targets, and returns its loss."""
 
@@ -437,6 +450,103 @@ class Judge(Net):
 def test_a_network_that_takes_the_target_returns_its_own_loss() -> None:
     plain, _ = fit("Net", "Named", "--max_epochs", 2)
     assert fit("Judge", "Named", "--max_epochs", 2)[0] == plain
+    plain, _ = fit("Net", "Named", "--max_epochs", 2, "--loss", "toys.twice")
+    own, _ = fit("Judge", "Named", "--max_epochs", 2, "--loss", f"{HERE}twice_of_logits")  # which is meant then
+    assert own["train_loss"] == plain["train_loss"]
+
+
+class Words(Bigrams):
+    """Rows that are their own labels, which a language model shifts."""
+
+    def __getitem__(self, index: int) -> Any:
+        return {"tokens": self.rows[index], "labels": self.rows[index]}
+
+
+class LanguageModel(Speaker):
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Any:
+        logits = super().forward(tokens)
+        if labels is None:
+            return logits
+        return {"loss": functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:]), "logits": logits}
+
+
+class NextToken(MeanMetric):
+    higher_is_better = True
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        super().update((output[:, :-1].argmax(2) == target[:, 1:]).float())
+
+
+def test_only_metrics_of_ones_own_see_what_a_network_may_have_shifted(capsys) -> None:
+    flags = ["--max_epochs", 5, "--lr", 0.05, "--test_fraction", 0.5]
+    line = words("LanguageModel", "Words", *flags)
+    assert "--metrics acc: the network returns its own loss; one of your own" in refused_later(capsys, *line, "--metrics", "acc")
+    for given in ("--label_smoothing 0.1", "--class_weights balanced", "--loss mse_loss"):
+        text = refused_later(capsys, *line, *given.split())
+        assert f"{given.split()[0]}: the network returns its own loss" in text
+    fit("LanguageModel", "Words", *flags)
+    assert "no metric but the loss: the network returns its own loss" in capsys.readouterr().out
+    metrics, _ = fit("LanguageModel", "Words", *flags, "--metrics", f"{HERE}NextToken")
+    run = sorted(Path("lightning_logs").iterdir())[-1]
+    rows = Bigrams().rows[DInterface(Words, test_fraction=0.5).split("test").indices]
+    logits = last_weights(run)["network.table.weight"][rows]
+    assert metrics["test_next_token"] == pytest.approx((logits[:, :-1].argmax(2) == rows[:, 1:]).double().mean().item())
+    assert main.main(["test", "--ckpt_path", "last"])["test_loss"] == metrics["test_loss"]
+    main.main(["predict", "--ckpt_path", "last", "--format", "npy"])
+    torch.testing.assert_close(torch.from_numpy(np.load(run / "predictions.npy")), logits.softmax(2))
+
+
+class Sums(Still):
+    def __getitem__(self, index: int) -> Any:
+        return {"points": self.points[index], "target": self.points[index].sum()}
+
+
+class Summer(nn.Module):
+    """Returns its own loss, of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, points: Tensor, target: Tensor | None = None) -> Any:
+        number = self.layer(points)
+        return number if target is None else {"loss": (number[:, 0] - target).square().mean(), "out": number}
+
+
+@pytest.mark.parametrize("flags", [[], ["--task", "regression", "--metrics", "mae"]])
+def test_numbers_of_a_network_with_its_own_loss_are_no_logits(flags: list[str]) -> None:
+    metrics, _ = fit("Summer", "Sums", *flags, "--max_epochs", 2, "--test_fraction", 0.5)
+    weights, part = last_weights(), DInterface(Sums, test_fraction=0.5).split("test").indices
+    points = Still().points[part]
+    wanted = (points @ weights["network.layer.weight"].T + weights["network.layer.bias"])[:, 0]
+    main.main(["predict", "--ckpt_path", "last"])
+    rows = list(csv.DictReader((RUN / "predictions.csv").read_text().splitlines()))
+    assert [float(row["y0"]) for row in rows] == pytest.approx(wanted.tolist(), abs=1e-5)
+    if flags:
+        assert metrics["test_mae"] == pytest.approx((wanted - points.sum(1)).abs().mean().item(), rel=1e-5)
+
+
+def test_predict_from_plain_weights_says_what_it_guesses(capsys) -> None:
+    table = nn.Embedding(5, 5)
+    torch.save({"table.weight": table.weight.detach()}, "weights.pt")
+    line = ["predict", "--init_from", "weights.pt", *words("Speaker", "Bigrams", "--test_fraction", 0.5)]
+    main.main([*line, "--format", "npy"])  # rows of 4, and 5 classes
+    logits = table.weight.detach()[Bigrams().rows[DInterface(Bigrams, test_fraction=0.5).split("test").indices]]
+    torch.testing.assert_close(torch.from_numpy(np.load(RUN / "predictions.npy")), logits.softmax(2))
+    for model, loss, said, column in (
+        ("Net", "toys.twice", "the outputs are taken for logits of classes; --task other writes", "p0"),
+        ("Embedding", f"{HERE}spread", "the outputs are written as they are; --task multiclass makes", "y0"),
+    ):
+        net = {"Net": Net, "Embedding": Embedding}[model]()
+        torch.save(net.state_dict(), "weights.pt")
+        line = ["predict", "--init_from", "weights.pt", *words(model, "Still", "--loss", loss, "--test_fraction", 0.5)]
+        capsys.readouterr()
+        main.main(line)
+        run = sorted(Path("lightning_logs").iterdir())[-1]
+        assert said in capsys.readouterr().out
+        assert column in (run / "predictions.csv").read_text().splitlines()[0].split(",")
+    main.main([*line, "--task", "multiclass"])
+    assert "the outputs are" not in capsys.readouterr().out
 
 
 class Twofold(Net):

@@ -268,7 +268,7 @@ KINDS: dict[str, tuple[str, str, list[str], str, str]] = {
         "predict writes a tensor, and the network gives a list",
         "inputs are tensors",
     ),
-    "gpt": ("GPT", "Texts", [], "--format png, npy or pt", ""),
+    "gpt": ("GPT", "Texts", [], "--format npy or pt", ""),
     "ddpm": (
         "Denoiser",
         "Signals",
@@ -278,7 +278,7 @@ KINDS: dict[str, tuple[str, str, list[str], str, str]] = {
     ),
     "forecast": ("Forecast", "Series", ["--loss", "mse_loss"], "", ""),
     "packed": ("Recurrent", "Sequences", [], "", "inputs are tensors"),
-    "tagging": ("Tagger", "Tags", [], "--format png, npy or pt", ""),
+    "tagging": ("Tagger", "Tags", [], "--format npy or pt", ""),
     "graphs": ("GraphNet", "Graphs", [], "", "inputs are tensors"),
     "lbfgs": (
         "Line",

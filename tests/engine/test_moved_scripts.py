@@ -278,7 +278,10 @@ def test_a_schedule_that_is_a_class_is_refused_in_a_line(train, capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         train("--lr_scheduler", f"{HERE}余弦", "--max_epochs", 1)
     said = f"--lr_scheduler {HERE}余弦 is a class: write a function of the share of training done, in 0..1, that"
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert not printed.out  # not begun
+    assert not Path("lightning_logs").exists()
 
 
 def test_names_and_docstrings_may_be_chinese(train, capsys: pytest.CaptureFixture[str]) -> None:

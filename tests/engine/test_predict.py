@@ -97,7 +97,7 @@ def test_images_come_out_as_an_array_and_fit_no_table(train, capsys: pytest.Capt
     assert np.load(RUN / "predictions.npy").shape == (9, 2, 4, 4)
     with pytest.raises(SystemExit, match="2"):
         main.main(["predict", "--ckpt_path", "last"])
-    assert "an output of shape (2, 4, 4) is no table: take --format png, npy or pt" in capsys.readouterr().err
+    assert "an output of shape (2, 4, 4) is no table: take --format npy or pt" in capsys.readouterr().err
 
 
 class Levels(Dataset):
@@ -228,6 +228,30 @@ def test_outputs_of_two_types_are_refused(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="2"):
         main.main(["predict", *flags, "--loss", "mse_loss", "--batch_size", "2", "--accelerator", "cpu"])
     assert "outputs of int64 (2,) and of float32 (2,) make no array" in capsys.readouterr().err
+
+
+class Scans(Dataset):
+    """Volumes, or images, of two sizes."""
+
+    def __init__(self, split: str = "train", dims: int = 3) -> None:
+        self.dims = dims
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        scan = torch.zeros(1, *(4 + index,) * self.dims)
+        return scan, scan
+
+
+@pytest.mark.parametrize(("dims", "way"), [(3, "predict one file at a time: --files FILE"), (2, "take --format png")])
+def test_outputs_of_several_sizes_get_advice_that_fits(dims: int, way: str, capsys) -> None:
+    torch.save(Same().state_dict(), "weights.pt")
+    flags = ["--init_from", "weights.pt", "--model_name", "test_predict.Same", "--dataset", "test_predict.Scans"]
+    flags += ["--loss", "mse_loss", "--batch_size", "1", "--dims", str(dims), "--accelerator", "cpu"]
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["predict", *flags, "--format", "npy"])
+    assert f"make no array: give one type and shape, or {way}" in capsys.readouterr().err
 
 
 def test_several_processes_write_the_same(ranks, train) -> None:

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from engine.cli.settings import Settings
-from engine.datamodule.item_fields import Fields, ItemFields
+from engine.datamodule.item_fields import TARGET_NAMES, Fields, ItemFields
 from engine.errors import UsageError
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
@@ -104,11 +104,13 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
+        self._is_unmeasured = self._is_trained = False  # has no metric but the loss; has the answer of a checkpoint
         self._output_checked = False  # against the loss and the targets, in the first step of training
         self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
         self.last_output: Tensor | None = None  # of the latest validation or test batch
         self.loss = losses.build(loss, given.get("loss", {}))
+        self.loss_options = given.get("loss", {})
         self.own_loss = "." in losses.functional_name(loss)
         self.num_loss_inputs, self.loss_from_batch = losses.batch_arguments(self.loss) if self.own_loss else (2, {})
         are_logits = losses.functional_name(loss) != "binary_cross_entropy"
@@ -124,6 +126,7 @@ class MInterface(MetricLoggingModule):
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
         self.schedule = lr_schedulers.DEFAULTS | given.get("schedule", {})
+        lr_schedulers.check(self.schedule)
         self.notes += lr_schedulers.without_effect(self.schedule)
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
 
@@ -261,15 +264,13 @@ class MInterface(MetricLoggingModule):
         Raises: UsageError: the loss does not go with the output or with the items.
         """
         answer, target = main_output(output), fields.target
-        if fields.to_forward or target is None:  # the network may return its own loss
+        if not self.own_loss and (fields.to_forward or target is None):  # the network may return its own loss
             parts = output[0] if isinstance(output, tuple) and output else output  # (loss, logits)
             if fields.to_forward and losses.total(parts) is None and not isinstance(answer, Tensor):
                 with training_mode(self):  # a detector in evaluation returns boxes instead
                     parts = self(*fields.args, **fields.kwargs, **fields.to_forward)
             if losses.total(parts) is not None:
-                comparable = isinstance(answer, Tensor) and isinstance(target, Tensor)
-                is_class = self.is_multiclass and comparable and answer.dim() == 2
-                return parts, answer if is_class and self.output_spec.matches(answer, target, None) else None
+                return parts, self._beside_own_loss(answer, target)
             if isinstance(parts, Mapping) and parts.get("loss") is not None:
                 what = f"the `loss` that the network returns is {_describe(parts['loss'])}"
                 raise UsageError(f"{what}: return the mean, a tensor ()")
@@ -336,21 +337,65 @@ class MInterface(MetricLoggingModule):
             raise UsageError(f"--loss {self.loss_name} needs {', '.join(missing)} of the batch, which has {has}")
         return {name: entries[name] for name in self.loss_from_batch if name in entries}
 
-    def _not_aligned(self, output: Any, target: Any, why: str = "") -> Tensor | None:
-        """What metrics get of an output that does not align with its target: one's own get it as it is.
+    def _beside_own_loss(self, answer: Any, target: Any) -> Tensor | None:
+        """What metrics get where the network returns its own loss: logits (B, C), or what --task says.
 
-        Raises: UsageError: some are torchmetrics', which cannot compare the two, or one of the two is no tensor.
+        Never logits of tokens, which the network may have shifted.
+
+        Raises: UsageError: a flag is given that only a loss of ours follows.
         """
+        given = {"loss": self.loss_name != "cross_entropy", "class_weights": self.class_weights} | self.loss_options
+        if self.training and (ignored := [name for name, value in given.items() if value and name != "ignore_index"]):
+            raise UsageError(f"--{ignored[0]}: the network returns its own loss; what its outputs are, --task says")
+        spec, aligned = self.output_spec, None
+        if isinstance(answer, Tensor) and isinstance(target, Tensor):
+            self.is_multiclass &= not target.is_floating_point()
+            if self.asked_task or (spec.task == "multiclass" and self.is_multiclass):
+                aligned = spec.align_with_target(answer, target)
+                aligned = aligned if self._fits(aligned, target) else None
+        if aligned is not None and (spec.task != "multiclass" or aligned.dim() == 2):
+            return aligned
+        spec.task = "other" if aligned is None and not self.asked_task else spec.task
+        return self._unmeasured(answer, target, "the network returns its own loss")
+
+    def _not_aligned(self, output: Any, target: Any, why: str = "") -> Tensor | None:
+        """What metrics get of an output that does not align with its target."""
         why = why or f"the network gives {_describe(output)}, and the target is {_describe(target)}"
+        self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
+        return self._unmeasured(output, target, why)
+
+    def _unmeasured(self, output: Any, target: Any, why: str) -> Tensor | None:
+        """What metrics get of an output that torchmetrics cannot compare with its target: one's own get it as it is.
+
+        Raises: UsageError: some are torchmetrics', or one of the two is no tensor.
+        """
         asked, tensors = self.asked_metrics or (), isinstance(output, Tensor) and isinstance(target, Tensor)
         if wrong := [name for name in asked if not (metric_classes.is_own(name) and tensors)]:
             takes = "; one of your own, my_metrics.Mine, takes any two tensors" if tensors else ""
             raise UsageError(f"--metrics {' '.join(wrong)}: {why}{takes}")
-        if self.output_spec.task != "other":
-            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
-            if not asked and self.trainer.is_global_zero:
-                print(f"no metric but the loss: {why}", flush=True)
+        if self.asked_metrics is None and not self._is_unmeasured and self.trainer.is_global_zero:
+            print(f"no metric but the loss: {why}", flush=True)
+        self._is_unmeasured = True
         return output if asked else None
+
+    def guess_answer(self, output: Tensor, batch: Any) -> str:
+        """Infers from a first batch of `predict` what no training has: whether there are classes, in which dimension.
+
+        Returns: what is guessed, or "".
+        Raises: UsageError: nothing says which dimension it is.
+        """
+        spec, target = self.output_spec, self.batch_fields(batch).target
+        own = self.own_loss or {*self.item_fields.names} & {*TARGET_NAMES}
+        guesses = bool(own) and not (self.asked_task or self._is_trained)
+        if spec.task != "multiclass" or not (guesses or (output.dim() > 2 and spec.class_dim is None)):
+            return ""
+        comparable = isinstance(target, Tensor) and not target.is_floating_point()
+        if not comparable and output.dim() > 2:
+            raise UsageError(f"an output {tuple(output.shape)}: --class_dim 1, or -1, says where its classes are")
+        if comparable and not self._fits(spec.align_with_target(output, target), target) and guesses:
+            spec.task = "other"
+            return "the outputs are written as they are; --task multiclass makes probabilities of them"
+        return "the outputs are taken for logits of classes; --task other writes them as they are" if guesses else ""
 
     def batch_fields(self, batch: Any) -> Fields:
         """The inputs, the target and the rest of a batch."""
@@ -425,7 +470,7 @@ class MInterface(MetricLoggingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["answer"] = {"task": self.output_spec.task, "class_dim": self.output_spec.class_dim}
-        checkpoint["answer"]["takes_gradients"] = self._takes_gradients
+        checkpoint["answer"] |= {"takes_gradients": self._takes_gradients, "is_multiclass": self.is_multiclass}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
@@ -442,8 +487,11 @@ class MInterface(MetricLoggingModule):
         answer = checkpoint.get("answer", {})
         self._takes_gradients = answer.get("takes_gradients", False)
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
+        self._is_trained = bool(answer)
         if answer.get("task") in ("other", "none"):  # its earlier name
-            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
+            self.output_spec.task, self.has_binary_logits = "other", False
+            self.is_multiclass = answer.get("is_multiclass", False)
+            self._is_unmeasured = True
 
     def configure_callbacks(self) -> list[Callback]:
         if self.schedule["lr_scheduler"] != "plateau":

@@ -138,6 +138,20 @@ def needs_length(options: dict[str, Any]) -> bool:
     return bool(warms_up) or options["lr_scheduler"] not in ("constant", "plateau")
 
 
+def check(options: dict[str, Any]) -> None:
+    """Raises UsageError: a schedule lacks what it needs, whatever the data; or it is a class."""
+    name = options["lr_scheduler"]
+    if options["warmup_steps"] and options["warmup_epochs"]:
+        raise UsageError("--warmup_steps and --warmup_epochs are one thing in two units: give one of them")
+    if name == "plateau" and (options["warmup_steps"] or options["warmup_epochs"]):
+        raise UsageError("--lr_scheduler plateau takes no warm-up")
+    if name == "multistep" and not options["lr_milestones"]:
+        raise UsageError("--lr_scheduler multistep decays at --lr_milestones, such as 30,60,90 epochs: give them")
+    if "." in name and isinstance(_find(name).load(), type):
+        what = "is a class: write a function of the share of training done, in 0..1, that returns a factor of lr"
+        raise UsageError(f"--lr_scheduler {name} {what}")
+
+
 def keep_constant(model: Any, command: str) -> None:
     """Removes a network's schedule, which may need the length of training, for a command that takes a few steps.
 
@@ -205,21 +219,12 @@ def build(
     epochs, steps = (math.inf if end in (None, -1) else float(end) for end in (max_epochs, max_steps))
     total = min(steps, epochs * epoch) if epochs else 0.0
     warmup = options["warmup_steps"] + (options["warmup_epochs"] * epoch if options["warmup_epochs"] else 0)
-    if options["warmup_steps"] and options["warmup_epochs"]:
-        raise UsageError("--warmup_steps and --warmup_epochs are one thing in two units: give one of them")
     if warmup >= total:
         given = "steps" if options["warmup_steps"] else "epochs"
         given = f"--warmup_{given} {options[f'warmup_{given}']}"
         raise UsageError(f"{given} should be less than the {total:.0f} steps of the run ({epoch:.0f} an epoch)")
-    if name == "plateau" and warmup:
-        raise UsageError("--lr_scheduler plateau takes no warm-up")
-    if name == "multistep" and not options["lr_milestones"]:
-        raise UsageError("--lr_scheduler multistep decays at --lr_milestones, such as 30,60,90 epochs: give them")
     if name in ("constant", "plateau") and not warmup:
         return None
-    if "." in name and isinstance(_find(name).load(), type):
-        what = "is a class: write a function of the share of training done, in 0..1, that returns a factor of lr"
-        raise UsageError(f"--lr_scheduler {name} {what}")
     over_epochs = name in _OVER_EPOCHS or options["warmup_epochs"] or options["lr_interval"] == "epoch"
     over_run = name in _OVER_RUN or "." in name
     if (math.isinf(total) and over_run) or (math.isinf(epoch) and over_epochs):

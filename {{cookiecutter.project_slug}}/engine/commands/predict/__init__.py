@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.checkpointing.atomic_write import write_atomically, write_errors
 from engine.commands.predict.explain import Explanations
 from engine.commands.predict.layer_output import MAX_POINTS, LayerOutput, draw_components
-from engine.commands.predict.prediction_files import ImageWriter, write_array, write_table
+from engine.commands.predict.prediction_files import ImageWriter, is_picture, write_array, write_table
 from engine.commands.predict.prediction_inputs import Files, prediction_dataset
 from engine.datamodule.item_fields import ItemFields
 from engine.datamodule.splits import item_ids
@@ -132,7 +132,12 @@ class PredictionWriter(Callback):
             named = [name for name, one in _by_name(outputs).items() if isinstance(one, Tensor) and one.dim()]
             if named[1:]:
                 print(f"of the outputs {', '.join(named)} this is the first: --head_name writes another one")
-        values = self.output_spec.probabilities(_main_tensor(outputs, head))  # (B, ...)
+        values = _main_tensor(outputs, head)  # (B, ...)
+        if self.classifies and not self.num_items and hasattr(module, "guess_answer") and not getattr(module, "heads", {}):
+            if (guess := module.guess_answer(values, batch)) and trainer.is_global_zero:
+                print(guess)
+            self.classifies = self.output_spec.task == "multiclass"
+        values = self.output_spec.probabilities(values)
         if values.is_complex():
             raise UsageError("predict writes real numbers, and the network gives complex ones: torch.view_as_real")
         if not (self.classifies or self.layer):
@@ -216,14 +221,16 @@ class PredictionWriter(Callback):
     def _set_record(self, values: np.ndarray, true: np.ndarray) -> None:
         """Fixes the types of the file by them. Raises: UsageError: such a shape or type does not fit into it."""
         shape = values.shape[1:]
+        png = is_picture(shape, self.classifies)
         if self.format == "csv" and len(shape) > 1:
-            raise UsageError(f"an output of shape {shape} is no table: take --format png, npy or pt")
+            raise UsageError(f"an output of shape {shape} is no table: take --format {'png, ' * png}npy or pt")
         value_type = ("values", values.dtype, shape)
         record = np.dtype([("number", "i8"), ("readable", "?"), ("true", true.dtype, true.shape[1:]), value_type])
         for key, what in {"values": "outputs", "true": "targets"}.items() if self.file.tell() else ():
             if (before := self.record[key]) != (now := record[key]):
                 both = f"{before.base} {before.shape} and of {now.base} {now.shape}"
-                raise UsageError(f"{what} of {both} make no array: give one type and shape, or take --format png")
+                way = "take --format png" if png else "predict one file at a time: --files FILE"
+                raise UsageError(f"{what} of {both} make no array: give one type and shape, or {way}")
         self.record = record
 
     def _merge(self, paths: list[Path], dataset: Any) -> None:

@@ -100,6 +100,11 @@ def write_array(path: Path, records: Iterator[np.ndarray], count: int, item: np.
             npy.unlink()
 
 
+def is_picture(shape: tuple[int, ...], classifies: bool) -> bool:
+    """Whether an output of that shape is an image, or probabilities of the classes of its pixels."""
+    return len(shape) == 3 and (classifies or shape[0] in (1, 3))
+
+
 class ImageWriter:
     """Writes a PNG file for each item, named like the file that the item came from, or else by its number.
 
@@ -121,8 +126,7 @@ class ImageWriter:
         """
         from PIL import Image
 
-        if outputs.dim() != 4 or not (classifies or outputs.shape[1] in (1, 3)):
-            shape = tuple(outputs.shape[1:])
+        if not is_picture(shape := tuple(outputs.shape[1:]), classifies):
             raise UsageError(f"--format png: an output of shape {shape} is no picture: take npy or pt")
         images = self._masks(outputs) if classifies else self._images(outputs)  # (N, H, W) or (N, H, W, 3), bytes
         for number, pixels in zip(numbers, images, strict=True):
