@@ -47,7 +47,7 @@ class FirstWeights(Callback):
 def words(model: str, dataset: str, *argv: str | int | float) -> list[str]:
     """A command line; without --test_fraction, all items train."""
     whole = WHOLE if "--test_fraction" not in argv else WHOLE[:-2]
-    return ["--model_name", HERE + model, "--dataset", HERE + dataset, *whole, *map(str, argv)]
+    return ["--model_name", model if "." in model else HERE + model, "--dataset", HERE + dataset, *whole, *map(str, argv)]
 
 
 def fit(model: str, dataset: str, *argv: str | int | float) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -273,9 +273,47 @@ def test_a_loss_takes_further_entries_of_the_batch_and_its_parts_are_logged(caps
     values, net = plain_loop(first, lambda o, t, data: sum(weighed(o, t, data.masses, 2.0).values()), 3)
     assert metrics["train_loss"] == pytest.approx(values[-1], rel=1e-5)
     assert metrics["train_fit"] + metrics["train_size"] == pytest.approx(values[-1], rel=1e-5)
+    assert ", file unused)" in capsys.readouterr().out  # the loss takes the mass
     same(net, last_weights())
     text = refused(capsys, "--model_name", f"{HERE}Net", "--dataset", f"{HERE}Still", *flags, *WHOLE)
     assert "needs mass of the batch" in text
+
+
+class Answered(Still):
+    """Three questions of each point, of which some were not answered: NaN, or -1."""
+
+    def __init__(self, num_items: int = 60, no_answer: float = -1.0) -> None:
+        super().__init__(num_items)
+        self.answers = torch.stack([self.points[:, 0] > 0, self.points[:, 1] > 0, self.points.sum(1) > 0], 1).float()
+        self.answers[torch.rand(num_items, 3, generator=torch.Generator().manual_seed(2)) < 0.4] = no_answer
+
+    def __getitem__(self, index: int) -> Any:
+        return self.points[index], self.answers[index]
+
+
+def of_answers(output: Tensor, target: Tensor) -> Tensor:
+    known = target >= 0
+    return functional.binary_cross_entropy_with_logits(output[known], target[known])
+
+
+@pytest.mark.parametrize("no_answer", [-1.0, float("nan")])
+def test_answers_that_are_missing_count_neither_in_metrics_nor_in_the_mean_loss(no_answer: float, capsys) -> None:
+    flags = ["--no_answer", no_answer, "--max_epochs", 1, "--test_fraction", 0.5, "--batch_size", 7]
+    own = ["--loss", f"{HERE}of_answers", "--task", "multilabel", "--metrics", "acc", "auroc"]
+    metrics, _ = fit("toys.Tags", "Answered", *flags, *own)
+    weights, part = last_weights(), DInterface(Answered, test_fraction=0.5).split("test").indices
+    points, answers = Answered().points[part], Answered().answers[part]
+    logits = functional.linear(points, weights["network.layer.weight"], weights["network.layer.bias"])
+    assert metrics["test_loss"] == pytest.approx(of_answers(logits, answers).item(), rel=1e-5)
+    right, ranked = [], []
+    for logit, answer in zip(logits.T, answers.T, strict=True):
+        yes, no = logit[answer == 1], logit[answer == 0]
+        right.append(torch.cat([yes > 0, no <= 0]).float().mean().item())
+        ranked.append((yes[:, None] > no).float().mean().item())
+    assert metrics["test_acc"] == pytest.approx(np.mean(right), rel=1e-5)
+    assert metrics["test_auroc"] == pytest.approx(np.mean(ranked), rel=1e-5)
+    plain = words("toys.Tags", "Answered", *flags, "--loss", "binary_cross_entropy_with_logits")
+    assert "binary_cross_entropy_with_logits takes targets in 0..1, and these are" in refused_later(capsys, *plain)
 
 
 def test_parts_of_a_loss_go_on_exactly_after_a_stop_within_an_epoch() -> None:

@@ -16,7 +16,7 @@ from engine.errors import UsageError
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
-from engine.training.metrics import IGNORE_INDEX
+from engine.training.metrics import IGNORE_INDEX, MISSING
 from engine.training.module_modes import training_mode
 from engine.training.output_spec import OutputSpec, build_heads, infer_task, main_output
 from engine.training.trainer_setup import to_channels_last
@@ -113,11 +113,12 @@ class MInterface(MetricLoggingModule):
         self.loss_options = given.get("loss", {})
         self.own_loss = "." in losses.functional_name(loss)
         self.num_loss_inputs, self.loss_from_batch = losses.batch_arguments(self.loss) if self.own_loss else (2, {})
+        self.item_fields.used = {*self.loss_from_batch}
         are_logits = losses.functional_name(loss) != "binary_cross_entropy"
         self.output_spec = OutputSpec(infer_task(loss, target_info), class_dim, are_logits)
         self.num_classes: int | None = target_info.get("num_classes")
         self.is_multiclass = self.output_spec.task == "multiclass"  # the output is a logit for each class
-        self.has_binary_logits = self.output_spec.task in ("binary", "multilabel") and self.output_spec.are_logits
+        self.has_binary_logits = self.asks_yes_or_no and self.output_spec.are_logits
         self.has_own_step = any(getattr(type(self), name) is not getattr(MInterface, name) for name in _OWN_STEPS)
         self.asked_task = task
         self.asked_metrics = metrics
@@ -129,6 +130,11 @@ class MInterface(MetricLoggingModule):
         lr_schedulers.check(self.schedule)
         self.notes += lr_schedulers.without_effect(self.schedule)
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
+
+    @property
+    def asks_yes_or_no(self) -> bool:
+        """Whether outputs are of the classes yes and no, one or several."""
+        return self.output_spec.task in ("binary", "multilabel")
 
     @property
     def predicts(self) -> OutputSpec:
@@ -230,6 +236,8 @@ class MInterface(MetricLoggingModule):
         if output is not None:
             if self.is_multiclass and target.is_floating_point():
                 target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
+            if self.asks_yes_or_no and target.is_floating_point():
+                target = target.where(target >= 0, MISSING)  # NaN too
             output = output.detach().contiguous()  # torchmetrics takes no channels_last images
             predictions = output.sigmoid() if self.has_binary_logits else output
             predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
@@ -251,7 +259,8 @@ class MInterface(MetricLoggingModule):
     def _mean_weight(self, target: Tensor) -> float | Tensor:
         """The weight of a batch in the mean of the loss over an epoch."""
         if not self.is_multiclass:
-            return len(target)
+            known = (target >= 0).double().mean() if self.own_loss and self.asks_yes_or_no else 1.0
+            return len(target) * known
         weight = losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
         of_items = self.own_loss and not hasattr(self.loss, "ignore_index")
         if of_items and target.dim() > 2 and not target.is_floating_point():
@@ -284,7 +293,7 @@ class MInterface(MetricLoggingModule):
             if not self._output_checked:
                 self._output_checked = self.training
                 problems = [
-                    losses.activation_problem(self.loss_name, answer),
+                    losses.activation_problem(self.loss_name, answer, target),
                     losses.unused_outputs(self.loss_name, output, unaligned),
                 ]
                 for problem in filter(None, problems if self.trainer.is_global_zero else ()):

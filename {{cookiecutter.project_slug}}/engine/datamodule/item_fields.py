@@ -47,6 +47,7 @@ class ItemFields:
         positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
         keyword_only = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
         kinds = {one.kind for one in parameters}
+        self.used: set[str] = set()  # the names of what a loss takes
         self.names = [one.name for one in (*positional, *keyword_only)]
         self.required = [one.name for one in (*positional, *keyword_only) if one.default is one.empty]
         self.any_name = not forward or inspect.Parameter.VAR_KEYWORD in kinds
@@ -93,7 +94,7 @@ class ItemFields:
             notes.append(f"{missing[0]} is {others[0]}")
         elif missing:
             raise UsageError(f"forward needs {', '.join(missing)}, and an item has {', '.join(item)}")
-        if left := inputs.keys() - kwargs.keys():
+        if left := inputs.keys() - kwargs.keys() - self.used:
             notes.append(f"{' and '.join(sorted(left))} unused")
         to_forward = {target: item[target]} if target in self.names else {}
         return Fields([], kwargs, item[target] if target else None, to_forward, ", ".join(notes))  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from engine.lightning_compat import mark_as_updated
 from engine.training.output_spec import infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
+MISSING = -1  # what metrics get of a yes or no that is not known
 _OF_PROBABILITIES = tuple(  # with their subclasses
     getattr(classification, f"Multiclass{name}") for name in ("PrecisionRecallCurve", "CalibrationError", "HingeLoss")
 )
@@ -165,8 +166,8 @@ def _build(text: str, loss: str, task: str, target_info: dict[str, Any]) -> Metr
             options["average"] = "none" if left_out else "macro"  # the mean is taken when it is logged
             if class_name == "Accuracy" and task == "multiclass":
                 options["average"] = "micro"
-        if "ignore_index" in accepted and task == "multiclass":
-            options["ignore_index"] = ignore_index
+        if "ignore_index" in accepted:
+            options["ignore_index"] = ignore_index if task == "multiclass" else MISSING
         if "thresholds" in accepted:
             options["thresholds"] = target_info.get("thresholds")
     if "data_range" in accepted:
