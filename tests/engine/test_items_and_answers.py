@@ -47,7 +47,8 @@ class FirstWeights(Callback):
 def words(model: str, dataset: str, *argv: str | int | float) -> list[str]:
     """A command line; without --test_fraction, all items train."""
     whole = WHOLE if "--test_fraction" not in argv else WHOLE[:-2]
-    return ["--model_name", model if "." in model else HERE + model, "--dataset", HERE + dataset, *whole, *map(str, argv)]
+    model, dataset = (one if "." in one else HERE + one for one in (model, dataset))
+    return ["--model_name", model, "--dataset", dataset, *whole, *map(str, argv)]
 
 
 def fit(model: str, dataset: str, *argv: str | int | float) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -316,6 +317,32 @@ def test_answers_that_are_missing_count_neither_in_metrics_nor_in_the_mean_loss(
     assert "binary_cross_entropy_with_logits takes targets in 0..1, and these are" in refused_later(capsys, *plain)
 
 
+class Traced(MInterface):
+    """Trains by a step of its own; the loss of its validation is the default."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(nn.Linear(2, 1), task="regression", **kwargs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "task", "said"),
+    [
+        ("toys.Line", "toys.Sums", "", "the targets are numbers (torch.float32), not classes: give --loss mse_loss"),
+        ("toys.Line", "toys.Sums", "regression", "--task regression does not go with --loss cross_entropy"),
+        ("Traced", "toys.Sums", "", "--task regression does not go with --loss cross_entropy"),
+        ("toys.Tags", "toys.Labels", "", "or shares of them, and these do not sum to 1; --loss mse_loss is of numbers"),
+    ],
+)
+def test_numbers_and_yes_or_no_are_not_trained_on_as_classes(
+    model: str, data: str, task: str, said: str, capsys
+) -> None:
+    argv = words(model, data, *(["--task", task] if task else []), "--test_fraction", 0.1, "--val_fraction", 0.1)
+    assert said in refused_later(capsys, *argv, "--max_epochs", 1)
+
+
 def test_parts_of_a_loss_go_on_exactly_after_a_stop_within_an_epoch() -> None:
     flags = ["--loss", f"{HERE}weighed", "--batch_size", 7, "--max_epochs", 2]
     fit("Net", "Named", *flags)
@@ -518,7 +545,9 @@ class NextToken(MeanMetric):
 def test_only_metrics_of_ones_own_see_what_a_network_may_have_shifted(capsys) -> None:
     flags = ["--max_epochs", 5, "--lr", 0.05, "--test_fraction", 0.5]
     line = words("LanguageModel", "Words", *flags)
-    assert "--metrics acc: the network returns its own loss; one of your own" in refused_later(capsys, *line, "--metrics", "acc")
+    assert "--metrics acc: the network returns its own loss; one of your own" in refused_later(
+        capsys, *line, "--metrics", "acc"
+    )
     for given in ("--label_smoothing 0.1", "--class_weights balanced", "--loss mse_loss"):
         text = refused_later(capsys, *line, *given.split())
         assert f"{given.split()[0]}: the network returns its own loss" in text
@@ -551,7 +580,7 @@ class Summer(nn.Module):
         return number if target is None else {"loss": (number[:, 0] - target).square().mean(), "out": number}
 
 
-@pytest.mark.parametrize("flags", [[], ["--task", "regression", "--metrics", "mae"]])
+@pytest.mark.parametrize("flags", [[], ["--task", "regression", "--loss", "mse_loss", "--metrics", "mae"]])
 def test_numbers_of_a_network_with_its_own_loss_are_no_logits(flags: list[str]) -> None:
     metrics, _ = fit("Summer", "Sums", *flags, "--max_epochs", 2, "--test_fraction", 0.5)
     weights, part = last_weights(), DInterface(Sums, test_fraction=0.5).split("test").indices
@@ -572,8 +601,8 @@ def test_predict_from_plain_weights_says_what_it_guesses(capsys) -> None:
     logits = table.weight.detach()[Bigrams().rows[DInterface(Bigrams, test_fraction=0.5).split("test").indices]]
     torch.testing.assert_close(torch.from_numpy(np.load(RUN / "predictions.npy")), logits.softmax(2))
     for model, loss, said, column in (
-        ("Net", "toys.twice", "the outputs are taken for logits of classes; --task other writes", "p0"),
-        ("Embedding", f"{HERE}spread", "the outputs are written as they are; --task multiclass makes", "y0"),
+        ("Net", "toys.twice", "the outputs are taken for logits of classes: --task says what they are", "p0"),
+        ("Embedding", f"{HERE}spread", "the outputs are written as they are: --task says what they are", "y0"),
     ):
         net = {"Net": Net, "Embedding": Embedding}[model]()
         torch.save(net.state_dict(), "weights.pt")

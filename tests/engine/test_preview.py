@@ -420,7 +420,9 @@ class Kept(Stream):
 
 def test_a_stream_that_keeps_its_place_is_put_back_there(capsys) -> None:
     Kept.begun.clear()
-    preview("test_preview.Kept", "--batch_size", "100", "--max_epochs", "1", "--limit_train_batches", "5", model="toys.Net")
+    preview(
+        "test_preview.Kept", "--batch_size", "100", "--max_epochs", "1", "--limit_train_batches", "5", model="toys.Net"
+    )
     assert len(Kept.begun) > 6  # three splits are looked at, two drawn, one timed and trained on
     assert {*Kept.begun} == {0}
     assert "over 5 steps" in capsys.readouterr().out

@@ -104,7 +104,7 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
-        self._is_unmeasured = self._is_trained = False  # has no metric but the loss; has the answer of a checkpoint
+        self._returns_loss = self._is_unmeasured = self._is_trained = False
         self._output_checked = False  # against the loss and the targets, in the first step of training
         self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
@@ -118,7 +118,7 @@ class MInterface(MetricLoggingModule):
         self.output_spec = OutputSpec(infer_task(loss, target_info), class_dim, are_logits)
         self.num_classes: int | None = target_info.get("num_classes")
         self.is_multiclass = self.output_spec.task == "multiclass"  # the output is a logit for each class
-        self.has_binary_logits = self.asks_yes_or_no and self.output_spec.are_logits
+        self.has_binary_logits = self.output_spec.task in ("binary", "multilabel") and self.output_spec.are_logits
         self.has_own_step = any(getattr(type(self), name) is not getattr(MInterface, name) for name in _OWN_STEPS)
         self.asked_task = task
         self.asked_metrics = metrics
@@ -127,14 +127,8 @@ class MInterface(MetricLoggingModule):
         self.weight_decay, self.no_decay_norm_bias = weight_decay, no_decay_norm_bias
         self.optimizer_name, self.optimizer_options = optimizer, given.get("optimizer", {})
         self.schedule = lr_schedulers.DEFAULTS | given.get("schedule", {})
-        lr_schedulers.check(self.schedule)
-        self.notes += lr_schedulers.without_effect(self.schedule)
+        self.notes += lr_schedulers.check(self.schedule)
         self.batch_transform: Callable[..., Any] | None = None  # of training batches: MixUp, CutMix
-
-    @property
-    def asks_yes_or_no(self) -> bool:
-        """Whether outputs are of the classes yes and no, one or several."""
-        return self.output_spec.task in ("binary", "multilabel")
 
     @property
     def predicts(self) -> OutputSpec:
@@ -236,7 +230,7 @@ class MInterface(MetricLoggingModule):
         if output is not None:
             if self.is_multiclass and target.is_floating_point():
                 target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
-            if self.asks_yes_or_no and target.is_floating_point():
+            if self.has_binary_logits and target.is_floating_point():
                 target = target.where(target >= 0, MISSING)  # NaN too
             output = output.detach().contiguous()  # torchmetrics takes no channels_last images
             predictions = output.sigmoid() if self.has_binary_logits else output
@@ -258,9 +252,8 @@ class MInterface(MetricLoggingModule):
 
     def _mean_weight(self, target: Tensor) -> float | Tensor:
         """The weight of a batch in the mean of the loss over an epoch."""
-        if not self.is_multiclass:
-            known = (target >= 0).double().mean() if self.own_loss and self.asks_yes_or_no else 1.0
-            return len(target) * known
+        if not (self.is_multiclass or (self._returns_loss and not target.is_floating_point())):
+            return len(target) * ((target >= 0).double().mean() if self.own_loss and self.has_binary_logits else 1.0)
         weight = losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
         of_items = self.own_loss and not hasattr(self.loss, "ignore_index")
         if of_items and target.dim() > 2 and not target.is_floating_point():
@@ -292,8 +285,9 @@ class MInterface(MetricLoggingModule):
             unaligned, answer = answer, self.output_spec.align_with_target(answer, target)
             if not self._output_checked:
                 self._output_checked = self.training
+                losses.check_targets(self.loss_name, target)
                 problems = [
-                    losses.activation_problem(self.loss_name, answer, target),
+                    losses.activation_problem(self.loss_name, answer),
                     losses.unused_outputs(self.loss_name, output, unaligned),
                 ]
                 for problem in filter(None, problems if self.trainer.is_global_zero else ()):
@@ -353,19 +347,18 @@ class MInterface(MetricLoggingModule):
 
         Raises: UsageError: a flag is given that only a loss of ours follows.
         """
-        given = {"loss": self.loss_name != "cross_entropy", "class_weights": self.class_weights} | self.loss_options
+        self._returns_loss, spec, why = True, self.output_spec, "the network returns its own loss"
+        of_loss = self.loss_name != "cross_entropy" and not self.asked_task  # with which it may say the task
+        given = {"loss": of_loss, "class_weights": self.class_weights} | self.loss_options
         if self.training and (ignored := [name for name, value in given.items() if value and name != "ignore_index"]):
-            raise UsageError(f"--{ignored[0]}: the network returns its own loss; what its outputs are, --task says")
-        spec, aligned = self.output_spec, None
-        if isinstance(answer, Tensor) and isinstance(target, Tensor):
-            self.is_multiclass &= not target.is_floating_point()
-            if self.asked_task or (spec.task == "multiclass" and self.is_multiclass):
-                aligned = spec.align_with_target(answer, target)
-                aligned = aligned if self._fits(aligned, target) else None
-        if aligned is not None and (spec.task != "multiclass" or aligned.dim() == 2):
-            return aligned
-        spec.task = "other" if aligned is None and not self.asked_task else spec.task
-        return self._unmeasured(answer, target, "the network returns its own loss")
+            raise UsageError(f"--{ignored[0]}: {why}; what its outputs are, --task says")
+        tensors = isinstance(answer, Tensor) and isinstance(target, Tensor) and spec.task != "other"
+        if tensors and (self.asked_task or not target.is_floating_point()):
+            aligned = spec.align_with_target(answer, target)
+            if self._fits(aligned, target):
+                is_row = aligned.dim() == 2 or not self.is_multiclass
+                return aligned if is_row else self._unmeasured(answer, target, why)
+        return self._not_aligned(answer, target, why)
 
     def _not_aligned(self, output: Any, target: Any, why: str = "") -> Tensor | None:
         """What metrics get of an output that does not align with its target."""
@@ -395,16 +388,16 @@ class MInterface(MetricLoggingModule):
         """
         spec, target = self.output_spec, self.batch_fields(batch).target
         own = self.own_loss or {*self.item_fields.names} & {*TARGET_NAMES}
-        guesses = bool(own) and not (self.asked_task or self._is_trained)
-        if spec.task != "multiclass" or not (guesses or (output.dim() > 2 and spec.class_dim is None)):
+        known, fits = self.asked_task or self._is_trained or not own, True
+        if self.heads or spec.task != "multiclass" or (known and (output.dim() == 2 or spec.class_dim)):
             return ""
-        comparable = isinstance(target, Tensor) and not target.is_floating_point()
-        if not comparable and output.dim() > 2:
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            fits = self._fits(spec.align_with_target(output, target), target)
+        elif output.dim() > 2:
             raise UsageError(f"an output {tuple(output.shape)}: --class_dim 1, or -1, says where its classes are")
-        if comparable and not self._fits(spec.align_with_target(output, target), target) and guesses:
-            spec.task = "other"
-            return "the outputs are written as they are; --task multiclass makes probabilities of them"
-        return "the outputs are taken for logits of classes; --task other writes them as they are" if guesses else ""
+        spec.task = "multiclass" if known or fits else "other"
+        taken = "taken for logits of classes" if fits else "written as they are"
+        return "" if known else f"the outputs are {taken}: --task says what they are"
 
     def batch_fields(self, batch: Any) -> Fields:
         """The inputs, the target and the rest of a batch."""
@@ -479,7 +472,7 @@ class MInterface(MetricLoggingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["answer"] = {"task": self.output_spec.task, "class_dim": self.output_spec.class_dim}
-        checkpoint["answer"] |= {"takes_gradients": self._takes_gradients, "is_multiclass": self.is_multiclass}
+        checkpoint["answer"]["takes_gradients"] = self._takes_gradients
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lightning loads the weights before it converts the network, which rounds those of 64-true to 32 bits.
@@ -498,8 +491,7 @@ class MInterface(MetricLoggingModule):
         self.output_spec.class_dim = self.output_spec.class_dim or answer.get("class_dim")
         self._is_trained = bool(answer)
         if answer.get("task") in ("other", "none"):  # its earlier name
-            self.output_spec.task, self.has_binary_logits = "other", False
-            self.is_multiclass = answer.get("is_multiclass", False)
+            self.output_spec.task, self.is_multiclass, self.has_binary_logits = "other", False, False
             self._is_unmeasured = True
 
     def configure_callbacks(self) -> list[Callback]:

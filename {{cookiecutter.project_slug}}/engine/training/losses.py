@@ -51,7 +51,18 @@ def _check_shape(name: str, function: Callable[..., Tensor], output: Tensor, tar
     return function(output, target)
 
 
-def activation_problem(name: str, output: Tensor, target: Tensor) -> str:
+def check_targets(name: str, target: Tensor) -> None:
+    """Raises UsageError: targets (B, ...) are not what a loss takes."""
+    short = functional_name(name)
+    if short == "cross_entropy" and target.is_floating_point() and bool(((target.sum(1) - 1).abs() > 0.01).any()):
+        others = "--loss mse_loss is of numbers, binary_cross_entropy_with_logits of yes or no"
+        raise UsageError(f"--loss {name} is of classes, or shares of them, and these do not sum to 1; {others}")
+    if short.startswith("binary_cross_entropy") and not bool(((target >= 0) & (target <= 1)).all()):
+        given = f"takes targets in 0..1, and these are {float(target.min()):.3g} to {float(target.max()):.3g}"
+        raise UsageError(f"--loss {name} {given}: a loss of your own (--loss my_losses.mine) may leave some out")
+
+
+def activation_problem(name: str, output: Tensor) -> str:
     """What a sigmoid or softmax at the end of a network makes wrong for a loss; "" where nothing is.
 
     output: of a step of the training, whose graph says what it ends in.
@@ -59,9 +70,6 @@ def activation_problem(name: str, output: Tensor, target: Tensor) -> str:
     Raises: UsageError: the loss takes numbers in 0..1, and these are others.
     """
     short = functional_name(name)
-    if short.startswith("binary_cross_entropy") and not bool(((target >= 0) & (target <= 1)).all()):
-        given = f"takes targets in 0..1, and these are {float(target.min()):.3g} to {float(target.max()):.3g}"
-        raise UsageError(f"--loss {name} {given}: a loss of your own (--loss my_losses.mine) may leave some out")
     if short == "binary_cross_entropy" and bool(((output < 0) | (output > 1)).any()):
         given = f"takes outputs in 0..1, and the network gives {float(output.min()):.3g} to {float(output.max()):.3g}"
         raise UsageError(f"--loss {name} {given}: give --loss binary_cross_entropy_with_logits")

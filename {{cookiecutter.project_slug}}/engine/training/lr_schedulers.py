@@ -125,21 +125,11 @@ def _half_cosine(done: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def without_effect(options: dict[str, Any]) -> list[str]:
-    """Notes on the flags that differ from their defaults and which the --lr_scheduler does not use."""
-    name = options["lr_scheduler"]
-    unused = [flag for flag, kinds in _USED_BY.items() if name not in kinds and options[flag] != DEFAULTS[flag]]
-    return [f"--{flag} has no effect with --lr_scheduler {name}" for flag in unused]
+def check(options: dict[str, Any]) -> list[str]:
+    """Notes on the flags that differ from their defaults and which the --lr_scheduler does not use.
 
-
-def needs_length(options: dict[str, Any]) -> bool:
-    """Whether a schedule depends on the number of steps of the run or of an epoch."""
-    warms_up = options["warmup_steps"] or options["warmup_epochs"]
-    return bool(warms_up) or options["lr_scheduler"] not in ("constant", "plateau")
-
-
-def check(options: dict[str, Any]) -> None:
-    """Raises UsageError: a schedule lacks what it needs, whatever the data; or it is a class."""
+    Raises: UsageError: it lacks what it needs whatever the data, or is a class.
+    """
     name = options["lr_scheduler"]
     if options["warmup_steps"] and options["warmup_epochs"]:
         raise UsageError("--warmup_steps and --warmup_epochs are one thing in two units: give one of them")
@@ -150,6 +140,14 @@ def check(options: dict[str, Any]) -> None:
     if "." in name and isinstance(_find(name).load(), type):
         what = "is a class: write a function of the share of training done, in 0..1, that returns a factor of lr"
         raise UsageError(f"--lr_scheduler {name} {what}")
+    unused = [flag for flag, kinds in _USED_BY.items() if name not in kinds and options[flag] != DEFAULTS[flag]]
+    return [f"--{flag} has no effect with --lr_scheduler {name}" for flag in unused]
+
+
+def needs_length(options: dict[str, Any]) -> bool:
+    """Whether a schedule depends on the number of steps of the run or of an epoch."""
+    warms_up = options["warmup_steps"] or options["warmup_epochs"]
+    return bool(warms_up) or options["lr_scheduler"] not in ("constant", "plateau")
 
 
 def keep_constant(model: Any, command: str) -> None:

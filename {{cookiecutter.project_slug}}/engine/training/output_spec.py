@@ -67,7 +67,9 @@ class OutputSpec:
         """
         if self.task != "multiclass":
             return output.squeeze(-1) if output.shape == (*target.shape, 1) else output  # (B, 1) -> (B,)
-        if target.is_floating_point() and (target.shape != output.shape or target.dim() > 2):
+        if target.is_floating_point() and (
+            target.shape != output.shape or target.dim() > 2 or target.shape[1:] == (1,)
+        ):
             raise UsageError(f"the targets are numbers ({target.dtype}), not classes: give --loss mse_loss")
         if output.dim() > 2 and output.dim() == target.dim() + 1:
             if self.class_dim is None:

@@ -133,7 +133,7 @@ class PredictionWriter(Callback):
             if named[1:]:
                 print(f"of the outputs {', '.join(named)} this is the first: --head_name writes another one")
         values = _main_tensor(outputs, head)  # (B, ...)
-        if self.classifies and not self.num_items and hasattr(module, "guess_answer") and not getattr(module, "heads", {}):
+        if self.classifies and not self.num_items and hasattr(module, "guess_answer"):
             if (guess := module.guess_answer(values, batch)) and trainer.is_global_zero:
                 print(guess)
             self.classifies = self.output_spec.task == "multiclass"
