@@ -163,7 +163,7 @@ class Bomb:
         return Path.touch, (Path("pwned"),)
 
 
-@pytest.mark.parametrize("action", ["fit", "validate", "test", "predict", "export", "consolidate"])
+@pytest.mark.parametrize("action", ["fit", "validate", "test", "predict", "export"])
 def test_a_strangers_checkpoint_runs_no_code(train, action, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     train("--max_epochs", 1)
     torch.save({**torch.load(LAST, weights_only=True), "bomb": Bomb()}, LAST)
