@@ -225,7 +225,9 @@ WRONG = {
     "CsvTable has one class, or a number for its target: --loss mse_loss": [
         *["--target", "size", "--split_column", "none", "--table", "numbers.csv"]
     ],
-    "'kind' is named twice by --target, --id_column, --split_column, --drop": ["--drop", "kind"],
+    "'kind' is named twice by --target, --id_column, --split_column, --group_column, --drop": ["--drop", "kind"],
+    "--group_column colour: no 'colour' in some of the rows": ["--group_column", "colour"],
+    "--group_column name: --split_column says the splits": ["--group_column", "name", "--split_column", "part"],
     "table.csv: 'name' is named twice by": ["--number_columns", "size", "name", "--id_column", "name"],
     "table.csv: 'kind' is named twice by": ["--id_column", "kind"],
     "--separator '||' should be one character": ["--separator", "||"],
@@ -295,6 +297,17 @@ def test_columns_that_say_nothing_are_named_with_the_flag_that_leaves_them_out()
         "categories, 'my notes' has 200 different texts, such as 't0', too many for categories: "
         "--drop y void who 'my notes'"
     )
+
+
+def test_the_rows_of_a_group_are_in_one_split() -> None:
+    there()
+    Path("table.csv").write_text("who,x,kind\n" + "".join(f"0{at % 11},{at},{at % 2}\n" for at in range(88)))
+    splits = [table(split=name, target="kind", group_column="who") for name in ("train", "val", "test")]
+    who = [{row["who"] for row in one.raw_items([*range(len(one))])} for one in splits]
+    assert [len(one) for one in who] == [9, 1, 1]
+    assert len(set.union(*who)) == 11
+    assert [len(one) for one in splits] == [72, 8, 8]
+    assert splits[0].num_features == 1
 
 
 def test_a_class_that_is_only_told_is_refused(small: dict[str, Any]) -> None:

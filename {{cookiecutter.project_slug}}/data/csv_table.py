@@ -50,6 +50,7 @@ class CsvTable(Dataset):
         drop: tuple[str, ...] = (),
         id_column: str | None = None,
         split_column: str | None = None,
+        group_column: str | None = None,
         separator: str = ",",
         decimal: Literal[".", ","] | None = None,
         encoding: str = "utf-8",
@@ -73,6 +74,8 @@ class CsvTable(Dataset):
             drop: columns to leave out.
             id_column: the column that names the rows in predictions, no input; none numbers them from 0.
             split_column: the column that says train, val or test of each row, no input; none splits by the seed.
+            group_column: the column that says what each row belongs to, such as a patient, no input: all rows of one
+                are in one split. The fractions are then shares of the groups.
             separator: one character between the columns of a CSV file.
             decimal: the decimal mark of numbers in a CSV file; none takes a point, and refuses a column of numbers with
                 commas. Where it is given, the other mark may stand between thousands.
@@ -84,20 +87,22 @@ class CsvTable(Dataset):
             data_dir: folder in which the file lies.
 
         Raises:
-            UsageError: the file or a column is not there or cannot be read, a column is empty or has too many texts, or
-                two that look alike, a value is infinite, a target is missing or may be a number or not, or one is in no
-                row to learn from, by the split_column.
+            UsageError: the file or a column is not there or cannot be read, a row has no group, a column is empty or
+                has too many texts, or two that look alike, a value is infinite, a target is missing or may be a number
+                or not, or one is in no row to learn from, by the split_column.
         """
         path = Path(data_dir, table)
         self._set_format(id_column, separator, decimal, encoding, number_columns)
-        rows = self._read(path, target, id_column, split_column, written=(target, id_column))
+        as_written = target, id_column, group_column
+        rows = self._read(path, *as_written, split_column, written=as_written)
         if split == "train" and (joined := _columns.joined_rows(rows, self.separator)):
             _print(f"{path}: {joined}")
         self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
-        named = [target, *{id_column, split_column}, *dropped, *self.number_columns]
+        apart = {id_column, split_column, group_column}
+        named = [target, *apart, *dropped, *self.number_columns]
         if twice := [name for name in named if name is not None and named.count(name) > 1]:
-            flags = "--target, --id_column, --split_column, --drop and --number_columns"
+            flags = "--target, --id_column, --split_column, --group_column, --drop and --number_columns"
             raise UsageError(f"{path}: {twice[0]!r} is named twice by {flags}")
         told, said = _columns.target(rows[target], decimal, target_kind, typed=path.suffix == ".parquet")
         if said:
@@ -112,12 +117,16 @@ class CsvTable(Dataset):
         numbers = told.map({kind: number for number, kind in enumerate(kinds)}) if kinds else None
         part = np.empty(len(rows), dtype=object)
         cut = numbers.tolist() if numbers is not None and stratify else None
-        for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction, cut).items():
+        groups = rows[group_column].astype(str).to_numpy() if group_column else None
+        if groups is not None and (split_column or rows[group_column].replace("", None).isna().any()):
+            said = "--split_column says the splits" if split_column else f"no {group_column!r} in some of the rows"
+            raise UsageError(f"{path}: --group_column {group_column}: {said}")
+        for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction, cut, groups).items():
             part[indices.numpy()] = name
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:
             raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
-        inputs = [str(name) for name in rows if name not in (target, id_column, split_column, *dropped)]
+        inputs = [str(name) for name in rows if name not in (target, *apart, *dropped)]
         for name in [name for name in inputs if _counts_rows(name, rows[name])]:
             inputs.remove(name)
             _note(split, f"{path}: {name!r} counts the rows, as pandas writes its index: it is left out")
