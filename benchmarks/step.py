@@ -187,6 +187,8 @@ def with_lightning(name: str, data_dir: Path) -> float:
 
 def with_project(name: str, data_dir: Path, extra: list[str], dataset: str = "mnist") -> float:
     """Seconds a step of the project, from its command line."""
+    import engine  # noqa: F401  first, as main.py does: it says which imports wait until they are used
+
     clock = timer()
     sys.modules["step"] = sys.modules["__main__"]
     argv = ["--model_name", "lenet" if name == "lenet" else "step.dense", "--dataset", dataset, "--max_epochs", "1"]
@@ -198,12 +200,12 @@ def with_project(name: str, data_dir: Path, extra: list[str], dataset: str = "mn
 
 def once(name: str, variant: str, data_dir: Path, extra: list[str]) -> float:
     """One measurement, in this process."""
-    import torch
-
-    torch.set_num_threads(1)
     if variant in ("project", "rows", "items"):
         dataset = "mnist" if variant == "project" else f"step.{variant.title()}"
         return with_project(name, data_dir, extra, dataset)
+    import torch
+
+    torch.set_num_threads(1)
     return with_lightning(name, data_dir) if variant == "lightning" else by_hand(name, variant, data_dir)
 
 

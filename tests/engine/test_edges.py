@@ -97,9 +97,12 @@ def test_no_patience_stops_at_the_first_validation_that_is_no_better(train, caps
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("--task binary", "--task binary does not go with --loss cross_entropy and targets of shape ()"),
-        ("--task multilabel", "--task multilabel does not go with --loss cross_entropy and targets of shape ()"),
-        ("--task multilabel --loss mse_loss", "--task multilabel does not go with --loss mse_loss and targets of"),
+        ("--task binary", "--task binary does not go with --loss cross_entropy, which is of classes: --loss bi"),
+        ("--task multilabel", "--task multilabel is of several answers an item, and each target is one: --task b"),
+        (
+            "--task multilabel --loss mse_loss",
+            "--task multilabel is of several answers an item, and each target is one",
+        ),
         ("--compile_mode max-autotune", "--compile_mode max-autotune needs --compile"),
         ("--mixup 0.2", "--mixup and --cutmix blend images (B, C, H, W), and a batch is of shape (2, 2)"),
         (f"--run_name {'x' * 300}", "letters, digits and _ . + = - only, 100 at most, and not last"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import main
 import pytest
@@ -61,9 +62,16 @@ def test_folds_have_the_classes_in_equal_shares_where_there_are_classes() -> Non
 class OfPatients(toys.Blobs):
     """Ninety items, of twenty patients."""
 
-    def __init__(self, missing: bool = False) -> None:
+    def __init__(self, groups: str = "right") -> None:
         super().__init__()
-        self.groups = [f"P{index**2 % 23}" for index in range(90 - missing)]
+        names: list[Any] = [f"P{index**2 % 23}" for index in range(90)]
+        given = {
+            "too_few": names[1:],
+            "nested": [names] * 90,
+            "gaps": [None, float("nan"), *names[2:]],
+            "one": [1] * 90,
+        }
+        self.groups = {"right": names, "number": 3, "mapping": {"cats": 1}, **given}[groups]
 
 
 class WithClasses(OfPatients):
@@ -89,16 +97,33 @@ def test_all_items_of_a_group_are_in_one_split(dataset: type, train, capsys) -> 
     )
     capsys.readouterr()
     train("--dataset", f"test_folds.{dataset.__name__}", "--max_epochs", 1)
-    assert "12 groups of items, each in one split as a whole" in capsys.readouterr().out
+    assert "12 groups of items, each in one split as a whole, not stratified by class\n" in capsys.readouterr().out
     assert main.main(["test", "--ckpt_path", "last"])["test_acc"] >= 0
-    for flags, said in (
-        (["--missing"], "90 items, and 89 in its `groups`"),
-        (["--num_folds", "12"], "has only 11 groups"),
-    ):
-        if dataset is OfPatients:
-            with pytest.raises(SystemExit, match="2"):
-                train("--dataset", "test_folds.OfPatients", *flags)
-            assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "--groups too_few",
+            "`groups` of OfPatients says what each item belongs to, so that all of a group are in one",
+        ),
+        ("--groups nested", "give one entry for each of the 90 items, or give that attribute another name"),
+        ("--groups mapping", "give one entry for each of the 90 items, or give that attribute another name"),
+        ("--groups gaps", "`groups` of OfPatients has none for 2 items: give each one of its own"),
+        ("--groups one", "1 groups of items are too few"),
+        ("--num_folds 12", "has only 11 groups"),
+    ],
+)
+def test_groups_that_are_none_are_refused(train, flags: str, said: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("--dataset", "test_folds.OfPatients", *flags.split())
+    assert said in capsys.readouterr().err
+
+
+def test_an_attribute_groups_that_is_a_number_is_something_else(train, capsys) -> None:
+    train("--dataset", "test_folds.OfPatients", "--groups", "number", "--max_epochs", 1)
+    assert "groups of items" not in capsys.readouterr().out
 
 
 def test_each_fold_is_a_run_and_the_end_is_mean_and_spread(train, capsys) -> None:

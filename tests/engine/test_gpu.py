@@ -212,3 +212,26 @@ class Scaled(nn.Module):
 def test_pictures_are_drawn_of_bytes_on_the_gpu() -> None:
     main.main("--model_name test_gpu.Scaled --dataset test_gpu.Bytes --num_workers 0 --max_epochs 1".split())
     assert {"first_batch.png", "mistakes.png"} <= {path.name for path in RUN.iterdir()}
+
+
+class Answers(torch.utils.data.Dataset):
+    """Yes or no of points; one of the last answers is missing."""
+
+    def __len__(self) -> int:
+        return 80
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(2), torch.tensor(-1.0 if index == 70 else float(index % 2))
+
+
+class Answer(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+
+
+def test_a_missing_answer_that_the_loss_would_learn_stops_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--loss binary_cross_entropy_with_logits --val_fraction 0 --test_fraction 0 --batch_size 2 --devices 1"
+    argv = ["--model_name", "test_gpu.Answer", "--dataset", "test_gpu.Answers", *flags.split()]
+    with pytest.raises(SystemExit):
+        main.main([*argv, "--max_epochs", "1", "--pictures", "false"])
+    assert "NaN" in capsys.readouterr().err

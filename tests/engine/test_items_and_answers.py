@@ -12,6 +12,7 @@ import main
 import numpy as np
 import pytest
 import torch
+import toys
 from data import DInterface
 from model import MInterface
 from pytorch_lightning import Callback
@@ -313,8 +314,59 @@ def test_answers_that_are_missing_count_neither_in_metrics_nor_in_the_mean_loss(
         ranked.append((yes[:, None] > no).float().mean().item())
     assert metrics["test_acc"] == pytest.approx(np.mean(right), rel=1e-5)
     assert metrics["test_auroc"] == pytest.approx(np.mean(ranked), rel=1e-5)
+    said = capsys.readouterr().out
+    assert "answers of a first batch are below 0 or NaN: metrics, and the mean of the loss, leave those out" in said
     plain = words("toys.Tags", "Answered", *flags, "--loss", "binary_cross_entropy_with_logits")
     assert "binary_cross_entropy_with_logits takes targets in 0..1, and these are" in refused_later(capsys, *plain)
+
+
+class AnsweredLater(Answered):
+    """One answer is missing, in one of its last batches; or the answers are a head's."""
+
+    def __init__(self, head: bool = False, no_answer: float = -1.0) -> None:
+        super().__init__(no_answer=0.0)
+        self.answers[55 if head else 7, 1] = no_answer
+        self.head = head
+
+    def __getitem__(self, index: int) -> Any:
+        answers = self.answers[index]
+        return (
+            {"points": self.points[index], "target": {"tags": answers}} if self.head else (self.points[index], answers)
+        )
+
+
+class TagHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, points: Tensor) -> Any:
+        return {"tags": self.layer(points)}
+
+
+@pytest.mark.parametrize("no_answer", [-1.0, float("nan")])
+@pytest.mark.parametrize("head", [False, True])
+def test_a_missing_answer_in_any_batch_is_refused_by_a_loss_that_would_learn_it(
+    head: bool, no_answer: float, capsys
+) -> None:
+    name = "binary_cross_entropy_with_logits"
+    loss = ["--head_losses", f"tags={name}"] if head else ["--loss", "torch.nn.BCEWithLogitsLoss"]
+    flags = ["--head" if head else "--no-head", "--no_answer", no_answer, "--batch_size", 2, "--max_epochs", 1, *loss]
+    text = refused_later(capsys, *words("TagHead" if head else "toys.Tags", "AnsweredLater", *flags))
+    assert "takes targets in 0..1, and these are" in text
+
+
+class Squeezed(toys.Line):
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points).squeeze(1)
+
+
+class Flat(toys.Sums):
+    """One number an item, without a dimension."""
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, target = super().__getitem__(index)
+        return inputs, target[0]
 
 
 class Traced(MInterface):
@@ -331,6 +383,7 @@ class Traced(MInterface):
     ("model", "data", "task", "said"),
     [
         ("toys.Line", "toys.Sums", "", "the targets are numbers (torch.float32), not classes: give --loss mse_loss"),
+        ("Squeezed", "Flat", "", "the targets are numbers (torch.float32), not classes: give --loss mse_loss"),
         ("toys.Line", "toys.Sums", "regression", "--task regression does not go with --loss cross_entropy"),
         ("Traced", "toys.Sums", "", "--task regression does not go with --loss cross_entropy"),
         ("toys.Tags", "toys.Labels", "", "or shares of them, and these do not sum to 1; --loss mse_loss is of numbers"),
@@ -518,6 +571,30 @@ def test_a_network_that_takes_the_target_returns_its_own_loss() -> None:
     plain, _ = fit("Net", "Named", "--max_epochs", 2, "--loss", "toys.twice")
     own, _ = fit("Judge", "Named", "--max_epochs", 2, "--loss", f"{HERE}twice_of_logits")  # which is meant then
     assert own["train_loss"] == plain["train_loss"]
+
+
+class YesOrNo(Still):
+    def __getitem__(self, index: int) -> Any:
+        point, target = super().__getitem__(index)
+        return {"points": point, "label": torch.tensor(float(target > 0))}
+
+
+class Decider(toys.Line):
+    """Returns the loss of a yes or no."""
+
+    def forward(self, points: Tensor, label: Tensor | None = None) -> Any:
+        logit = super().forward(points).squeeze(1)
+        return logit if label is None else (functional.binary_cross_entropy_with_logits(logit, label), logit)
+
+
+def test_task_says_what_comes_beside_a_networks_own_loss() -> None:
+    flags = ["--task", "binary", "--max_epochs", 2, "--lr", 0.1, "--test_fraction", 0.5]
+    metrics, _ = fit("Decider", "YesOrNo", *flags)
+    weights, data = last_weights(), Still()
+    part = DInterface(YesOrNo, test_fraction=0.5).split("test").indices
+    logit = functional.linear(data.points, weights["network.layer.weight"], weights["network.layer.bias"])[:, 0]
+    right = (logit > 0) == torch.tensor([target > 0 for target in data.targets])
+    assert metrics["test_acc"] == pytest.approx(right[torch.as_tensor(part)].double().mean().item())
 
 
 class Words(Bigrams):

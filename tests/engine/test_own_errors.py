@@ -34,7 +34,8 @@ def test_a_run_that_has_trained_is_kept(train) -> None:
 
 def test_ctrl_c_before_the_training_is_one_line(shell) -> None:
     loss = "def loss(output, target):\n    return output.mean()\n"
-    Path("stopping.py").write_text(f"import signal\nsignal.raise_signal(signal.SIGINT)\n\n{loss}")
+    ctrl_c = "from signal import *\nsignal(SIGINT, default_int_handler)\nraise_signal(SIGINT)\n"  # a job ignores it
+    Path("stopping.py").write_text(f"{ctrl_c}\n{loss}")
     done = shell(*TOYS, "--loss", "stopping.loss", PYTHONPATH=f"{HERE}{os.pathsep}{Path.cwd()}")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
     assert not list(Path("lightning_logs").glob("version_*"))

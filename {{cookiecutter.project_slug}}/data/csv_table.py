@@ -76,7 +76,7 @@ class CsvTable(Dataset):
             split_column: the column that says train, val or test of each row, no input; none splits by the seed.
             group_column: the column that says what each row belongs to, such as a patient, no input: all rows of one
                 are in one split. The fractions are then shares of the groups.
-            separator: one character between the columns of a CSV file.
+            separator: one character between the columns of a CSV file, or \\s+ for any white space.
             decimal: the decimal mark of numbers in a CSV file; none takes a point, and refuses a column of numbers with
                 commas. Where it is given, the other mark may stand between thousands.
             encoding: encoding of a CSV file, such as gbk.
@@ -123,6 +123,9 @@ class CsvTable(Dataset):
             raise UsageError(f"{path}: --group_column {group_column}: {said}")
         for name, indices in split_indices(len(rows), seed, val_fraction, test_fraction, cut, groups).items():
             part[indices.numpy()] = name
+        if groups is not None:
+            said = f"{len({*groups}):,} groups in {group_column!r}, each in one split as a whole"
+            _note(split, f"{path}: {said}{', not stratified by class' if cut else ''}")
         part = rows[split_column].to_numpy() if split_column else part
         if wrong := set(part) - {"train", "val", "test"}:
             raise UsageError(f"{path}: {split_column!r} says {sorted(map(str, wrong))}, not train, val or test")
@@ -199,8 +202,8 @@ class CsvTable(Dataset):
     ) -> None:
         self.id_column, self.separator = id_column, separator.replace("\\t", "\t")
         self.decimal, self.encoding, self.number_columns = decimal, encoding, list(number_columns)
-        if len(self.separator) != 1:
-            raise UsageError(f"--separator {separator!r} should be one character")
+        if len(self.separator) != 1 and self.separator != r"\s+":
+            raise UsageError(f"--separator {separator!r} should be one character, or \\s+ for any white space")
 
     def _fit(
         self, rows: "pd.DataFrame", learn: Any, path: Path, split: str, dropped: list[str]

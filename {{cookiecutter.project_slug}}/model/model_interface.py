@@ -16,9 +16,9 @@ from engine.errors import UsageError
 from engine.training import losses, lr_schedulers, optimizers
 from engine.training import metrics as metric_classes
 from engine.training.metric_logging import STAGES, MetricLoggingModule, saved_metrics
-from engine.training.metrics import IGNORE_INDEX, MISSING
+from engine.training.metrics import IGNORE_INDEX
 from engine.training.module_modes import training_mode
-from engine.training.output_spec import OutputSpec, build_heads, infer_task, main_output
+from engine.training.output_spec import MISSING, OutputSpec, build_heads, infer_task, main_output
 from engine.training.trainer_setup import to_channels_last
 from engine.training.training_check import NO_GRADIENT
 
@@ -104,7 +104,7 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
-        self._returns_loss = self._is_unmeasured = self._is_trained = False
+        self._returns_loss = self._is_unmeasured = self._is_trained = self._is_said = False
         self._output_checked = False  # against the loss and the targets, in the first step of training
         self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
@@ -230,8 +230,12 @@ class MInterface(MetricLoggingModule):
         if output is not None:
             if self.is_multiclass and target.is_floating_point():
                 target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
-            if self.has_binary_logits and target.is_floating_point():
-                target = target.where(target >= 0, MISSING)  # NaN too
+            target = self.output_spec.known_answers(target)
+            if self.own_loss and not self._is_said and target.numel() and self.trainer.is_global_zero:
+                self._is_said = True
+                if missing := int((target == MISSING).sum()) if self.has_binary_logits else 0:
+                    said = f"{missing} of the {target.numel()} answers of a first batch are below 0 or NaN"
+                    print(f"{said}: metrics, and the mean of the loss, leave those out", flush=True)
             output = output.detach().contiguous()  # torchmetrics takes no channels_last images
             predictions = output.sigmoid() if self.has_binary_logits else output
             predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
@@ -285,7 +289,7 @@ class MInterface(MetricLoggingModule):
             unaligned, answer = answer, self.output_spec.align_with_target(answer, target)
             if not self._output_checked:
                 self._output_checked = self.training
-                losses.check_targets(self.loss_name, target)
+                losses.check_targets(self.loss_name, self.asked_task, target)
                 problems = [
                     losses.activation_problem(self.loss_name, answer),
                     losses.unused_outputs(self.loss_name, output, unaligned),
@@ -293,7 +297,7 @@ class MInterface(MetricLoggingModule):
                 for problem in filter(None, problems if self.trainer.is_global_zero else ()):
                     print(problem, flush=True)
             measured = self._not_aligned(answer, target) if answer.is_complex() else answer
-            return self.loss(answer, target), measured
+            return self.loss(answer, losses.checked_target(self.loss_name, target)), measured
         comparable = comparable and self.output_spec.task != "other"
         aligned = self.output_spec.align_with_target(answer, target) if comparable else None
         given = aligned if comparable and not self.is_multiclass and answer is output else output
@@ -325,10 +329,10 @@ class MInterface(MetricLoggingModule):
         parts: dict[str, Tensor] = {}
         for name, head in self.heads.items():
             aligned = head.spec.align_with_target(output[name], target[name])
-            parts[f"{name}_loss"] = head.loss(aligned, target[name])
+            parts[f"{name}_loss"] = head.loss(aligned, losses.checked_target(head.loss_name, target[name]))
             shown = head.spec.probabilities(aligned.detach()) if head.spec.task != "multiclass" else aligned.detach()
             for metric in self.head_metrics[stage, name]:
-                metric_classes.update(metric, shown, target[name])
+                metric_classes.update(metric, shown, head.spec.known_answers(target[name]))
         weighted = [head.weight * parts[f"{name}_loss"] for name, head in self.heads.items()]
         return parts | {"loss": torch.stack(weighted).sum()}
 
@@ -436,10 +440,6 @@ class MInterface(MetricLoggingModule):
         if size > 1 and self.trainer.is_last_batch and (rest := done % size):
             for gradient in (one.grad for one in self.parameters() if one.grad is not None):
                 gradient.mul_(size / rest)  # Lightning has divided by `size` what are only `rest` batches
-
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *args: Any, **kw: Any) -> None:
-        if gradient_clip_val is not None:  # else Lightning looks at what there is to do, and does nothing
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, *args, **kw)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.step(batch, "val")

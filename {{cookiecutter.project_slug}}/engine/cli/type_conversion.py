@@ -72,9 +72,9 @@ def _of_typed(value: Any, one: Type) -> Any:
     if kind == "choice":
         return next(each for each in one.arguments if type(plain(each)) is type(value) and plain(each) == value)
     if kind == "?":
-        return (
-            convert(value, (Type("list", "list"), Type("dict", "dict"))) if isinstance(value, (list, dict)) else value
-        )
+        if isinstance(value, (list, dict)):
+            return convert(value, (Type("list", "list"), Type("dict", "dict")))
+        return value
     if kind in ("list", "tuple") and isinstance(value, (list, tuple)):
         return _of_items(value, one)
     if kind == "dict" and isinstance(value, dict):

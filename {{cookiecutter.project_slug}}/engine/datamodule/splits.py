@@ -30,11 +30,13 @@ def split_indices(
     groups: what each item belongs to (items,), or None. A group is in one split as a whole; the fractions are shares of
         the groups, whatever their size and the classes in them.
 
-    Raises: UsageError: the fractions leave nothing to train on.
+    Raises: UsageError: the fractions leave nothing to train on, or there are fewer groups than splits.
     """
     if groups is not None:
-        numbers = np.unique(groups, return_inverse=True)[1]  # (items,)
-        chosen = split_indices(int(numbers.max()) + 1, seed, val_fraction, test_fraction)
+        names, numbers = np.unique(groups, return_inverse=True)  # (groups,), (items,)
+        if len(names) < 1 + (val_fraction > 0) + (test_fraction > 0):
+            raise UsageError(f"{len(names)} groups of items are too few: each is in one split as a whole")
+        chosen = split_indices(len(names), seed, val_fraction, test_fraction)
         return {name: torch.from_numpy(np.flatnonzero(np.isin(numbers, one))) for name, one in chosen.items()}
     fractions = {"test": test_fraction, "val": val_fraction}
     if min(fractions.values()) < 0 or sum(fractions.values()) >= 1:
@@ -75,15 +77,23 @@ def _stratified(classes: torch.Tensor, size: int, spare: int) -> torch.Tensor:
 
 
 def item_groups(dataset: Any) -> Any:
-    """The dataset's `groups`: what each item belongs to, such as a patient, an array (items,); None where it has none.
+    """The dataset's `groups`: what each item belongs to, such as a patient, texts (items,); None where it has none.
 
-    Raises: UsageError: they are more or fewer than the items.
+    Raises: UsageError: there is not one for each item.
     """
     data, indices = subset_indices(dataset)
-    groups = np.asarray(getattr(data, "groups", None))
-    if groups.ndim and len(groups) != len(data):
-        raise UsageError(f"{type(data).__name__} has {len(data):,} items, and {len(groups):,} in its `groups`")
-    return groups[indices.numpy()] if groups.ndim else None
+    groups: Any = getattr(data, "groups", None)
+    if not hasattr(groups, "__len__"):
+        return None
+    names = groups.tolist() if hasattr(groups, "tolist") else [*groups]
+    if len(names) != len(data) or any(isinstance(one, (list, tuple, np.ndarray)) for one in names):
+        said = "says what each item belongs to, so that all of a group are in one split"
+        given = f"one entry for each of the {len(data):,} items, or give that attribute another name"
+        raise UsageError(f"`groups` of {type(data).__name__} {said}: give {given}")
+    texts = [str(one) for one in names]
+    if missing := sum(one in ("None", "nan", "NaT", "<NA>") for one in texts):
+        raise UsageError(f"`groups` of {type(data).__name__} has none for {missing} items: give each one of its own")
+    return np.array(texts)[indices.numpy()]
 
 
 def item_ids(split: Any) -> list[str] | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ _WITH_ACTIVATION = {
     "nll_loss": "it takes those of a log_softmax",
 }
 _VIEWS = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Permute", "Transpose", "Slice", "Select", "ToCopy", "Clone")
+OVER_CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss")
 _SAME_SHAPE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")  # torch would broadcast these
 _FUNCTIONS = {simplify(name): name for name in dir(functional)} | {"crossentropyloss": "cross_entropy"}
 _FUNCTIONS |= {"bceloss": "binary_cross_entropy", "bcewithlogitsloss": "binary_cross_entropy_with_logits"}
@@ -51,15 +53,33 @@ def _check_shape(name: str, function: Callable[..., Tensor], output: Tensor, tar
     return function(output, target)
 
 
-def check_targets(name: str, target: Tensor) -> None:
-    """Raises UsageError: targets (B, ...) are not what a loss takes."""
+def check_targets(name: str, task: str | None, target: Tensor) -> None:
+    """Raises UsageError: --task, or the targets (B, ...) of a first batch, are not what a loss takes."""
     short = functional_name(name)
+    if short in OVER_CLASSES and task not in (None, "multiclass", "other"):
+        fitting = "mse_loss" if task == "regression" else "binary_cross_entropy_with_logits"
+        raise UsageError(f"--task {task} does not go with --loss {name}, which is of classes: --loss {fitting}")
     if short == "cross_entropy" and target.is_floating_point() and bool(((target.sum(1) - 1).abs() > 0.01).any()):
         others = "--loss mse_loss is of numbers, binary_cross_entropy_with_logits of yes or no"
         raise UsageError(f"--loss {name} is of classes, or shares of them, and these do not sum to 1; {others}")
-    if short.startswith("binary_cross_entropy") and not bool(((target >= 0) & (target <= 1)).all()):
+
+
+def checked_target(name: str, target: Tensor) -> Tensor:
+    """The targets (B, ...) of each batch; of binary cross entropy, which takes any, those outside 0..1 are refused.
+
+    On a GPU, where a look at them would wait for all operations, these are NaN: so is the loss, and training stops.
+
+    Raises: UsageError: on the CPU, a target is outside 0..1, or NaN.
+    """
+    if not functional_name(name).startswith("binary_cross_entropy"):
+        return target
+    valid = (target >= 0) & (target <= 1)
+    if target.device.type != "cpu":
+        return target.where(valid, torch.nan)
+    if not bool(valid.all()):
         given = f"takes targets in 0..1, and these are {float(target.min()):.3g} to {float(target.max()):.3g}"
         raise UsageError(f"--loss {name} {given}: a loss of your own (--loss my_losses.mine) may leave some out")
+    return target
 
 
 def activation_problem(name: str, output: Tensor) -> str:

@@ -16,10 +16,9 @@ from engine.checkpointing.monitor_mode import ALIASES
 from engine.cli import discovery
 from engine.errors import UsageError, nearest
 from engine.lightning_compat import mark_as_updated
-from engine.training.output_spec import infer_task
+from engine.training.output_spec import MISSING, infer_task
 
 IGNORE_INDEX = -100  # the default of cross_entropy
-MISSING = -1  # what metrics get of a yes or no that is not known
 _OF_PROBABILITIES = tuple(  # with their subclasses
     getattr(classification, f"Multiclass{name}") for name in ("PrecisionRecallCurve", "CalibrationError", "HingeLoss")
 )

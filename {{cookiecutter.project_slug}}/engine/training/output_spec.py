@@ -10,6 +10,7 @@ from engine.training import losses
 from engine.training.losses import functional_name
 
 Task = Literal["multiclass", "binary", "multilabel", "regression", "other"]
+MISSING = -1  # what metrics get of a yes or no that is not known
 _ENTRIES = ("logits", "out", "output", "prediction", "predictions")
 
 
@@ -18,15 +19,14 @@ def infer_task(loss: str, target_info: dict[str, Any]) -> Task:
 
     target_info: see SplitDataModule.target_info; an entry "task" overrides the guess.
 
-    Raises: UsageError: the loss or the targets are of another task.
+    Raises: UsageError: the targets are of another task.
     """
     loss, task, shape = functional_name(loss), target_info.get("task"), target_info.get("shape")
-    over_classes = loss in ("cross_entropy", "nll_loss", "multi_margin_loss")
-    if (over_classes and task not in (None, "multiclass", "other")) or (task == "multilabel" and shape == ()):
-        raise UsageError(f"--task {task} does not go with --loss {loss} and targets of shape {shape}")
+    if task == "multilabel" and shape == ():
+        raise UsageError("--task multilabel is of several answers an item, and each target is one: --task binary")
     if task:
         return task
-    if over_classes or ("." in loss and target_info.get("is_integer")):
+    if loss in losses.OVER_CLASSES or ("." in loss and target_info.get("is_integer")):
         return "multiclass"
     if loss.startswith("binary_cross"):
         return "binary" if shape in (None, (), (1,)) else "multilabel"
@@ -67,9 +67,8 @@ class OutputSpec:
         """
         if self.task != "multiclass":
             return output.squeeze(-1) if output.shape == (*target.shape, 1) else output  # (B, 1) -> (B,)
-        if target.is_floating_point() and (
-            target.shape != output.shape or target.dim() > 2 or target.shape[1:] == (1,)
-        ):
+        are_shares = target.shape == output.shape and target.dim() == 2 and target.shape[1] > 1
+        if target.is_floating_point() and not are_shares:
             raise UsageError(f"the targets are numbers ({target.dtype}), not classes: give --loss mse_loss")
         if output.dim() > 2 and output.dim() == target.dim() + 1:
             if self.class_dim is None:
@@ -83,6 +82,11 @@ class OutputSpec:
             shape = output.shape[:1] + output.shape[2:]
             return output.dim() > 1 and shape == target.shape and num_classes in (None, output.shape[1])
         return output.shape == target.shape and not output.is_complex()
+
+    def known_answers(self, target: Tensor) -> Tensor:
+        """The targets as metrics take them: of yes or no, what is below 0 or NaN is MISSING."""
+        of_yes_or_no = self.task in ("binary", "multilabel") and target.is_floating_point()
+        return target.where(target >= 0, MISSING) if of_yes_or_no else target
 
     def probabilities(self, output: Tensor) -> Tensor:
         """The probabilities of classes, or of yes, that an output (B, ...) stands for; other outputs unchanged."""
