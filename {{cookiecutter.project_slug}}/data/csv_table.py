@@ -75,8 +75,8 @@ class CsvTable(Dataset):
             id_column: the column that names the rows in predictions, no input; none numbers them from 0.
             split_column: the column that says train, val or test of each row, no input; none splits by the seed.
             group_column: the column that says what each row belongs to, such as a patient, no input: all rows of one
-                are in one split. The fractions are then shares of the groups.
-            separator: one character between the columns of a CSV file, or \\s+ for any white space.
+                are in one split, the fractions are shares of the groups, and stratify has no effect.
+            separator: one character between the columns of a CSV file, \\t for a tab, \\s+ for any white space.
             decimal: the decimal mark of numbers in a CSV file; none takes a point, and refuses a column of numbers with
                 commas. Where it is given, the other mark may stand between thousands.
             encoding: encoding of a CSV file, such as gbk.

@@ -66,7 +66,7 @@ class DInterface(SplitDataModule):
         data_dir: folder that holds the data, or into which it is downloaded.
         val_fraction: share of the items for validation, 0 for no validation, where the dataset has no such split.
         test_fraction: share of the items for the test, where the dataset has no such split.
-        stratify: put the same share of every class into each split, where the dataset's `targets` are classes.
+        stratify: same share of every class in each split, where `targets` are classes and there are no `groups`.
         balanced: draw every class equally often in training.
         """
         fractions: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "stratify": stratify}
