@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
 
 
 def own_mode(metric: str, settings: Any) -> Literal["min", "max"] | None:
-    """Whether less or more of a metric is better, as the class of one's own that --metrics names says; else None."""
+    """The direction of a metric by `higher_is_better` of the user's own class in --metrics; None of any other."""
     from engine.training import metrics  # imports torch
 
     logged = metrics.logged_names(settings.flags.get("metrics") or ())

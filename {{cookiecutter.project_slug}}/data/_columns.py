@@ -64,7 +64,7 @@ def measure(column: "pd.Series", decimal: str | None, told: bool = False) -> tup
 
 
 def without_booleans(column: "pd.Series") -> "pd.Series":
-    """Of texts that are all truth values 1 and 0, as pandas reads them where no cell is empty; others as they are."""
+    """1 and 0 for a column of truth values, which stay texts for pandas where a cell is empty; others unchanged."""
     texts = column.astype(object).map(str, na_action="ignore").replace(BOOLEANS)
     return texts.map({"True": 1.0, "False": 0.0}) if texts.dropna().isin(["True", "False"]).all() else column
 
@@ -216,7 +216,7 @@ def _texts(column: "pd.Series") -> "pd.Series":
 
 
 def _dates(texts: "pd.Series", told: bool) -> "pd.Series | None":
-    """Days since 1970-01-01; None where a text is no date, such as 2024-02-30, or with `told`, where all are."""
+    """Days since 1970-01-01; None where a text is no date, such as 2024-02-30. With `told`: None where none is one."""
     import pandas as pd
 
     alike = texts.str.fullmatch(DATE)

@@ -349,7 +349,7 @@ class MInterface(MetricLoggingModule):
 
         Never logits of tokens, which the network may have shifted.
 
-        Raises: UsageError: a flag is given that only a loss of ours follows.
+        Raises: UsageError: a flag is given that has no effect on the network's own loss.
         """
         self._returns_loss, spec, why = True, self.output_spec, "the network returns its own loss"
         of_loss = self.loss_name != "cross_entropy" and not self.asked_task  # with which it may say the task
@@ -385,7 +385,7 @@ class MInterface(MetricLoggingModule):
         return output if asked else None
 
     def guess_answer(self, output: Tensor, batch: Any) -> str:
-        """Infers from a first batch of `predict` what no training has: whether there are classes, in which dimension.
+        """Infers from a first batch of `predict`, where no training did: are there classes, and in which dimension.
 
         Returns: what is guessed, or "".
         Raises: UsageError: nothing says which dimension it is.

@@ -166,7 +166,7 @@ def _inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
 
 
 def _fetched_inputs(data: Any, indices: torch.Tensor) -> dict[str, list[float]]:
-    """The weighted mean of each number, tensor or array in up to 4 items; {} where they are others at the next time."""
+    """The weighted mean of each number, tensor or array in up to 4 items; {} where a second fetch gives others."""
     means: tuple[list[float], list[float]] = ([], [])
     with suppress(Exception):  # an item of texts; what is broken is raised in training
         for found in means:

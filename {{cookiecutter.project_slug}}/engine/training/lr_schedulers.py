@@ -126,9 +126,9 @@ def _half_cosine(done: float) -> float:
 
 
 def check(options: dict[str, Any]) -> list[str]:
-    """Notes on the flags that differ from their defaults and which the --lr_scheduler does not use.
+    """Notes on the flags that were changed from their defaults and that the --lr_scheduler does not use.
 
-    Raises: UsageError: it lacks what it needs whatever the data, or is a class.
+    Raises: UsageError: the schedule lacks a flag that it needs, takes no warm-up, or is a class.
     """
     name = options["lr_scheduler"]
     if options["warmup_steps"] and options["warmup_epochs"]:

@@ -114,7 +114,7 @@ def run(
 
 @contextmanager
 def _streams_put_back(data: Any) -> Iterator[None]:
-    """Has the splits that are streams, and keep their place, begin where they did."""
+    """On leaving, streams that keep their place (`state_dict`) are set back to where they were on entering."""
     splits = [data.split(name) for name in ("train", "val", "test")]
     streams = [one for one in splits if isinstance(one, IterableDataset) and hasattr(one, "state_dict")]
     states = [copy.deepcopy(one.state_dict()) for one in streams]
