@@ -64,13 +64,16 @@ def main(argv: list[str] | None = None) -> tuple[float, dict[str, Any]]:
 
 
 def own_mode(metric: str, settings: Any) -> Literal["min", "max"] | None:
-    """The direction of a metric by `higher_is_better` of the user's own class in --metrics; None of any other."""
+    """The direction of a metric by the class that --metrics names; None where none does, or does not say."""
     from engine.training import metrics  # imports torch
 
     logged = metrics.logged_names(settings.flags.get("metrics") or ())
-    own = [text for text in logged if metrics.is_own(text) and metric.endswith(f"_{logged[text]}")]
-    named = max(own, key=lambda text: len(logged[text]), default=None)
-    return known_mode(metric, {metric: discovery.find("model", named.partition("(")[0]).load()} if named else {})
+    fitting = [text for text in logged if metric.endswith(f"_{logged[text]}")]
+    named = max(fitting, key=lambda text: len(logged[text]), default="")
+    name = named.partition("(")[0]
+    if named and not metrics.is_own(named):  # with its arguments in the name, perhaps
+        return known_mode(f"val_{name.lower()}")
+    return known_mode(metric, {metric: discovery.find("model", name).load()} if named else {})
 
 
 def read_space(path: Path) -> Space:

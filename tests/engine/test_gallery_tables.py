@@ -299,6 +299,10 @@ def test_columns_that_say_nothing_are_named_with_the_flag_that_leaves_them_out()
     )
 
 
+def test_a_column_that_is_no_input_may_be_dropped_too(small: dict[str, Any]) -> None:
+    assert table(split="train", **small, drop=("name",)).ids == table(split="train", **small).ids
+
+
 def test_the_rows_of_a_group_are_in_one_split() -> None:
     there()
     Path("table.csv").write_text("who,x,kind\n" + "".join(f"0{at % 11},{at},{at % 2}\n" for at in range(88)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import Dataset
-from toys import ConvNet, Net
+from toys import ConvNet, Labels, Net
 
 STATES = ("weights", "gradients", "optimizer_state")
 TOYS = {"toys.Net": "toys.Blobs"} | dict.fromkeys(("toys.ConvNet", "toys.ViewNet"), "toys.ImageBlobs")
@@ -340,6 +340,29 @@ def test_a_batch_may_begin_with_a_number_for_all_of_its_items() -> None:
     told = plan("test_plan.Heat", "test_plan.Heated", "--batch_size", 100)
     inputs, target, logits = 100 * 8 * 4, 100 * 8, 100 * 10 * 4
     assert told["activations"] == pytest.approx(inputs + target + logits, rel=0.01)
+
+
+class Shares(Labels):
+    """A share of each of three classes."""
+
+    def target(self, point: Tensor) -> Tensor:
+        return torch.full((3,), 1 / 3)
+
+
+def of_answers(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(output, target)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "loss"),
+    [
+        ("toys.Labels", "--loss binary_cross_entropy_with_logits"),
+        ("toys.Labels", "--loss test_plan.of_answers --task multilabel"),
+        ("test_plan.Shares", ""),
+    ],
+)
+def test_losses_whose_targets_are_checked_are_planned(dataset: str, loss: str) -> None:
+    assert plan("toys.Tags", dataset, *loss.split())["activations"] > 0
 
 
 def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -85,7 +86,10 @@ def two_networks() -> None:
 
 
 def test_a_run_that_only_evaluated_has_what_it_measured(logs) -> None:
-    for name, metrics in (("version_3", {"test_acc": 0.5, "test_loss": 1.25}), ("version_4", {"val_loss": 0.375})):
+    for name, metrics in (
+        ("version_3", {"test_acc": 0.5, "test_loss": 1.25, "test_f1": math.nan}),
+        ("version_4", {"val_loss": 0.375}),
+    ):
         Path("lightning_logs", name).mkdir()
         Path("lightning_logs", name, "config.yaml").write_text("model_name: a\ndataset: d\n")
         Path("lightning_logs", name, "metrics.json").write_text(json.dumps(metrics))

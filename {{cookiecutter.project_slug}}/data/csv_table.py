@@ -100,7 +100,7 @@ class CsvTable(Dataset):
         self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
         apart = {id_column, split_column, group_column}
-        named = [target, *apart, *dropped, *self.number_columns]
+        named = [target, *apart, *(name for name in dropped if name not in apart), *self.number_columns]
         if twice := [name for name in named if name is not None and named.count(name) > 1]:
             flags = "--target, --id_column, --split_column, --group_column, --drop and --number_columns"
             raise UsageError(f"{path}: {twice[0]!r} is named twice by {flags}")

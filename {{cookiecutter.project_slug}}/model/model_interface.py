@@ -104,7 +104,8 @@ class MInterface(MetricLoggingModule):
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1
-        self._returns_loss = self._is_unmeasured = self._is_trained = self._is_said = False
+        self._returns_loss = self._is_unmeasured = self._is_trained = False
+        self._num_missing: Any = 0  # answers of yes or no, until this is said
         self._output_checked = False  # against the loss and the targets, in the first step of training
         self._takes_gradients = False  # in evaluation too
         self.channels_last = False  # the memory format of input images
@@ -231,11 +232,8 @@ class MInterface(MetricLoggingModule):
             if self.is_multiclass and target.is_floating_point():
                 target = target.argmax(dim=1)  # soft targets (B, C) -> (B,)
             target = self.output_spec.known_answers(target)
-            if self.own_loss and not self._is_said and target.numel() and self.trainer.is_global_zero:
-                self._is_said = True
-                if missing := int((target == MISSING).sum()) if self.has_binary_logits else 0:
-                    said = f"{missing} of the {target.numel()} answers of a first batch are below 0 or NaN"
-                    print(f"{said}: metrics, and the mean of the loss, leave those out", flush=True)
+            if self.own_loss and self.has_binary_logits and self._num_missing is not None:
+                self._num_missing = self._num_missing + (target == MISSING).sum()
             output = output.detach().contiguous()  # torchmetrics takes no channels_last images
             predictions = output.sigmoid() if self.has_binary_logits else output
             predictions = predictions.clone() if predictions.is_cuda else predictions  # a CUDA graph reuses the memory
@@ -257,7 +255,7 @@ class MInterface(MetricLoggingModule):
     def _mean_weight(self, target: Tensor) -> float | Tensor:
         """The weight of a batch in the mean of the loss over an epoch."""
         if not (self.is_multiclass or (self._returns_loss and not target.is_floating_point())):
-            return len(target) * ((target >= 0).double().mean() if self.own_loss and self.has_binary_logits else 1.0)
+            return len(target) * ((target >= 0).float().mean() if self.own_loss and self.has_binary_logits else 1.0)
         weight = losses.mean_weight(target, self.ignore_index, getattr(self.loss, "weight", None))
         of_items = self.own_loss and not hasattr(self.loss, "ignore_index")
         if of_items and target.dim() > 2 and not target.is_floating_point():
@@ -433,6 +431,12 @@ class MInterface(MetricLoggingModule):
         if first and not self._is_repeated and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_now({"train_loss_step": loss.item()} | optimizers.current_lrs(self.trainer.optimizers[0]))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        if (missing := int(self._num_missing or 0)) and self.trainer.is_global_zero:
+            print(f"{missing:,} answers are below 0 or NaN: metrics leave those out, as the loss has to", flush=True)
+            self._num_missing = None
+        super().on_train_epoch_end()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)

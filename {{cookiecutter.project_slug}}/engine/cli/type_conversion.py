@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections import Counter
 from enum import Flag
 from functools import reduce
 from pathlib import Path
@@ -191,8 +192,8 @@ def from_yaml_node(node: Any, typed: bool) -> Any:
     if isinstance(node, yaml.MappingNode):
         if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
             raise ValueError("a key should be a text or a number")
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        keys = Counter(key.value for key, _ in node.value)
+        if twice := [key for key, count in keys.items() if count > 1]:
             raise ValueError(f"{twice[0]!r} is given a second time")
         yaml.SafeLoader("").flatten_mapping(node)  # `<<: *defaults`
         node.value = [*{key.value: (key, value) for key, value in node.value}.values()]

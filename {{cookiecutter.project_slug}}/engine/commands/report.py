@@ -225,7 +225,7 @@ def summary(runs: list[Run]) -> Any:
 def chosen_values(run: Run) -> dict[str, float]:
     """The metrics of the best checkpoint, with its "epoch", and the latest of the test; without a checkpoint,
     those of the best validation; of a run that trained nothing, all."""
-    latest = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics}
+    latest = {metric: run.metrics[metric].dropna().iloc[-1] for metric in run.metrics.dropna(axis=1, how="all")}
     if run.epoch_of.empty:
         return latest
     values = {metric: latest[metric] for metric in latest if metric.startswith("test")}

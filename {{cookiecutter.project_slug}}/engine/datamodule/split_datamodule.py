@@ -326,7 +326,7 @@ class SplitDataModule(LightningDataModule):
         val_fraction = 0.0 if self.splitter else self.val_fraction
         classes = class_balance.known_classes(dataset) if self.stratify else None
         if (groups := item_groups(dataset)) is not None:
-            also = ", not stratified by class" if classes is not None else ""
+            also = ", not stratified by class" if classes is not None and not self.splitter else ""
             rank_zero_only(print)(f"{len({*groups}):,} groups of items, each in one split as a whole{also}")
         given = len(dataset), self.seed, val_fraction, test_fraction or 0.0, classes, groups  # type: ignore[arg-type]
         splits = split_indices(*given)

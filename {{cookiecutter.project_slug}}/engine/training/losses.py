@@ -59,7 +59,8 @@ def check_targets(name: str, task: str | None, target: Tensor) -> None:
     if short in OVER_CLASSES and task not in (None, "multiclass", "other"):
         fitting = "mse_loss" if task == "regression" else "binary_cross_entropy_with_logits"
         raise UsageError(f"--task {task} does not go with --loss {name}, which is of classes: --loss {fitting}")
-    if short == "cross_entropy" and target.is_floating_point() and bool(((target.sum(1) - 1).abs() > 0.01).any()):
+    are_shares = short == "cross_entropy" and target.is_floating_point() and target.dim() > 1
+    if are_shares and bool(((target.sum(1) - 1).abs() > 0.01).any()):
         others = "--loss mse_loss is of numbers, binary_cross_entropy_with_logits of yes or no"
         raise UsageError(f"--loss {name} is of classes, or shares of them, and these do not sum to 1; {others}")
 
@@ -69,15 +70,15 @@ def checked_target(name: str, target: Tensor) -> Tensor:
 
     On a GPU, where a look at them would wait for all operations, these are NaN: so is the loss, and training stops.
 
-    Raises: UsageError: on the CPU, a target is outside 0..1, or NaN.
+    Raises: UsageError: on the CPU, a target is outside 0..1 by more than rounding, or NaN.
     """
     if not functional_name(name).startswith("binary_cross_entropy"):
         return target
-    valid = (target >= 0) & (target <= 1)
-    if target.device.type != "cpu":
+    valid = (target >= -0.01) & (target <= 1.01)
+    if target.device.type != "cpu" or type(target) is not Tensor:  # `plan` has tensors without values
         return target.where(valid, torch.nan)
     if not bool(valid.all()):
-        given = f"takes targets in 0..1, and these are {float(target.min()):.3g} to {float(target.max()):.3g}"
+        given = f"takes targets in 0..1, and here is one of {float(target[~valid][0]):.3g}"
         raise UsageError(f"--loss {name} {given}: a loss of your own (--loss my_losses.mine) may leave some out")
     return target
 

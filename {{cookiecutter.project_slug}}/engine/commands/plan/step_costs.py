@@ -124,7 +124,8 @@ def build_meta(settings: Settings, data: Any, build_model: Callable[..., Any]) -
             callback.setup(model.trainer, model, "fit")
     for metric in model.metrics.values():  # they read values, which fake tensors lack, and need little memory
         metric.update = metric.add = lambda *args, **kwargs: None  # type: ignore[assignment]
-    model._mean_weight = len  # likewise: it reads the values of the targets
+    model._mean_weight = len  # likewise: it reads the values of the targets, as a check of the first batch does
+    model._output_checked = True
     return model.train()
 
 

@@ -115,12 +115,14 @@ def run(
 @contextmanager
 def _streams_put_back(data: Any) -> Iterator[None]:
     """On leaving, streams that keep their place (`state_dict`) are set back to where they were on entering."""
-    splits = [data.split(name) for name in ("train", "val", "test")]
+    splits = [data.split(name) for name in ("train", *data.set_names("val"), *data.set_names("test"))]
     streams = [one for one in splits if isinstance(one, IterableDataset) and hasattr(one, "state_dict")]
     states = [copy.deepcopy(one.state_dict()) for one in streams]
-    yield
-    for stream, state in zip(streams, states, strict=True):
-        stream.load_state_dict(state)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for stream, state in zip(streams, states, strict=True):
+            stream.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 def _texts(findings: list[Finding], most: int | None) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import sys
 import unicodedata
 from pathlib import Path
@@ -64,12 +65,13 @@ def _fetch_run(fs: Any, run: str, root: Path, url: str) -> Path:
     from filelock import FileLock  # comes with torch
 
     state = _hash(fs.find(run, detail=True))
+    if run_dir := _find_fetched(root, state):
+        return run_dir
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".fetch.lock"):
-        for path in root.glob(f"*/{_STATE_FILE}"):
-            if path.parent.suffix != ".part" and path.read_text(encoding="utf-8") == state:
-                return path.parent
-        part = root / f".{state[:8]}.part"
+        if run_dir := _find_fetched(root, state):  # meanwhile
+            return run_dir
+        part = root / f".{state[:8]}-{socket.gethostname()}.part"  # not every disk of several machines has locks
         for last_attempt in (False, False, True):  # a checkpoint may be replaced meanwhile
             shutil.rmtree(part, ignore_errors=True)
             try:
@@ -89,6 +91,12 @@ def _fetch_run(fs: Any, run: str, root: Path, url: str) -> Path:
         os.rename(part, run_dir)  # replaces the empty folder
     print(f"fetched {printable(hide(url))} to {run_dir}", file=sys.stderr)
     return run_dir
+
+
+def _find_fetched(root: Path, state: str) -> Path | None:
+    """The run folder that was fetched from a listing of that hash."""
+    found = (path for path in root.glob(f"*/{_STATE_FILE}") if path.parent.suffix != ".part")
+    return next((path.parent for path in found if path.read_text(encoding="utf-8") == state), None)
 
 
 def _download_run(fs: Any, run: str, target: Path) -> None:
