@@ -63,13 +63,12 @@ def splitter(
         fewest = len(indices) if classes is None else min(map(classes.count, set(classes)))
         if fewest < num_folds:
             raise UsageError(f"--num_folds {num_folds}: {'a class' if classes else 'the data'} has only {fewest} items")
-        chosen = None if groups is None else groups[indices]
-        if chosen is not None and len({*chosen.tolist()}) < num_folds:
-            raise UsageError(f"--num_folds {num_folds}: the data has only {len({*chosen.tolist()})} groups")
-        plain = KFold if classes is None else StratifiedKFold
-        k_fold = (plain if chosen is None else StratifiedGroupKFold)(num_folds, shuffle=True, random_state=seed)
-        labels = classes if chosen is None else classes or [0] * len(indices)
-        train, val = list(k_fold.split(indices, labels, chosen))[fold - 1]
+        chosen = [] if groups is None else groups[indices].tolist()
+        if chosen and (number := len({*chosen})) < num_folds:
+            raise UsageError(f"--num_folds {num_folds}: the data has only {number} groups")
+        kind = StratifiedGroupKFold if chosen else KFold if classes is None else StratifiedKFold
+        k_fold = kind(num_folds, shuffle=True, random_state=seed)
+        train, val = list(k_fold.split(indices, classes or [0] * len(indices), chosen or None))[fold - 1]
         return [indices[position] for position in train], [indices[position] for position in val]
 
     return split

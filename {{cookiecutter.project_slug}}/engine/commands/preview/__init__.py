@@ -92,9 +92,8 @@ def run(
     draws, tried, steps = dict[str, FirstBatch](), list[str](), None
     try:
         with _streams_put_back(data):
-            for split in splits:
-                if split.name in ("train", "val"):
-                    draws[split.name] = pictures.first_batch(data, split.name, split.drawn)
+            for split in (one for one in splits if one.name in ("train", "val")):
+                draws[split.name] = pictures.first_batch(data, split.name, split.drawn)
         with warnings.catch_warnings():
             # More workers than cores, as is asked here.
             warnings.filterwarnings("ignore", "This DataLoader will create")
