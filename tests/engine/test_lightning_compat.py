@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import functools
 import importlib
 import inspect
 import os
@@ -149,15 +150,126 @@ def test_skip_driver_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
-def test_skip_sigterm_broadcast() -> None:
+class Validating(Module):
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None: ...
+
+
+def test_lean_epoch_loop_says_nothing_of_sigterm() -> None:
     made = trainer()
-    loop = made.fit_loop.epoch_loop
-    assert "_broadcast_sigterm_tensor()" in inspect.getsource(type(loop).on_advance_end) + inspect.getsource(
-        type(loop).advance
-    )
-    compat.skip_sigterm_broadcast(made)
-    assert loop._broadcast_sigterm_tensor() is None
-    assert "_broadcast_sigterm_tensor" in vars(loop)
+    loop = type(made.fit_loop.epoch_loop)
+    assert "_broadcast_sigterm_tensor()" in inspect.getsource(loop.on_advance_end) + inspect.getsource(loop.advance)
+    assert compat.lean_epoch_loop(made)._broadcast_sigterm_tensor() is None
+
+
+class Every(Callback):
+    """Notes each hook that is called, of callbacks and the module, with the batch's number and all counters."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self.seen: list[Any] = []
+        hooks = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
+        of_module = [*hooks, "training_step", "optimizer_step", "lr_scheduler_step", "transfer_batch_to_device"]
+        for one, names in ((self, hooks), (module, of_module)):
+            for name in names:
+                if (hook := getattr(one, name, None)) is not None:
+                    object.__setattr__(one, name, self.noting(type(one).__name__, name, hook, module))
+
+    def noting(self, owner: str, name: str, hook: Any, module: LightningModule) -> Any:
+        @functools.wraps(hook)
+        def note(*args: Any, **kwargs: Any) -> Any:
+            made = module.trainer
+            called = None if name == "transfer_batch_to_device" else module._current_fx_name  # self.log refuses both
+            counters = {key: repr(state) for key, state in made.fit_loop.state_dict().items()}
+            metrics = {key: float(value) for key, value in made._logger_connector._callback_metrics.items()}
+            numbers = made.global_step, made.is_last_batch, [one for one in args if type(one) is int]
+            self.seen.append((owner, name, called, numbers, counters, metrics))
+            output = hook(*args, **kwargs)
+            self.seen.append((name, None if called is None else module._current_fx_name))
+            return output
+
+        return note
+
+
+class Scheduled(Validating):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        kinds = [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)]
+        ways = [{"interval": "step", "frequency": 2}, {"interval": "epoch", "monitor": "loss"}]
+        return [optimizer], [way | {"scheduler": kind} for kind, way in zip(kinds, ways, strict=True)]
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+        self.log("loss", loss := super().training_step(batch, batch_idx))
+        return {"loss": loss, "more": batch_idx}
+
+
+class Leaving(Module):
+    """Leaves out a step, and the rest of the epoch."""
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor | None:
+        return super().training_step(batch, 0) if batch[0, 0] != 2 else None
+
+    def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 3 else None
+
+
+class ByHand(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Module, {}),
+        (Validating, {"val_check_interval": 2}),
+        (Validating, {"val_check_interval": 4, "check_val_every_n_epoch": None}),
+        (Validating, {"check_val_every_n_epoch": 2, "max_steps": 7}),
+        (Scheduled, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}),
+        (Scheduled, {"precision": "bf16-mixed", "log_every_n_steps": 2}),
+        (Leaving, {}),
+        (ByHand, {}),
+    ],
+)
+def test_lean_epoch_loop_calls_what_lightning_calls(
+    tmp_path: Path, kind: Any, options: dict[str, Any], resumed: bool
+) -> None:
+    """The same hooks in the same order, with the same counters, metrics and weights, as Lightning's own loop."""
+
+    def collate(items: list[torch.Tensor]) -> torch.Tensor | None:
+        return None if items[0][0] == 4 else torch.stack(items)  # Lightning leaves such a batch out
+
+    def fit(is_lean: bool, path: str | None, *callbacks: Callback) -> tuple[list[Any], dict[str, Any]]:
+        torch.manual_seed(0)
+        module, loader = kind(), DataLoader(torch.arange(12.0).view(6, 2), collate_fn=collate)
+        made = trainer(noted := Every(module), *callbacks, **{"max_epochs": 3} | options)
+        if is_lean:
+            made.fit_loop.epoch_loop = compat.lean_epoch_loop(made)
+            compat.call_hooks_directly(made)
+        made.fit(module, loader, loader, ckpt_path=path, weights_only=True)
+        if is_lean:
+            assert made.fit_loop.epoch_loop.is_lean is (kind is not ByHand)
+        return noted.seen, module.state_dict()
+
+    class Saved(Callback):
+        def on_train_batch_end(self, made: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if (made.current_epoch, batch_idx) == (0, 2):
+                made.save_checkpoint(tmp_path / "third.ckpt")
+
+    path = None
+    if resumed:
+        fit(False, None, Saved())
+        path = str(tmp_path / "third.ckpt")
+    (noted, weights), (lean_noted, lean_weights) = fit(False, path), fit(True, path)
+    assert len(noted) > 50
+    for one, other in zip(noted, lean_noted, strict=True):
+        assert one == other
+    assert all(torch.equal(weights[name], lean_weights[name]) for name in weights)
 
 
 def test_count_epochs(tmp_path: Path) -> None:
@@ -207,10 +319,6 @@ def test_restore_metric_merges_each_state_in_its_own_way() -> None:
     assert restored(PearsonCorrCoef(), "mean_x", 1.0) == 1
     with pytest.raises(UsageError, match="val_it of this epoch is on 2 devices"):
         restored(PearsonCorrCoef(), "mean_x", 1.0, 3.0)
-
-
-class Validating(Module):
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None: ...
 
 
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_validation_batch_start", "on_validation_batch_end"])

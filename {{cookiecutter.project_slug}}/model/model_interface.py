@@ -199,8 +199,7 @@ class MInterface(MetricLoggingModule):
         return self.network(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the name of each hook here, some 40 times a step; nn.Module would look among its parameters.
-        if (value is None or isinstance(value, str)) and name in self.__dict__:
+        if isinstance(value, str | int | None) and name in self.__dict__:  # nn.Module would look among its parameters
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)

@@ -298,9 +298,7 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
     every_epochs = trainer.check_val_every_n_epoch
     if trainer.is_last_batch:
         return True
-    if not trainer.enable_validation or trainer.val_check_batch is None:
-        return False
-    if every_epochs and (trainer.current_epoch + 1) % every_epochs:
-        return False
     done = (batch_idx if every_epochs else trainer.fit_loop.total_batch_idx) + 1
-    return done % trainer.val_check_batch == 0
+    if trainer.val_check_batch is None or done % trainer.val_check_batch:
+        return False
+    return trainer.enable_validation and not (every_epochs and (trainer.current_epoch + 1) % every_epochs)

@@ -110,7 +110,7 @@ def resolve_subset(dataset: Any, indices: list[int]) -> tuple[Any, list[int]]:
     change the items.
     """
     while isinstance(dataset, Subset) and type(dataset).__getitems__ is Subset.__getitems__:
-        dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
+        dataset, indices = dataset.dataset, list(map(dataset.indices.__getitem__, indices))
     return dataset, indices
 
 

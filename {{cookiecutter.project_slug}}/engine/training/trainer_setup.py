@@ -193,11 +193,12 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     if not data.set_names("val") or not is_overridden("validation_step", model):
         trainer.limit_val_batches = 0  # now: --fast_dev_run and --overfit_batches would set it anew
     optimizers.check_configured(model)
-    lightning_compat.skip_sigterm_broadcast(trainer)
+    trainer.fit_loop.epoch_loop = lightning_compat.lean_epoch_loop(trainer)
     lightning_compat.count_epochs(trainer)
     lightning_compat.skip_unused_hooks(trainer, model)
     lightning_compat.cache_data_hooks()
     lightning_compat.cache_step_parameters()
+    lightning_compat.call_hooks_directly(trainer)
     return trainer
 
 
