@@ -1,6 +1,7 @@
 """Several processes, and several machines in one, with networks of their own, which need Linux and root."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -150,6 +151,7 @@ def _fork(function: Callable[[], object], environment: dict[str, str], out: IO[s
         )  # Python 3.12's, where there are threads: none that it needs
         if child := os.fork():
             return child
+    gc.freeze()  # else what this process left behind is collected in the fork too, within whatever runs there
     os.environ |= environment
     rank_zero_only.rank = int(environment["RANK"])  # read from the environment when Lightning was imported
     sys.stdout = sys.stderr = out
