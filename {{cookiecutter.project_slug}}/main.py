@@ -54,7 +54,7 @@ def run(
     seed_index: Annotated[int, ">= 1"] | None = None,
     max_epochs: Annotated[int, ">= -1", "!= 0"] | None = None,
     log_every_n_steps: Annotated[int, ">= 1"] = 20,
-    enable_progress_bar: bool = safe_stdio.is_terminal(),
+    enable_progress_bar: bool | None = None,
     default_root_dir: str = ".",
     hang_minutes: Annotated[float, ">= 0.01"] = 10.0,
 ) -> dict[str, float]:
@@ -71,7 +71,7 @@ def run(
     seed_index: take the seed at this position, from 1, of the list SEEDS in main.py, for repeated runs.
     max_epochs: number of epochs to train; -1 for no end; none means 10, or no end where max_steps or max_time is given.
     log_every_n_steps: optimiser steps between two logged values of train_loss_step.
-    enable_progress_bar: show a progress bar, as is done in a terminal; without it, print a line per epoch.
+    enable_progress_bar: show a progress bar, or else print a line per epoch; none shows one in a terminal.
     default_root_dir: folder in which lightning_logs/ is created.
     hang_minutes: minutes without progress after which each process prints its stack; if there are several, they end.
     """
@@ -97,7 +97,8 @@ def run(
         checkpoint_io.init_weights(model, Path(init_from), init_partial, settings.action != "fit")
     prepared = trainer_setup.configure(model, data, groups["trainer"].get("strategy"), **groups["hardware"])
     run_dir = run_folder.open_run(settings, default_root_dir)
-    callbacks = load_callbacks(run_dir, model, data, enable_progress_bar, **groups["callbacks"])
+    bar = safe_stdio.is_terminal() if enable_progress_bar is None else enable_progress_bar
+    callbacks = load_callbacks(run_dir, model, data, bar, **groups["callbacks"])
     callbacks += load_features(run_dir, model, data, groups)
     trainer = trainer_setup.make_run_trainer(
         settings,
@@ -106,7 +107,7 @@ def run(
         run_dir,
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
-        enable_progress_bar=enable_progress_bar,
+        enable_progress_bar=bar,
         callbacks=[*callbacks, *extra_callbacks],
         logger=loggers.build(run_dir, **groups["loggers"]) if settings.action == "fit" else [],  # + [YourLogger()]
     )

@@ -104,6 +104,10 @@ def test_no_patience_stops_at_the_first_validation_that_is_no_better(train, caps
             "--task multilabel is of several answers an item, and each target is one",
         ),
         ("--compile_mode max-autotune", "--compile_mode max-autotune needs --compile"),
+        ("--min_epochs 3", "--min_epochs 3 is more than --max_epochs 2, at which the run ends"),
+        ("--min_steps 9 --max_steps 4", "--min_steps 9 is more than --max_steps 4, at which the run ends"),
+        ("--gradient_clip_algorithm value", "--gradient_clip_algorithm value needs --gradient_clip_val"),
+        ("--x_axis epoch --logger csv", "--x_axis epoch needs TensorBoard, which is not in --logger"),
         ("--mixup 0.2", "--mixup and --cutmix blend images (B, C, H, W), and a batch is of shape (2, 2)"),
         (f"--run_name {'x' * 300}", "letters, digits and _ . + = - only, 100 at most, and not last"),
     ],
@@ -130,6 +134,24 @@ def test_flags_that_a_schedule_does_not_use_are_said(train, argv: str, unused: l
     said = capsys.readouterr().out
     assert said.count("has no effect with --lr_scheduler") == len(unused)
     assert all(f"--{name} has no effect" in said for name in unused)
+
+
+@pytest.mark.parametrize(
+    ("argv", "unused"),
+    [
+        ("--metric_thresholds 20", "--metric_thresholds has no effect: none of the metrics has bins"),
+        ("--metric_thresholds 20 --metrics acc auroc", ""),
+        ("--num_folds 2 --fold 1 --val_fraction 0.3", "--val_fraction has no effect with --num_folds"),
+        ("--num_folds 2 --fold 1", ""),
+        ("--freeze layers --unfreeze_epoch 2", "--unfreeze_epoch 2 has no effect: the run ends at epoch 2"),
+        ("--freeze layers --unfreeze_epoch 1", ""),
+    ],
+)
+def test_flags_without_effect_are_said(train, argv: str, unused: str, capsys) -> None:
+    train("--max_epochs", 2, *argv.split())
+    said = capsys.readouterr().out
+    assert unused in said
+    assert said.count("has no effect") == bool(unused)
 
 
 @pytest.mark.parametrize("num_items", [1, 2, 3])

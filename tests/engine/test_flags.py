@@ -298,6 +298,8 @@ def test_help(shell, project: Path) -> None:
     assert "width of the hidden layer (int; default 32)" in chosen
     assert "share that is dropped, in 0..1 (100% is too much)" in " ".join(chosen.split())
     assert "known from the data" in chosen
+    assert "none shows one in a terminal (true/false or none; default none)" in " ".join(chosen.split())
+    assert "or one of" not in chosen
     assert max(map(len, chosen.splitlines())) <= 80
     assert "--detect_anomaly" not in chosen
     assert "--detect_anomaly" in shell(*CHOSEN, "--help_all", project=project).stdout

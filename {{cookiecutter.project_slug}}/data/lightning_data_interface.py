@@ -1,5 +1,6 @@
 """LightningDataInterface: a LightningDataModule of one's own, with batches that a resumed run repeats."""
 
+from functools import partial
 from typing import Any, cast
 
 from pytorch_lightning import LightningDataModule
@@ -16,6 +17,7 @@ from engine.errors import UsageError
 from engine.lightning_compat import combined_mode
 
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "on_exception")
+_note = rank_zero_only(partial(print, flush=True))
 
 
 def build_data(settings: Settings) -> DInterface:
@@ -211,8 +213,3 @@ def _is_plain(loader: DataLoader[Any]) -> bool:
     if type(sampler) is RandomSampler and not sampler.replacement:
         in_order = sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     return in_order and type(loader.batch_sampler) is BatchSampler and loader.worker_init_fn is None
-
-
-@rank_zero_only
-def _note(line: str) -> None:
-    print(line, flush=True)

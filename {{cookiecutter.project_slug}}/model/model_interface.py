@@ -97,10 +97,13 @@ class MInterface(MetricLoggingModule):
                 found = metric_classes.build(metrics, head.loss_name, info)
                 self.metrics.update({f"{stage}_{name}_{key}": metric for key, metric in found.items()})
                 self.head_metrics[stage, name] = [found[key] for key in found if key != "loss"]
+        self.notes: list[str] = []  # what is guessed of the data, or has no effect, for the start line
+        with_bins = (hasattr(one, "thresholds") for one in self.metrics.values())
+        if metric_thresholds and not any([*with_bins, *map(metric_classes.is_own, metrics or ())]):
+            self.notes.append("--metric_thresholds has no effect: none of the metrics has bins")
         self.network = network
         forward = network.forward if network is not None else None
         self.item_fields = ItemFields(forward if type(self).forward is MInterface.forward else self.forward)
-        self.notes: list[str] = []  # what is guessed of the data, for the start line
         if built and not head_losses:
             self.notes.append(f"heads {' '.join(f'{name}={one.loss_name}' for name, one in built.items())}")
         self._is_repeated, self._last_batch = False, -1

@@ -155,12 +155,12 @@ def choices(annotation: Annotation) -> list[str]:
 def describe(annotation: Annotation) -> str:
     """A type for help and errors: `int`, `float >= 0 and < 1 or none`, `one of sum, mean`, `int,int,...`."""
     known = [one for one in annotation if one.kind != "code" or not expressible(annotation)]
-    return " or ".join(dict.fromkeys(map(_describe, known))) or "any value"
+    listed = "one of " + ", ".join(choices(annotation))
+    said = dict.fromkeys(listed if one.kind == "choice" else _describe(one) for one in known)
+    return " or ".join(said) or "any value"
 
 
 def _describe(one: Type) -> str:
-    if one.kind == "choice":
-        return "one of " + ", ".join(choices((one,)))
     if one.kind == "list":
         item = describe(one.arguments[0] if one.arguments else ())
         if item.startswith("one of "):

@@ -28,8 +28,7 @@ def main(argv: list[str]) -> None:
     if action != "list":
         parser.add_argument("--yes", action="store_true", help="do not ask")
     if action == "prune":
-        text = "how many to keep: the newest, or the first by --sort"
-        parser.add_argument("--keep", type=int, required=True, help=text)
+        parser.add_argument("--keep", type=int, required=True, help="how many: the newest, or the first by --sort")
     options = parser.parse_args(argv if action == "list" else argv[1:])
     if action == "remove" and not options.runs:
         raise UsageError("runs remove: name the runs to remove, such as version_3")

@@ -165,11 +165,8 @@ class SeedEachStep(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         reseed("train", self.seed, trainer.fit_loop.total_batch_idx, data_parallel_rank(trainer).rank)
 
-    def on_validation_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("val", self.seed, batch_idx, data_parallel_rank(trainer).rank)
+    def _seed(self, trainer: Any, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        stage = trainer.state.stage.dataloader_prefix  # "val", "test" or "predict"
+        reseed(stage, self.seed, batch_idx, data_parallel_rank(trainer).rank)
 
-    def on_test_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("test", self.seed, batch_idx, data_parallel_rank(trainer).rank)
-
-    def on_predict_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        reseed("predict", self.seed, batch_idx, data_parallel_rank(trainer).rank)
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _seed  # type: ignore[assignment]

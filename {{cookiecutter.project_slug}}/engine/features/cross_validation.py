@@ -85,6 +85,8 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
     flags = settings.arguments["cross_validation"]
     if not flags["num_folds"]:
         return run(settings)
+    if "val_fraction" in settings.flags.keys() - settings.defaults:
+        rank_zero_only(print)("--val_fraction has no effect with --num_folds, which says what is for validation")
     first, num_folds = flags["fold"], flags["num_folds"]
     root = run_folder.logs_root(settings.flags.get("default_root_dir"))
     all_folds = first is None or flags["all_folds"]
@@ -105,9 +107,8 @@ def fit(settings: Any, run: Callable[[Any], Metrics]) -> Metrics:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             run_dir = (run_folder.run_of(ckpt_path) if ckpt_path else None) or _runs_of_fold(settings, root, fold)[-1]
             write_json(run_dir / "fold.json", {"fold": fold, "num_folds": num_folds, "metrics": metrics})
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return {} if all_folds else metrics
-    means = _summarize(_finished(settings, root, num_folds), num_folds)
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    means = _summarize(_finished(settings, root, num_folds), num_folds) if is_first else {}
     return means if all_folds else metrics
 
 

@@ -58,6 +58,8 @@ class Freeze(CheckFrozenParameters):
                     parameter.requires_grad_(False)
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 raise UsageError(f"--freeze {' '.join(self.patterns)} leaves no parameter to train")
+        elif stage == "fit" and trainer.is_global_zero and 0 < (last := trainer.max_epochs or 0) <= self.unfreeze_epoch:
+            print(f"--unfreeze_epoch {self.unfreeze_epoch} has no effect: the run ends at epoch {last}")
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         for name, layer in module.named_modules():

@@ -69,8 +69,7 @@ class SWA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and 0 <= (trainer.max_epochs or 0) < self.first_epoch:
-            ends = f"the run ends before, at --max_epochs {trainer.max_epochs}"
-            raise UsageError(f"--swa_epoch {self.first_epoch}: {ends}")
+            raise UsageError(f"--swa_epoch {self.first_epoch}: the run ends before, at epoch {trainer.max_epochs}")
         super().setup(trainer, pl_module, stage)
 
     @property

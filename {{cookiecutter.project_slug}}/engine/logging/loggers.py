@@ -24,8 +24,10 @@ from engine.errors import UsageError, printable
 from engine.lightning_compat import summary_writer
 
 
-def check(action: str, *, logger: tuple[str, ...], **labels: Any) -> None:
-    """Raises UsageError: the package of a logger is not installed, and the action logs."""
+def check(action: str, *, logger: tuple[str, ...], x_axis: str, **labels: Any) -> None:
+    """Raises UsageError: the action logs, and a logger is not installed, or the one of --x_axis is not there."""
+    if action == "fit" and x_axis != "step" and "tensorboard" not in logger:
+        raise UsageError(f"--x_axis {x_axis} needs TensorBoard, which is not in --logger")
     for name in logger if action == "fit" else ():
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise UsageError(f'--logger {name}: {name} is not installed: pip install -e ".[{name}]"')

@@ -2,7 +2,7 @@
 
 import math
 from functools import cache, partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -12,9 +12,10 @@ from engine.cli import discovery
 from engine.cli.discovery import DottedPath
 from engine.errors import UsageError
 
-_OVER_RUN = ("cosine", "linear", "polynomial", "one_cycle")  # need the number of steps of the run
+_OverRun = Literal["cosine", "linear", "polynomial", "one_cycle"]  # need the number of steps of the run
+_OverEpochs = Literal["cosine_restarts", "step", "multistep", "exponential"]
+_OVER_RUN, _OVER_EPOCHS = get_args(_OverRun), get_args(_OverEpochs)
 _find = cache(partial(discovery.find, "model"))  # a schedule of one's own, asked at each step
-_OVER_EPOCHS = ("step", "multistep", "exponential", "cosine_restarts")
 _USED_BY = {  # of a flag, the schedules that it says something to
     "lr_gamma": ("step", "multistep", "exponential", "plateau"),
     "lr_every": ("step", "exponential", "cosine_restarts"),
@@ -32,19 +33,7 @@ def lr_factor(
     warmup_end: float,
     steps_per_epoch: float,
     *,
-    lr_scheduler: Literal[
-        "cosine",
-        "cosine_restarts",
-        "linear",
-        "polynomial",
-        "one_cycle",
-        "constant",
-        "step",
-        "multistep",
-        "exponential",
-        "plateau",
-    ]
-    | DottedPath = "cosine",
+    lr_scheduler: _OverRun | _OverEpochs | Literal["constant", "plateau"] | DottedPath = "cosine",
     warmup_steps: Annotated[int, ">= 0"] = 0,
     warmup_epochs: Annotated[float, ">= 0"] = 0.0,
     lr_interval: Literal["step", "epoch"] = "step",

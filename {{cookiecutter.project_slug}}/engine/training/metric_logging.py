@@ -83,15 +83,6 @@ class MetricLoggingModule(LightningModule):
     def _name_in_set(name: str, of: tuple[str, int, str]) -> str:
         return re.sub(f"^{of[0]}(?=[_/])", of[2], name) if of[0] else name
 
-    def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
-
     def log_now(self, values: dict[str, float]) -> None:
         """Writes values to every logger at once, in a row of their own."""
         loggers.log_now(self.trainer, values)
@@ -107,7 +98,8 @@ class MetricLoggingModule(LightningModule):
             self.metrics[name] = metrics.Mean().to(self.device)
         return self.metrics[name]
 
-    def _log_epoch(self, stage: str) -> None:
+    def _log_epoch(self) -> None:
+        stage: Any = self.trainer.state.stage.dataloader_prefix  # type: ignore[union-attr]  # "train", "val" or "test"
         self._metric_buffers[stage].flush()
         updated = [name for name, metric in self.stage_metrics(stage).items() if metric.update_called]
         # All processes compute what one of them has measured: of a small set another one may have had no item.
@@ -128,6 +120,8 @@ class MetricLoggingModule(LightningModule):
             super().log(name, value, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
             self.log_now({name: value.item() for name, value in values.items()})
+
+    on_train_epoch_end = on_validation_epoch_end = on_test_epoch_end = _log_epoch
 
 
 class MetricState(Callback):

@@ -175,6 +175,11 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     options["profiler"] = profiler(options.get("profiler"), run_dir, options["callbacks"])
     if max_epochs is None:
         max_epochs = -1 if {"max_steps", "max_time"} & options.keys() else 10
+    for unit, most in (("epochs", max_epochs), ("steps", options.get("max_steps", -1))):
+        if 0 <= most < (least := options.get(f"min_{unit}") or 0):
+            raise UsageError(f"--min_{unit} {least} is more than --max_{unit} {most}, at which the run ends")
+    if (algorithm := options.get("gradient_clip_algorithm")) and not options.get("gradient_clip_val"):
+        raise UsageError(f"--gradient_clip_algorithm {algorithm} needs --gradient_clip_val")
     try:
         trainer = Trainer(
             **options,
