@@ -230,6 +230,7 @@ WRONG = {
     "--group_column name: --split_column says the splits": ["--group_column", "name", "--split_column", "part"],
     "table.csv: 'name' is named twice by": ["--number_columns", "size", "name", "--id_column", "name"],
     "table.csv: 'kind' is named twice by": ["--id_column", "kind"],
+    "table.csv: 'part' is named twice by": ["--id_column", "part", "--split_column", "part"],
     "--separator '||' should be one character": ["--separator", "||"],
 }
 
@@ -915,6 +916,20 @@ def test_a_table_of_a_target_alone_is_refused() -> None:
     Path("table.csv").write_text("target\n" + "0\n1\n" * 10)
     with pytest.raises(UsageError, match=r"table\.csv: no column but 'target' is left to learn from"):
         table(split="train")
+
+
+@pytest.mark.parametrize(
+    ("cells", "dates"),
+    [
+        ([f"202401{day:02}" for day in range(1, 31)], True),
+        (["", *(f"202401{day:02}" for day in range(1, 30))], True),
+        ([f"202401{day:02}" for day in range(10, 40)], False),
+        ([f"{day}" for day in range(1, 31)], False),
+    ],
+)
+def test_whole_numbers_that_may_be_dates_are_said(cells: list[str], dates: bool, capsys) -> None:
+    assert column(cells).columns["c"]["mean"] > 0
+    assert ("'c' is read as numbers, and 20240101 may be a date" in capsys.readouterr().err) == dates
 
 
 @pytest.mark.parametrize("first", [2**60, 2**63, 2**64])

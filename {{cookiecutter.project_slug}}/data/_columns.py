@@ -73,7 +73,12 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
     """A note on numbers that `measure` made of texts other than plain numbers or dates; "" where it made none."""
     import pandas as pd
 
-    if is_number(column) or unit is None:
+    if is_number(column):
+        known = column.dropna()
+        dates = known.between(19000101, 21001231) & (known // 100 % 100).between(1, 12) & (known % 100).between(1, 31)
+        note = "is read as numbers, and {:.0f} may be a date: written as 2024-05-31 they are read as days"
+        return note.format(known.iloc[0]) if len(known) and dates.all() else ""
+    if unit is None:
         return ""
     texts = column[column.notna() & (column != "")].astype(str)
     missing = ", ".join(map(repr, texts[numbers[texts.index].isna()].unique()[:5]))

@@ -99,7 +99,7 @@ class CsvTable(Dataset):
             _print(f"{path}: {joined}")
         self.number_columns = _named(number_columns, rows, path)
         dropped = _named(drop, rows, path)
-        apart = {id_column, split_column, group_column}
+        apart = [split_column, *{id_column, group_column}]
         named = [target, *apart, *(name for name in dropped if name not in apart), *self.number_columns]
         if twice := [name for name in named if name is not None and named.count(name) > 1]:
             flags = "--target, --id_column, --split_column, --group_column, --drop and --number_columns"
