@@ -175,9 +175,11 @@ def test_a_strangers_checkpoint_runs_no_code(train, action, monkeypatch, capsys:
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_change(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = r"; 8 values of the batch's inputs are NaN or infinite\. The weights"
     monkeypatch.setattr(toys.Blobs, "__getitem__", lambda self, index: (torch.tensor([float("nan"), 0.0]), 0))
     with pytest.raises(FloatingPointError, match=r"step 0 \(epoch 1, batch 0\).* network\.layers\.0\.weight") as caught:
-        train("--num_sanity_val_steps", 0)
+        train("--num_sanity_val_steps", 0, "--batch_size", 8)
+    assert re.search(there, str(caught.value))
     kept = torch.load(RUN / "bad_step_0.pt", weights_only=True)
     assert str(RUN / "bad_step_0.pt") in str(caught.value)
     assert kept["batch"][0].isnan().any()

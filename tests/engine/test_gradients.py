@@ -221,7 +221,15 @@ class FrozenModule(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class NoLength(NoGrad):
+    """Has a length, of 0, as an empty nn.Sequential."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 WITHOUT = {
+    "NoLength": "nothing is trained: the output of NoLength.forward has no gradient: it may be computed under",
     "NoGrad": "nothing is trained: the output of NoGrad.forward has no gradient: it may be computed under",
     "Frozen": "nothing is trained: Frozen has no parameter that requires a gradient",
     "OwnLoss": "nothing is trained: the loss of OwnLoss has no gradient",

@@ -365,6 +365,16 @@ def test_losses_whose_targets_are_checked_are_planned(dataset: str, loss: str) -
     assert plan("toys.Tags", dataset, *loss.split())["activations"] > 0
 
 
+def of_known_answers(output: Tensor, target: Tensor) -> Tensor:
+    return of_answers(output[target >= 0], target[target >= 0])
+
+
+def test_a_loss_that_leaves_answers_out_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    plan("toys.Tags", "toys.Labels", "--loss", "test_plan.of_known_answers", "--task", "multilabel")
+    told = "but the activations are not in it: MInterface: a step that reads values (masks) is not traced"
+    assert told in capsys.readouterr().out.splitlines()
+
+
 def test_its_table_has_room_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     plan(
         "toys.Net",

@@ -287,6 +287,27 @@ def test_which_limits_loading_or_the_network(dataset: str, model: str, limit: st
     )
 
 
+class Spans(Dataset):
+    """Sequences, or grids, with a class for each position: nine in ten are of the first."""
+
+    classes = ["other", "name"]
+
+    def __init__(self, height: int = 0) -> None:
+        self.shape = (height, 10) if height else (10,)
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(self.shape), (torch.arange(10) == 3).long().expand(self.shape)
+
+
+@pytest.mark.parametrize(("height", "of"), [("0", "288 train positions"), ("2", "576 train pixels")])
+def test_what_has_a_class_is_named(height: str, of: str, capsys) -> None:
+    preview("test_preview.Spans", "--height", height)
+    assert f"- {of} are of class other" in capsys.readouterr().out
+
+
 class Words(Dataset):
     """Texts of token ids, a number each."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
@@ -95,6 +96,7 @@ class GradientGuard(Callback):
         names = (", ".join(bad[:3]) or "its norm") + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         problem = "step {} (epoch {}, batch {}): the gradient is NaN or infinite in ".format(*place) + names
         if self.bad_steps == "stop":
+            problem += _not_finite(module, batch)
             raise FloatingPointError(f"{problem}. The weights are unchanged; the batch and the weights are in {path}")
         self.skipped += 1
         loggers.log_now(trainer, {"skipped_steps": self.skipped})
@@ -105,6 +107,16 @@ class GradientGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
+
+
+def _not_finite(module: Any, batch: Any) -> str:
+    """Says how many inputs and targets of a batch are NaN or infinite, where MInterface takes it apart; or ""."""
+    fields, said = None if getattr(module, "has_own_step", True) else module.batch_fields(batch), ""
+    for name, values in {"inputs": fields[:2], "target": fields.target}.items() if fields else ():
+        apply_to_collection(values, Tensor, (found := list[Tensor]()).append, allow_frozen=True)
+        number = sum(int((~one.isfinite()).sum()) for one in found)
+        said += f"; {number:,} values of the batch's {name} are NaN or infinite" if number else ""
+    return said
 
 
 def _is_sharded(trainer: Trainer) -> bool:

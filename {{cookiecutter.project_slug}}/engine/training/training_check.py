@@ -127,7 +127,7 @@ def _without_gradient(model: Any, data: Any) -> str:
     with torch.enable_grad():
         output = model(*fields.args, **fields.kwargs, **fields.to_forward)
     apply_to_collection(output, torch.Tensor, lambda one: tracked.append(one.requires_grad))
-    network = type(model.network or model).__name__
+    network = type(model if model.network is None else model.network).__name__
     if not any(tracked):
         return f"the output of {network}.forward has no gradient"
     loss = f"the loss of {network}" if fields.to_forward else f"--loss {model.loss_name}"

@@ -109,8 +109,7 @@ def precision_of(flag: str) -> str:
     """
     bits, _, how = flag.partition("-")
     if bits not in _BYTES:
-        names = "32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true"
-        raise UsageError(f"--precision {flag}: plan knows {names}")
+        raise UsageError(f"--precision {flag}: plan knows 32-true, bf16-mixed, bf16-true, 16-mixed, 16-true, 64-true")
     return f"{bits}-{how or ('mixed' if '16' in bits else 'true')}"
 
 

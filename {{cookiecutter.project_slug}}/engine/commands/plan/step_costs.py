@@ -75,14 +75,14 @@ def count(build: Callable[[], Any], batch: Any, precision: str, device: str, che
             (small, _, less), (large, beside, more) = (_count_pass(model, batch, size, plugin) for size in (64, 128))
             activations, workspace = (2.0 * small - large, (large - small) / 64), beside / 128
             flops = (more - less) / 64
-            tensors = _tensors(batch)
-            each = bytes_of(tensors) / num_items(model, batch)
+            each = bytes_of(_tensors(batch)) / num_items(model, batch)
             if device == "cpu":  # that of the step before is there until the next one is
                 workspace = max(workspace, 2 * each - activations[1])
             elif checks_gradients:  # GradientGuard keeps that of the step before until it has read its check
                 activations = activations[0], activations[1] + each
         except _VALUE_ERRORS as error:
-            unknown = f"{type(model).__name__}: {' '.join(str(error).split())[:90]}"
+            said = "a step that reads values (masks) is not traced" if isinstance(error, _fake_errors) else str(error)
+            unknown = f"{type(model).__name__}: {' '.join(said.split())[:90]}"
         return StepCosts(
             parameters=_num(parameters),
             trainable=_num(trainable),

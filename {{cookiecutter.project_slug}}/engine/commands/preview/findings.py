@@ -39,16 +39,17 @@ def table(data: Any, splits: list[SplitStatistics]) -> list[str]:
     if any(sizes):
         rows.append(["files, width x height", *sizes])
     for key in dict.fromkeys(key for split in splits for key in split.values):
-        if not (names and key == "target" and _are_classes(splits)):
+        if not (names and key == "target" and _counted(splits) == "items"):
             rows += _value_rows(key, [split.values.get(key) for split in splits])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
-def _are_classes(splits: list[SplitStatistics]) -> bool:
-    """Whether the targets are single numbers, and not masks, for example."""
-    targets = (split.values["target"] for split in splits if "target" in split.values)
-    return all(kind.endswith("()") for target in targets for kind in target.kinds)
+def _counted(splits: list[SplitStatistics]) -> str:
+    """What has a class each: "items", or where a target has the shape (H, W) "pixels", or "positions" of a sequence."""
+    kinds = [kind for split in splits if "target" in split.values for kind in split.values["target"].kinds]
+    of = "pixels" if any(", " in kind for kind in kinds) else "positions"
+    return "items" if all(kind.endswith("()") for kind in kinds) else of
 
 
 def _class_names(data: Any, splits: list[SplitStatistics]) -> list[str]:
@@ -153,8 +154,7 @@ def _classes(data: Any, splits: list[SplitStatistics]) -> list[Finding]:
     if len(counts) > 1 and counts[-1][0] >= _RARE * max(1, counts[0][0]):
         (few, rare), (many, frequent) = counts[0], counts[-1]
         share = 100 * many / sum(count for count, _ in counts)
-        of = "items" if _are_classes(splits) else "pixels"
-        said = f"{many:,} train {of} are of class {frequent} and {few:,} of class {rare}"
+        said = f"{many:,} train {_counted(splits)} are of class {frequent} and {few:,} of class {rare}"
         found.append(Finding(f"{said}: always predicting {frequent} is right in {share:.3g} %"))
     return found
 
