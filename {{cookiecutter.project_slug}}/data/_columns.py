@@ -74,7 +74,7 @@ def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal
     import pandas as pd
 
     if is_number(column):
-        known = column.dropna()
+        known = column.dropna().astype(float)
         dates = known.between(19000101, 21001231) & (known // 100 % 100).between(1, 12) & (known % 100).between(1, 31)
         note = "is read as numbers, and {:.0f} may be a date: written as 2024-05-31 they are read as days"
         return note.format(known.iloc[0]) if len(known) and dates.all() else ""
