@@ -99,7 +99,6 @@ def run(
     run_dir = run_folder.open_run(settings, default_root_dir)
     bar = safe_stdio.is_terminal() if enable_progress_bar is None else enable_progress_bar
     callbacks = load_callbacks(run_dir, model, data, bar, **groups["callbacks"])
-    callbacks += load_features(run_dir, model, data, groups)
     trainer = trainer_setup.make_run_trainer(
         settings,
         model,
@@ -108,7 +107,7 @@ def run(
         max_epochs=max_epochs,
         log_every_n_steps=log_every_n_steps,
         enable_progress_bar=bar,
-        callbacks=[*callbacks, *extra_callbacks],
+        callbacks=[*callbacks, *load_features(run_dir, model, data, groups), *extra_callbacks],
         logger=loggers.build(run_dir, **groups["loggers"]) if settings.action == "fit" else [],  # + [YourLogger()]
     )
     print_start(settings, trainer, run_dir, [*prepared, *getattr(model, "notes", ())])

@@ -93,7 +93,8 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, folder: Path, run_name: str | None, x_axis: str) -> None:
-        self._earlier = run_folder.event_files(folder)
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # others have no folder
+        self._earlier = run_folder.event_files(folder) if is_first else []
         place = self._earlier[0].parent if self._earlier else folder / (run_name or "")
         super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
         self.folder, self._new, self._x_axis = place, not self._earlier, x_axis
