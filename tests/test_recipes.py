@@ -40,7 +40,8 @@ def follow(page: Path, project: Path, template: Path, warm_python: str) -> None:
             assert named, f"{page.name}: a block of {language} begins with the name of its file\n{block}"
             (project / named[1]).write_text(block, encoding="utf-8")
         elif language == "bash":
-            tidy = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
+            tidy = "trap 'builtin kill $(jobs -p) 2>/dev/null || true' EXIT\n"  # a server that nobody asks any more
+            tidy += 'kill() { builtin kill "$@"; sleep 0.5; }\n'  # what the warm python runs dies a moment after it
             done = run("timeout", "600", "bash", "-e", "-c", tidy + block, cwd=project, **environment)
             printed = done.stdout + done.stderr
             assert done.returncode == 0, f"{page.name}:\n{block}\n{printed}"
