@@ -20,9 +20,9 @@ import torch
 from engine import lightning_compat as compat
 from engine.errors import UsageError
 from paths import PROJECT
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, SumMetric
@@ -221,6 +221,38 @@ class ByHand(Module):
         self.optimizers().step()
 
 
+class Turning(Module):
+    """Steps by itself in every second batch."""
+
+    def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.automatic_optimization = batch_idx % 2 == 0
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        if self.automatic_optimization:
+            return loss
+        self.manual_backward(loss)
+        self.optimizers().step()
+        return None
+
+
+class Changing(Module):
+    """Sets a hook on a callback, and brings another callback, within the run."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.trainer.callbacks[0].on_before_zero_grad = lambda *_: self.layer.bias.data.add_(1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (self.current_epoch, batch_idx) == (1, 3):
+            self.trainer.callbacks.insert(1, Adding())
+
+
+class Adding(Callback):
+    def on_before_backward(self, made: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
+        module.layer.bias.data.add_(2)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize(
@@ -234,6 +266,8 @@ class ByHand(Module):
         (Scheduled, {"precision": "bf16-mixed", "log_every_n_steps": 2}),
         (Leaving, {}),
         (ByHand, {}),
+        (Turning, {}),
+        (Changing, {}),
     ],
 )
 def test_lean_epoch_loop_calls_what_lightning_calls(
@@ -252,8 +286,7 @@ def test_lean_epoch_loop_calls_what_lightning_calls(
             made.fit_loop.epoch_loop = compat.lean_epoch_loop(made)
             compat.call_hooks_directly(made)
         made.fit(module, loader, loader, ckpt_path=path, weights_only=True)
-        if is_lean:
-            assert made.fit_loop.epoch_loop.is_lean is (kind is not ByHand)
+        assert not is_lean or made.fit_loop.epoch_loop.is_lean
         return noted.seen, module.state_dict()
 
     class Saved(Callback):
@@ -270,6 +303,25 @@ def test_lean_epoch_loop_calls_what_lightning_calls(
     for one, other in zip(noted, lean_noted, strict=True):
         assert one == other
     assert all(torch.equal(weights[name], lean_weights[name]) for name in weights)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lean_epoch_loop_asks_a_strategy_that_moves_batches() -> None:
+    class Moving(SingleDeviceStrategy):
+        def batch_to_device(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return super().batch_to_device(batch, *args, **kwargs) + 1
+
+    class Kept(Module):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            self.batch = batch
+            return super().training_step(batch, batch_idx)
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    made, module = Trainer(strategy=Moving("cpu"), max_epochs=1, enable_model_summary=False, **quiet), Kept()
+    made.fit_loop.epoch_loop = compat.lean_epoch_loop(made)
+    compat.call_hooks_directly(made)
+    made.fit(module, DataLoader(torch.zeros(2, 2)))
+    assert module.batch.tolist() == [[1, 1]]
 
 
 def test_count_epochs(tmp_path: Path) -> None:
@@ -336,36 +388,6 @@ def test_skip_unused_hooks(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
         compat.skip_unused_hooks(made, module)
         made.fit(module, loader, loader)
     assert not calls
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_cache_data_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.trainer.connectors import data_connector
-
-    asked: list[str] = []
-    is_overridden = data_connector.is_overridden
-    monkeypatch.setattr(data_connector, "is_overridden", lambda *words: asked.append(words[0]) or is_overridden(*words))
-    selector = data_connector._DataHookSelector
-    monkeypatch.setattr(selector, "get_instance", getattr(selector.get_instance, "__wrapped__", selector.get_instance))
-
-    class Data(LightningDataModule):
-        moved = 0
-
-        def train_dataloader(self) -> DataLoader:
-            return DataLoader(torch.zeros(4, 2))
-
-        def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
-            self.moved += 1
-            return batch
-
-    counts = []
-    for cache in (lambda: None, compat.cache_data_hooks, compat.cache_data_hooks):
-        cache()
-        asked.clear()
-        trainer().fit(Module(), datamodule=(data := Data()))
-        assert data.moved == 4
-        counts.append(asked.count("on_after_batch_transfer"))
-    assert counts[0] > counts[1] == counts[2]
 
 
 class Numbered(Module):

@@ -3,7 +3,7 @@
 import csv
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import main
 import numpy as np
@@ -69,6 +69,31 @@ def test_no_id_is_a_formula_and_others_stay_as_they_are(train, monkeypatch, caps
     assert {row["id"] for row in rows} == {*NAMES.values()}
     assert {row["true_name"] for row in rows} == {"'=1+1", "b", "c"}
     assert "a ' is in front of 5 of its texts, such as '\\t=1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "written"),
+    [
+        (torch.arange(90), [str(index) for index in range(90)]),
+        (np.arange(90) + 100, [str(100 + index) for index in range(90)]),
+        (torch.arange(180).view(90, 2), None),  # tokens
+        ([[7, index] for index in range(90)], None),
+    ],
+)
+def test_ids_that_hold_several_values_are_no_names(train, monkeypatch, ids: Any, written: list[str] | None) -> None:
+    built = toys.Named.__init__
+
+    def build(self: toys.Named, *args: object, **kwargs: object) -> None:
+        built(self, *args, **kwargs)
+        self.ids = ids
+
+    monkeypatch.setattr(toys.Named, "__init__", build)
+    train("--max_epochs", 1, "--dataset", "toys.Named", "--val_fraction", 0.1, "--test_fraction", 0.8)
+    main.main(["predict", "--ckpt_path", "version_0"])
+    with (RUN / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row.get("id") in (written or [None]) for row in rows)
+    assert len({row.get("id") for row in rows}) == (len(rows) if written else 1)
 
 
 def test_arrays_hold_what_the_table_holds(train) -> None:

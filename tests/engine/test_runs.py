@@ -190,6 +190,16 @@ def left() -> list[int]:
     return sorted(int(path.name[8:]) for path in ROOT.glob("version_*"))
 
 
+def test_runs_that_two_metrics_chose_are_sorted_by_one_of_them(train, capsys) -> None:
+    for monitor in ("val_loss", "val_acc"):
+        train("--max_epochs", 1, "--monitor", monitor)
+    said = refused(capsys, "runs", "--sort", "best")
+    assert "chosen by val_acc max and val_loss min: add --where monitor=val_acc" in said
+    assert [line.split()[0] for line in shown(capsys, *said.split("add ")[1].split(), "--sort", "best")[1:]] == [
+        "version_1"
+    ]
+
+
 def test_removed_is_what_was_asked_for_and_agreed_to(made, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
     assert shown(capsys, "remove", "version_0")[-1].endswith("nothing is removed")

@@ -70,7 +70,7 @@ def without_booleans(column: "pd.Series") -> "pd.Series":
 
 
 def reading(column: "pd.Series", numbers: "pd.Series", unit: str | None, decimal: str | None) -> str:
-    """A note on numbers that `measure` made of texts other than plain numbers or dates; "" where it made none."""
+    """A note on numbers that `measure` made of texts other than plain numbers or dates, or that may be dates; or ""."""
     import pandas as pd
 
     if is_number(column):

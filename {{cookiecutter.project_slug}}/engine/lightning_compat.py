@@ -188,13 +188,16 @@ def skip_driver_lookup() -> None:
 def lean_epoch_loop(trainer: Any) -> Any:
     """Lightning's loop over the batches of an epoch, with less to look up at each and no broadcast of SIGTERM.
 
-    What is rare is left to Lightning: the first batch after a resume, manual optimization, a step that takes the
-    iterator, a profiler. LastCheckpoint asks the ranks for signals once a second. Without this loop, a step takes 0.1
-    to 0.3 ms longer, and one of several processes a tenth. Upstream: Lightning-AI/pytorch-lightning#20825, #21487.
+    What is rare is left to Lightning: the first batch after a resume, a step that takes the iterator, a profiler, a
+    strategy that moves batches in a way of its own. Hooks that are set on a callback within an epoch, and those of the
+    move to a device, count from the next epoch on. LastCheckpoint asks the ranks for signals once a second. Without
+    this loop, a step takes 0.1 to 0.3 ms longer, and one of several processes a tenth.
+    Upstream: Lightning-AI/pytorch-lightning#20825, #21487.
     """
     from pytorch_lightning.loops.fetchers import _PrefetchDataFetcher
     from pytorch_lightning.loops.optimization.automatic import ClosureResult
     from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+    from pytorch_lightning.strategies import Strategy
     from pytorch_lightning.trainer import call
     from torch import Tensor
 
@@ -214,18 +217,19 @@ def lean_epoch_loop(trainer: Any) -> Any:
             super().on_run_start(data_fetcher)
             trainer: Any = self.trainer
             takes_batches = isinstance(data_fetcher, _PrefetchDataFetcher)
-            automatic = trainer.lightning_module.automatic_optimization
-            self.is_lean = takes_batches and automatic and trainer.step_hooks is not None
+            moves_as_usual = type(trainer.strategy).batch_to_device is Strategy.batch_to_device
+            self.is_lean = takes_batches and moves_as_usual and trainer.step_hooks is not None
             if self.is_lean:
+                trainer.step_hooks.clear()
                 data_fetcher._start_profiler = data_fetcher._stop_profiler = lambda: None
                 owners = trainer._data_connector._datahook_selector
                 names = "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"
                 self.batch_hooks = [getattr(owners.get_instance(name), name) for name in names]
 
         def advance(self, data_fetcher: Any) -> None:
+            trainer, progress, results = self.trainer, self.batch_progress, self._results
             if self._restarting or not self.is_lean:
                 return super().advance(data_fetcher)
-            trainer, progress, results = self.trainer, self.batch_progress, self._results
             connector = trainer._logger_connector
             batch, _, _ = next(data_fetcher)
             batch_idx = progress.current.ready
@@ -248,7 +252,10 @@ def lean_epoch_loop(trainer: Any) -> Any:
                 else:
                     progress.increment_started()
                     kwargs = self._build_kwargs(OrderedDict(), batch, batch_idx)
-                    outputs = self.automatic_optimization.run(trainer.optimizers[0], batch_idx, kwargs)
+                    if trainer.lightning_module.automatic_optimization:
+                        outputs = self.automatic_optimization.run(trainer.optimizers[0], batch_idx, kwargs)
+                    else:
+                        outputs = self.manual_optimization.run(kwargs)
             progress.increment_processed()
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self._num_ready_batches_reached():
@@ -270,6 +277,7 @@ def lean_epoch_loop(trainer: Any) -> Any:
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
             if not self._should_accumulate():
                 self._batches_that_stepped += 1
+            self._save_loggers_on_train_batch_end()
 
         def _should_check_val_fx(self, data_fetcher: Any) -> bool:
             trainer: Any = self.trainer
@@ -320,28 +328,6 @@ def skip_unused_hooks(trainer: Any, module: Any) -> None:
                 object.__setattr__(one, name, None)
 
 
-def cache_data_hooks() -> None:
-    """Has Lightning look once, not thrice a batch, whether the network or its data overrides a hook of a batch.
-
-    Without it, each batch takes some 20 us longer.
-    """
-
-    from pytorch_lightning.trainer.connectors.data_connector import _DataHookSelector
-
-    original = _DataHookSelector.get_instance
-    if hasattr(original, "__wrapped__"):
-        return  # it does already
-
-    @functools.wraps(original)
-    def get_instance(self: Any, hook_name: str) -> Any:
-        found = vars(self).setdefault("found", {})
-        if hook_name not in found:
-            found[hook_name] = original(self, hook_name)
-        return found[hook_name]
-
-    _DataHookSelector.get_instance = get_instance  # type: ignore[method-assign]
-
-
 def cache_step_parameters() -> None:
     """Has Lightning look once, not at every batch, which parameters a step has.
 
@@ -371,17 +357,15 @@ def cache_step_parameters() -> None:
 def call_hooks_directly(trainer: Any) -> None:
     """Has Lightning call the hooks of a step without naming each for a profiler and the debug log, if there is none.
 
-    Without it, a tenth of a short step is spent on calling hooks. The callbacks that have a hook are looked up once,
-    and again when `trainer.callbacks` changes.
+    Without it, a tenth of a short step is spent on calling hooks. The callbacks that have a hook are looked up in each
+    epoch, and when `trainer.callbacks` changes.
     """
     from pytorch_lightning.profilers import PassThroughProfiler
     from pytorch_lightning.trainer import call
 
     trainer.step_hooks = {} if isinstance(trainer.profiler, PassThroughProfiler) else None
-    originals = call._call_callback_hooks, call._call_lightning_module_hook, call._call_strategy_hook
-    if any(hasattr(one, "__wrapped__") for one in originals):
+    if hasattr(of_callbacks := call._call_callback_hooks, "__wrapped__"):
         return  # it does already
-    of_callbacks, of_module, of_strategy = originals
     names = {*_STEP_HOOKS, *_EVALUATION_HOOKS}
 
     @functools.wraps(of_callbacks)
@@ -401,31 +385,26 @@ def call_hooks_directly(trainer: Any) -> None:
             hook(trainer, module, *args, **kwargs)
         attributes["_current_fx_name"] = before
 
-    @functools.wraps(of_module)
-    def call_module(trainer: Any, hook_name: str, *args: Any, pl_module: Any = None, **kwargs: Any) -> Any:
-        module = pl_module or trainer.strategy._lightning_module
-        if module is None or getattr(trainer, "step_hooks", None) is None:
-            return of_module(trainer, hook_name, *args, pl_module=pl_module, **kwargs)
-        return named(module, getattr(module, hook_name), hook_name, args, kwargs)
+    def directly(original: Any, of_strategy: bool) -> Any:
+        @functools.wraps(original)
+        def call_hook(trainer: Any, hook_name: str, *args: Any, **kwargs: Any) -> Any:
+            module = trainer.strategy._lightning_module
+            if module is None or "pl_module" in kwargs or getattr(trainer, "step_hooks", None) is None:
+                return original(trainer, hook_name, *args, **kwargs)
+            hook = getattr(trainer.strategy if of_strategy else module, hook_name)
+            if not callable(hook):
+                return None
+            attributes = vars(module)
+            before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook_name
+            output = hook(*args, **kwargs)
+            attributes["_current_fx_name"] = before
+            return output
 
-    @functools.wraps(of_strategy)
-    def call_strategy(trainer: Any, hook_name: str, *args: Any, **kwargs: Any) -> Any:
-        module = trainer.strategy._lightning_module
-        if module is None or getattr(trainer, "step_hooks", None) is None:
-            return of_strategy(trainer, hook_name, *args, **kwargs)
-        return named(module, getattr(trainer.strategy, hook_name), hook_name, args, kwargs)
-
-    def named(module: Any, hook: Any, hook_name: str, args: Any, kwargs: Any) -> Any:
-        if not callable(hook):
-            return None
-        attributes = vars(module)
-        before, attributes["_current_fx_name"] = attributes["_current_fx_name"], hook_name
-        output = hook(*args, **kwargs)
-        attributes["_current_fx_name"] = before
-        return output
+        return call_hook
 
     call._call_callback_hooks = call_callbacks
-    call._call_lightning_module_hook, call._call_strategy_hook = call_module, call_strategy
+    call._call_lightning_module_hook = directly(call._call_lightning_module_hook, of_strategy=False)
+    call._call_strategy_hook = directly(call._call_strategy_hook, of_strategy=True)
 
 
 def set_process_group_timeout(strategy: Any, days: float) -> None:

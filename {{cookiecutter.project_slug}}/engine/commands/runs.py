@@ -53,7 +53,7 @@ def _sort(records: list[RunRecord], column: str | None) -> list[RunRecord]:
         chosen = {(record.monitor, best_mode(record.folder, record.monitor)) for record in records if record.monitor}
         if len(chosen) > 1:
             by = " and ".join(" ".join(one) for one in sorted(chosen))
-            raise UsageError(f"--sort best: the runs were chosen by {by}: pick some by --where")
+            raise UsageError(f"--sort best: the runs were chosen by {by}: add --where monitor={min(chosen)[0]}")
         sign = -1 if chosen and chosen.pop()[1] == "max" else 1
         return sorted(records, key=lambda record: math.inf if record.best is None else sign * record.best)
     columns: dict[str, Any] = {"age": _age, "size": _size, "epochs": RunRecord.epochs}

@@ -96,17 +96,29 @@ def item_groups(dataset: Any) -> Any:
     return np.array(texts)[indices.numpy()]
 
 
-def item_ids(split: Any) -> list[str] | None:
-    """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, the latter two with the class."""
+def _names(split: Any) -> tuple[str, list[Any]]:
+    """The attribute of a dataset that names the items, and their entries in it; "" and none where there is none."""
     if not hasattr(split, "__len__"):
-        return None
+        return "", []
     data, indices = subset_indices(split)
     for attribute in ("ids", "paths", "samples", "imgs"):
         names = getattr(data, attribute, None)
         if names is not None and len(names) == len(data):
-            chosen = (names[index] for index in indices.tolist())
-            return [str(name[0] if isinstance(name, (tuple, list)) else name) for name in chosen]
-    return None
+            return attribute, [names[index] for index in indices.tolist()]
+    return "", []
+
+
+def item_ids(split: Any) -> list[str] | None:
+    """The dataset's names of the items: its `ids`, `paths`, `samples` or `imgs`, of pairs of these the first.
+
+    Entries of `ids` that hold several values each, such as token ids, are no names.
+    """
+    attribute, names = _names(split)
+    if attribute != "ids":
+        names = [name[0] if isinstance(name, (tuple, list)) else name for name in names]
+    names = [name.item() if getattr(name, "shape", None) == () else name for name in names]
+    several = any(hasattr(name, "__len__") and not isinstance(name, (str, bytes)) for name in names)
+    return list(map(str, names)) if attribute and not several else None
 
 
 def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
@@ -126,7 +138,9 @@ def fingerprint(split: Any, data_dir: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {"items": len(indices)}
     if data is not split:
         found["indices"] = _hash(indices.numpy().tobytes())
-    if (ids := item_ids(split)) is not None:
+    attribute, names = _names(split)
+    if attribute:
+        ids = [str(name[0] if isinstance(name, (tuple, list)) else name) for name in names]
         folders = [os.path.join(one, "") for one in (data_dir, os.path.normpath(data_dir))]  # `./a/` and `a`
         starts = (next(filter(one.startswith, folders), "") for one in ids)
         found["ids"] = hash_texts([one.removeprefix(start) for one, start in zip(ids, starts, strict=True)])

@@ -201,7 +201,6 @@ def make_trainer(model: Any, data: Any, run_dir: Path, *, max_epochs: int | None
     trainer.fit_loop.epoch_loop = lightning_compat.lean_epoch_loop(trainer)
     lightning_compat.count_epochs(trainer)
     lightning_compat.skip_unused_hooks(trainer, model)
-    lightning_compat.cache_data_hooks()
     lightning_compat.cache_step_parameters()
     lightning_compat.call_hooks_directly(trainer)
     return trainer
